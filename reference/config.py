@@ -1,0 +1,94 @@
+"""Configurations of LAVT as data (Yang et al., CVPR 2022, arXiv 2112.02244)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Variant = Literal["lavt", "lavt_one"]
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Width, blocks per stage and attention heads per stage of a Swin backbone."""
+
+    embed_dim: int
+    depths: tuple[int, int, int, int]
+    num_heads: tuple[int, int, int, int]
+
+
+SWIN: dict[str, SwinConfig] = {
+    "tiny": SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "small": SwinConfig(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "base": SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "large": SwinConfig(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    # The built-in demo model's backbone; not of the paper.
+    "demo": SwinConfig(32, (2, 2, 2, 2), (1, 2, 4, 8)),
+}
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the BERT encoder; the defaults are bert-base-uncased."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512
+
+
+@dataclass(frozen=True)
+class LAVTConfig:
+    """What fixes a LAVT's parameters and function.
+
+    `variant` is "lavt" (BERT saved beside the model) or "lavt_one" (BERT saved inside it); both compute the same.
+    `fusion_heads` are the PWAM attention heads of the four stages. `max_words` counts BERT's word pieces.
+    """
+
+    swin: str = "base"
+    window: int = 12
+    fusion_heads: tuple[int, int, int, int] = (1, 1, 1, 1)
+    variant: Variant = "lavt"
+    text: TextConfig = field(default_factory=TextConfig)
+    max_words: int = 20
+
+    def __post_init__(self) -> None:
+        if self.swin not in SWIN:
+            raise ValueError(f"swin is {self.swin!r}; expected one of {', '.join(SWIN)}")
+        if self.window < 2:
+            raise ValueError(f"window is {self.window}; expected 2 or more")
+        if len(self.fusion_heads) != 4 or any(
+            h < 1 or c % h for h, c in zip(self.fusion_heads, self.channels, strict=False)
+        ):
+            raise ValueError(
+                f"fusion_heads is {self.fusion_heads}; expected four numbers that divide the channels {self.channels}"
+            )
+        if self.variant not in ("lavt", "lavt_one"):
+            raise ValueError(f"variant is {self.variant!r}; expected 'lavt' or 'lavt_one'")
+
+    @property
+    def backbone(self) -> SwinConfig:
+        return SWIN[self.swin]
+
+    @property
+    def channels(self) -> tuple[int, int, int, int]:
+        """Channels of the four stages."""
+        e = self.backbone.embed_dim
+        return (e, 2 * e, 4 * e, 8 * e)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for manifests and file metadata."""
+        return {**asdict(self), "fusion_heads": list(self.fusion_heads)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LAVTConfig:
+        """Inverse of `to_dict`; raises ValueError or TypeError on foreign content."""
+        fields = dict(data)
+        fields["text"] = TextConfig(**fields.get("text", {}))
+        heads = tuple(int(h) for h in fields.get("fusion_heads", (1, 1, 1, 1)))
+        if len(heads) != 4:
+            raise ValueError(f"fusion_heads has {len(heads)} entries; expected 4")
+        fields["fusion_heads"] = heads
+        return cls(**fields)
