@@ -1,0 +1,54 @@
+"""Rewrite 6: constants that fold into weights. Every function returns new tensors and leaves its input alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A Linear that computes x W^T + b with the given tensors."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
+    return layer
+
+
+def pointwise(conv: nn.Conv1d) -> tuple[Tensor, Tensor]:
+    """Weight (out,in) and bias (out,) of a convolution of width 1."""
+    assert conv.bias is not None
+    return conv.weight.detach().squeeze(-1), conv.bias.detach()
+
+
+def scaled_qkv(qkv: nn.Linear, scale: float) -> nn.Linear:
+    """The qkv projection with the attention's scale in its query rows: (s Wq x) k = s (Wq x) k."""
+    channels = qkv.in_features
+    factor = torch.ones(3 * channels, dtype=qkv.weight.dtype)
+    factor[:channels] = scale
+    return linear(qkv.weight.detach() * factor[:, None], qkv.bias.detach() * factor)
+
+
+def batch_norm_factors(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Per-channel factor and offset that a BatchNorm in eval mode applies: bn(x) = factor x + offset."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    factor = bn.weight.detach() * torch.rsqrt(bn.running_var + bn.eps)
+    return factor, bn.bias.detach() - bn.running_mean * factor
+
+
+def patch_projection(proj: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """A patch convolution over normalised RGB as a matrix over raw bytes 0..255.
+
+    With n = (x / 255 - mean) / std, the sum of W n is that of (W / (255 std)) x less that of W mean / std.
+    Returns the weight (E, p*p*3), columns in the order (row, column, colour) of an HxWx3 image, and the offset
+    (E, p*p) that each of a patch's pixels subtracts: a pixel of padding, zero after the norm, subtracts none.
+    """
+    mean, std = (proj.weight.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    weight = proj.weight.detach()
+    scaled = (weight / (255 * std)).permute(0, 2, 3, 1).flatten(1)
+    offset = (weight * mean / std).sum(dim=1).flatten(1)
+    return scaled, offset
