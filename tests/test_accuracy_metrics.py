@@ -1,0 +1,105 @@
+"""ReferringMetrics against the published evaluation's figures, and its own rules."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lavt_edge.benchmarks.accuracy import PUBLISHED, ReferringMetrics, published_rows
+from lavt_edge.data import RefCOCO, resize_mask
+from lavt_edge.errors import DatasetError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
+
+MINI = Path(__file__).parent / "data" / "refer_mini"
+EXPECTED = json.loads((MINI / "expected.json").read_text())
+
+
+def golden_prediction(sentence_id: int, target: np.ndarray) -> np.ndarray:
+    """The prediction behind the golden figures: a rectangle, or for every third sentence the target without its top."""
+    random = np.random.default_rng(sentence_id)
+    y, x = random.integers(0, 60, 2)
+    height, width = random.integers(0, 60, 2)
+    if sentence_id % 3 == 0:
+        prediction = target.copy()
+        prediction[: random.integers(0, 40)] = False
+        return prediction
+    prediction = np.zeros_like(target)
+    prediction[y : y + height, x : x + width] = True
+    return prediction
+
+
+@pytest.mark.parametrize("split", EXPECTED["splits"])
+def test_figures_equal_the_published_evaluation_to_the_last_digit(split: str) -> None:
+    metrics, resumed = ReferringMetrics(), ReferringMetrics()
+    for item in RefCOCO(MINI, split=split):
+        target = resize_mask(item.mask, 96, 96)
+        for sentence_id in item.sentence_ids:
+            resumed.add(*metrics.update(golden_prediction(sentence_id, target), target))
+    assert metrics.compute() == EXPECTED["metrics"][split]
+    assert list(metrics.compute()) == list(EXPECTED["metrics"][split])
+    assert resumed.compute() == metrics.compute()
+
+
+def test_an_empty_union_counts_as_a_sentence_with_iou_zero() -> None:
+    metrics = ReferringMetrics()
+    empty = np.zeros((4, 4), bool)
+    assert metrics.update(empty, empty) == (0, 0)
+    assert metrics.compute() == {"sentences": 1, "mean_iou": 0, "overall_iou": 0} | {
+        f"precision@{t}": 0 for t in (0.5, 0.6, 0.7, 0.8, 0.9)
+    }
+
+
+def test_precision_counts_an_iou_at_the_threshold() -> None:
+    metrics = ReferringMetrics()
+    metrics.add(1, 2)
+    metrics.add(7, 10)
+    figures = metrics.compute()
+    assert [figures[f"precision@{t}"] for t in (0.5, 0.6, 0.7, 0.8)] == [100, 50, 50, 0]
+    assert (figures["mean_iou"], figures["overall_iou"]) == (60, 800 / 12)
+
+
+def test_merging_two_halves_equals_the_whole() -> None:
+    counts = [(1, 3), (0, 0), (5, 7), (2, 9), (11, 13)]
+    whole, first, second = ReferringMetrics(), ReferringMetrics(), ReferringMetrics()
+    for position, pair in enumerate(counts):
+        whole.add(*pair)
+        (first if position < 2 else second).add(*pair)
+    first.merge(second)
+    assert len(first) == 5
+    assert first.compute() == whole.compute()
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "reason"),
+    [
+        (np.zeros((2, 3), bool), np.zeros((3, 2), bool), r"\(2, 3\) and target is \(3, 2\)"),
+        (np.zeros((2, 2), np.uint8), np.zeros((2, 2), bool), "prediction has dtype uint8"),
+        (np.zeros((2, 2), bool), np.zeros((2, 2)), "target has dtype float64"),
+    ],
+)
+def test_arrays_that_are_not_bool_masks_of_one_shape_are_refused(
+    prediction: np.ndarray, target: np.ndarray, reason: str
+) -> None:
+    metrics = ReferringMetrics()
+    with pytest.raises(ValueError, match=reason):
+        metrics.update(prediction, target)
+    assert len(metrics) == 0
+
+
+@pytest.mark.parametrize(("intersection", "union"), [(2, 1), (-1, 1), (-2, -1)])
+def test_counts_that_no_masks_can_have_are_refused(intersection: int, union: int) -> None:
+    with pytest.raises(ValueError, match="cannot be pixel counts"):
+        ReferringMetrics().add(intersection, union)
+
+
+def test_no_sentences_give_no_row() -> None:
+    with pytest.raises(DatasetError, match="no sentences were evaluated"):
+        ReferringMetrics().compute()
+
+
+def test_published_rows_stand_beside_their_split_only() -> None:
+    rows = {row.variant: (row.overall_iou, row.mean_iou) for row in published_rows("refcoco", "unc", "val")}
+    assert rows == {"lavt": (72.73, 74.46), "lavt_one": (73.50, 75.41)}
+    assert published_rows("refcoco", "unc", "testA") == ()
+    assert {row.swin for row in PUBLISHED} == {"base"}
