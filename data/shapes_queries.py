@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from .shapes_objects import SceneObject
@@ -202,8 +203,7 @@ def evaluate(query: Query, view: View) -> Truth:
         if len(places) < max(rank, 2):
             return truth
         # Every place up to and after the one that is asked for must be clear, or counting to it is not.
-        steps = zip(places[:rank], places[1 : rank + 1], strict=False)
-        clear = all(after[0] - before[0] >= margin for before, after in steps)
+        clear = all(after[0] - before[0] >= margin for before, after in pairwise(places[: rank + 1]))
         for place, (_, index) in enumerate(places, start=1):
             truth[index] = place == rank if clear else None
     return truth

@@ -124,7 +124,7 @@ def _background(size: Size, dice: random.Random, noise: np.random.Generator) -> 
     for _ in range(dice.randrange(4)):
         x, y = dice.randrange(_GRID), dice.randrange(_GRID)
         patch = coarse[y : y + dice.randrange(4, 14), x : x + dice.randrange(4, 14)]
-        patch += dice.uniform(-14, 14) + noise.standard_normal(patch.shape[:2] + (1,)) * dice.uniform(0, 8)
+        patch += dice.uniform(-14, 14) + noise.standard_normal((*patch.shape[:2], 1)) * dice.uniform(0, 8)
     width, height = size[0] * SCALE, size[1] * SCALE
     tile = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
     image = tile.resize(size, Image.Resampling.BILINEAR).resize((width, height), Image.Resampling.NEAREST)
@@ -173,12 +173,14 @@ def render(objects: Sequence[SceneObject], size: Size, seed: int) -> NDArray[np.
     for item in objects:
         one = stencil(item)
         canvas.paste(_paint(item, one), one.corner, one.mask)
-    # Triangular noise, one part grey and one coloured: cheaper than normal and as good here. The table sets the exposure
-    # and takes the noise's mean off; the sum saturates.
+    # Triangular noise, one part grey and one coloured: cheaper than normal and as good here. The table sets the
+    # exposure and takes the noise's mean off; the sum saturates.
     strength = dice.randrange(6, 26)
-    exposure, offset = dice.uniform(0.82, 1.06), strength + 2
+    exposure, offset = dice.uniform(0.82, 1.06), strength + 3
     table = [min(max(round(level * exposure) - offset, 0), 255) for level in range(256)]
     image = canvas.reduce(SCALE).point(table * 3)
-    grain = noise.integers(0, strength, size=(2, size[1], size[0], 1), dtype=np.uint8)
-    tint = noise.integers(0, 7, size=(size[1], size[0], 3), dtype=np.uint8)
+    shape = (size[1], size[0])
+    grain = np.frombuffer(noise.bytes(2 * shape[0] * shape[1]), np.uint8).reshape(2, *shape, 1)
+    grain = ((grain * np.uint16(strength)) >> 8).astype(np.uint8)
+    tint = np.frombuffer(noise.bytes(3 * shape[0] * shape[1]), np.uint8).reshape(*shape, 3) & 7
     return np.array(ImageChops.add(image, Image.fromarray(grain[0] + grain[1] + tint)))

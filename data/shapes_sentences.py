@@ -112,14 +112,19 @@ class _Speaker:
         anchors = [other for other in others if names[other]]
         if not anchors:
             return
+        item = self.view.objects[index]
+        meeting = [other for other in anchors if item.covered_by[other] or self.view.objects[other].covered_by[index]]
         for target in self.targets(index):
-            other = self.dice.choice(anchors)
+            # Occlusion is rare, so where there is some, it is spoken of more often than chance would.
+            other = self.dice.choice(meeting if meeting and self.dice.random() < 0.5 else anchors)
             found = names[other]
             anchor = self.dice.choice([descriptor for descriptor in found if descriptor.named == found[0].named])
             if len(self.view.matching(target)) < 2 and self.dice.random() < 0.7:
                 continue  # the relation would add nothing
             relations = list(RELATIONS)
             self.dice.shuffle(relations)
+            if other in meeting:
+                relations.sort(key=lambda relation: relation not in ("front", "behind"))
             for relation in relations:
                 yield Relation(target, relation, anchor)
 
@@ -130,7 +135,7 @@ class _Speaker:
             place = self.view.along(index, direction)
             rank = 1 + sum(self.view.along(other, direction) < place for other in matching)
             # "The first" of two is better said "the left": an ordinal needs something to count.
-            if len(matching) >= 3 and rank <= len(ORDINALS) or len(matching) == 2 and rank == 2:
+            if (len(matching) >= 3 and rank <= len(ORDINALS)) or (len(matching) == 2 and rank == 2):
                 yield Ordinal(target, rank, direction)
 
 
@@ -165,5 +170,5 @@ def swapped(owners: Sequence[tuple[int, int]], kinds: Sequence[str] | None = Non
         start = members.index(index)
         others = [other for other in members[start + 1 :] + members[:start] if owners[other][1] != item]
         alike = [other for other in others if kinds is not None and kinds[other] == kinds[index]]
-        partners.append((alike or others or [None])[0])
+        partners.append(next(iter(alike or others), None))
     return partners

@@ -9,13 +9,32 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A Linear that computes x W^T + b with the given tensors."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
-    return layer
+class MatMul(nn.Module):
+    """x W (+ b), with the weight stored (in,out) as the product reads it: (...,in) -> (...,out)."""
+
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.contiguous(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = x @ self.weight
+        return product if self.bias is None else product + self.bias
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> MatMul:
+    """The product of a Linear with weight (out,in): x W^T + b."""
+    return MatMul(weight.detach().T, None if bias is None else bias.detach())
+
+
+def layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    """A LayerNorm of its own that shares the given one's tensors."""
+    out = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device="meta")
+    out.weight = nn.Parameter(norm.weight.detach(), requires_grad=False)
+    out.bias = nn.Parameter(norm.bias.detach(), requires_grad=False)
+    return out
 
 
 def pointwise(conv: nn.Conv1d) -> tuple[Tensor, Tensor]:
@@ -24,12 +43,12 @@ def pointwise(conv: nn.Conv1d) -> tuple[Tensor, Tensor]:
     return conv.weight.detach().squeeze(-1), conv.bias.detach()
 
 
-def scaled_qkv(qkv: nn.Linear, scale: float) -> nn.Linear:
+def scaled_qkv(qkv: nn.Linear, scale: float) -> MatMul:
     """The qkv projection with the attention's scale in its query rows: (s Wq x) k = s (Wq x) k."""
     channels = qkv.in_features
     factor = torch.ones(3 * channels, dtype=qkv.weight.dtype)
     factor[:channels] = scale
-    return linear(qkv.weight.detach() * factor[:, None], qkv.bias.detach() * factor)
+    return linear(qkv.weight * factor[:, None], qkv.bias * factor)
 
 
 def batch_norm_factors(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

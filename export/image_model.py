@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ..reference.decoder import Decoder
 from ..reference.lavt import LAVT
 from ..reference.swin import PatchEmbed, Stage, SwinBlock
-from .folding import linear, patch_projection
+from .folding import layer_norm, linear, patch_projection
 from .pwam import FusedPWAM
 from .upsampling import DecoderLevel, interpolation_matrix
 from .windows import GatheredAttention, WindowLayout
-from .words import StagePrompt, split_prompt
+from .words import PromptReader, StagePrompt
 
 
 class BytePatchEmbed(nn.Module):
@@ -30,7 +30,7 @@ class BytePatchEmbed(nn.Module):
         weight, offset = patch_projection(embed.proj)
         self.proj = linear(weight, None)
         self.bias = nn.Parameter(self._bias(embed.proj.bias.detach(), offset, height, width), requires_grad=False)
-        self.norm = _layer_norm(embed.norm)
+        self.norm = layer_norm(embed.norm)
 
     def _bias(self, bias: Tensor, offset: Tensor, height: int, width: int) -> Tensor:
         """The convolution's bias less the offsets of each patch's real pixels: (E,), or (N,E) with padding."""
@@ -55,8 +55,8 @@ class Mlp(nn.Module):
 
     def __init__(self, block: SwinBlock) -> None:
         super().__init__()
-        self.fc1 = linear(block.mlp.fc1.weight.detach(), block.mlp.fc1.bias.detach())
-        self.fc2 = linear(block.mlp.fc2.weight.detach(), block.mlp.fc2.bias.detach())
+        self.fc1 = linear(block.mlp.fc1.weight, block.mlp.fc1.bias)
+        self.fc2 = linear(block.mlp.fc2.weight, block.mlp.fc2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
@@ -68,9 +68,9 @@ class Block(nn.Module):
 
     def __init__(self, block: SwinBlock, layout: WindowLayout) -> None:
         super().__init__()
-        self.norm1 = _layer_norm(block.norm1)
+        self.norm1 = layer_norm(block.norm1)
         self.attn = GatheredAttention(block, layout)
-        self.norm2 = _layer_norm(block.norm2)
+        self.norm2 = layer_norm(block.norm2)
         self.mlp = Mlp(block)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ class Gate(nn.Module):
 
     def __init__(self, gate: nn.Sequential) -> None:
         super().__init__()
-        self.fc1 = linear(gate[0].weight.detach(), None)
-        self.fc2 = linear(gate[2].weight.detach(), None)
+        self.fc1 = linear(gate[0].weight, None)
+        self.fc2 = linear(gate[2].weight, None)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return x + self.fc2(self.fc1(residual).relu()).tanh() * residual
@@ -103,11 +103,11 @@ class Merge(nn.Module):
         # Channels come in the order (column parity, row parity), as in the checkpoint.
         quads = padded.view(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2).permute(0, 2, 3, 1)
         self.padded = bool(height % 2 or width % 2)
-        self.register_buffer("rows", quads.flatten().int(), persistent=False)
+        self.register_buffer("rows", quads.flatten(), persistent=False)
         downsample = stage.downsample
         assert downsample is not None
-        self.norm = _layer_norm(downsample.norm)
-        self.reduction = linear(downsample.reduction.weight.detach(), None)
+        self.norm = layer_norm(downsample.norm)
+        self.reduction = linear(downsample.reduction.weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.padded:
@@ -130,7 +130,7 @@ class ImageStage(nn.Module):
             self.add_module(f"block{i}", Block(block, layouts[block.shift]))
         self.depth = len(stage.blocks)
         self.pwam = FusedPWAM(stage.fusion)
-        self.norm = _layer_norm(norm)
+        self.norm = layer_norm(norm)
         self.gate = Gate(stage.res_gate) if stage.downsample is not None else None
         self.merge = Merge(stage, height, width) if stage.downsample is not None else None
 
@@ -144,7 +144,7 @@ class ImageStage(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Four maps as rows (B,N_i,C_i), finest first -> logits (B,2,H,W)."""
+    """Four maps as rows (B,N_i,C_i), finest first -> logits (B,2,H,W) and mask uint8 (B,H,W)."""
 
     def __init__(self, decoder: Decoder, sizes: list[tuple[int, int]], image_size: tuple[int, int]) -> None:
         super().__init__()
@@ -157,13 +157,15 @@ class ImageDecoder(nn.Module):
         columns = interpolation_matrix(sizes[0][1], image_size[1]).T.contiguous().to(dtype)
         self.columns = nn.Parameter(columns, requires_grad=False)
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         x = maps[3]
         for i in (2, 1, 0):
             skip = maps[i].transpose(1, 2).unflatten(2, self.sizes[i])
             y = self.get_submodule(f"level{i}")(x, skip)
             x = y.flatten(2).transpose(1, 2)
-        return self.rows @ (self.classifier(y) @ self.columns)
+        logits = self.rows @ (self.classifier(y) @ self.columns)
+        background, foreground = logits.split(1, dim=1)
+        return logits, (foreground > background).to(torch.uint8).squeeze(1)
 
 
 class ImageModel(nn.Module):
@@ -174,7 +176,7 @@ class ImageModel(nn.Module):
 
     def __init__(self, model: LAVT, height: int, width: int) -> None:
         super().__init__()
-        self.config = model.config
+        self.prompt = PromptReader(model.config)
         self.patch_embed = BytePatchEmbed(model.backbone.patch_embed, height, width)
         sizes = stage_sizes(height, width)
         for i, stage in enumerate(model.backbone.layers):
@@ -184,14 +186,14 @@ class ImageModel(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor, prompt: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
-        word_bias = (word_mask - 1) * 1e4
         x = self.patch_embed(image)
+        word_bias, parts = self.prompt(prompt, word_mask)
         maps = []
-        for i, part in enumerate(split_prompt(prompt, self.config)):
+        for i, part in enumerate(parts):
             mapped, x = self.get_submodule(f"stage{i}")(x, part, word_bias)
             maps.append(mapped)
-        logits = self.decoder(maps)
-        return logits, (logits[:, 1] > logits[:, 0]).to(torch.uint8)
+        logits, mask = self.decoder(maps)
+        return logits, mask
 
 
 def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
@@ -201,10 +203,3 @@ def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
         h, w = sizes[-1]
         sizes.append((-(-h // 2), -(-w // 2)))
     return sizes
-
-
-def _layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
-    out = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device="meta")
-    out.weight = nn.Parameter(norm.weight.detach(), requires_grad=False)
-    out.bias = nn.Parameter(norm.bias.detach(), requires_grad=False)
-    return out

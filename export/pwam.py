@@ -25,7 +25,7 @@ class QueryNorm(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         centred = query - query.mean(dim=1, keepdim=True)
-        variance = centred.square().mean(dim=1, keepdim=True)
+        variance = (centred * centred).mean(dim=1, keepdim=True)
         return centred, key * torch.rsqrt(variance + EPS)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..reference.decoder import Decoder
-from .folding import batch_norm_factors
+from .folding import MatMul, batch_norm_factors
 
 
 def interpolation_matrix(size: int, target: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -43,20 +43,22 @@ class UpsampledConv(nn.Module):
     def __init__(self, weight: Tensor, size: tuple[int, int], target: tuple[int, int]) -> None:
         super().__init__()
         self.size = size
-        out_channels, in_channels = weight.shape[:2]
-        # (ky, C, kx*C'): one product per row tap, so that its result is already laid out for M_rows.
-        taps = weight.permute(2, 1, 3, 0).reshape(3, in_channels, 3 * out_channels)
-        self.taps = nn.Parameter(taps.contiguous(), requires_grad=False)
+        for i, row_taps in enumerate(weight.unbind(2)):  # (C', C, kx)
+            self.add_module(f"taps{i}", MatMul(row_taps.permute(1, 2, 0).flatten(1), None))
         rows = shifted_interpolation(size[0], target[0]).flatten(1)
         columns = shifted_interpolation(size[1], target[1]).transpose(1, 2).flatten(1)  # (W, w*kx)
         self.rows = nn.Parameter(rows.to(weight.dtype), requires_grad=False)
         self.columns = nn.Parameter(columns.to(weight.dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, (height, width) = x.shape[0], self.size
-        products = x.unsqueeze(1) @ self.taps  # (B, ky, h*w, kx*C')
-        tall = self.rows @ products.reshape(batch, 3 * height, -1)  # (B, H, w*kx*C')
-        return self.columns @ tall.reshape(batch, tall.shape[1], 3 * width, -1)
+        height, width = self.size
+        # Each product lies as (h, w*kx, C'), ready for the columns; stacked over ky, ready for the rows.
+        wide = [
+            self.columns @ self.get_submodule(f"taps{i}")(x).reshape(x.shape[0], height, 3 * width, -1)
+            for i in range(3)
+        ]
+        stacked = torch.cat(wide, dim=1)  # (B, ky*h, W, C')
+        return (self.rows @ stacked.flatten(2)).unflatten(2, stacked.shape[2:])
 
 
 class DecoderLevel(nn.Module):

@@ -38,12 +38,12 @@ class WindowLayout(nn.Module):
         head = torch.arange(num_heads)
         for part, name in enumerate(("query", "key", "value")):
             rows = (slots[:, None, :] * 3 + part) * num_heads + head[None, :, None]
-            self.register_buffer(f"{name}_rows", rows.flatten().int(), persistent=False)
+            self.register_buffer(f"{name}_rows", rows.flatten(), persistent=False)
         position = torch.empty(height * width + 1, dtype=torch.long)
         position[slots.flatten()] = torch.arange(slots.numel())
         window_index, slot = position[:-1] // self.slots, position[:-1] % self.slots
         back = (window_index[:, None] * num_heads + head[None, :]) * self.slots + slot[:, None]
-        self.register_buffer("merge_rows", back.flatten().int(), persistent=False)
+        self.register_buffer("merge_rows", back.flatten(), persistent=False)
         mask = None
         if shift:
             mask = shift_mask(height + -height % window, width + -width % window, window, shift)[:, None]
@@ -59,7 +59,7 @@ class GatheredAttention(nn.Module):
         self.num_heads = attn.num_heads
         self.layout = layout
         self.qkv = scaled_qkv(attn.qkv, attn.scale)
-        self.proj = linear(attn.proj.weight.detach(), attn.proj.bias.detach())
+        self.proj = linear(attn.proj.weight, attn.proj.bias)
         self.position_bias = nn.Parameter(attn._get_rel_pos_bias().squeeze(0).detach(), requires_grad=False)
 
     def _split(self, rows: Tensor, index: Tensor) -> Tensor:

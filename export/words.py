@@ -6,7 +6,6 @@ projection, V'_h = Ww[:, h] V_h (C each): P is the sum of C_i (1 + h_i).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,15 +29,22 @@ def prompt_channels(config: LAVTConfig) -> int:
     return sum(c * (1 + h) for c, h in zip(config.channels, config.fusion_heads, strict=True))
 
 
-def split_prompt(prompt: Tensor, config: LAVTConfig) -> Iterator[StagePrompt]:
-    """The four stages' parts of a prompt (B,T,P)."""
-    sizes = [c * n for c, h in zip(config.channels, config.fusion_heads, strict=True) for n in (1, h)]
-    parts = prompt.split(sizes, dim=-1)
-    for i, (channels, heads) in enumerate(zip(config.channels, config.fusion_heads, strict=True)):
-        value = parts[2 * i + 1]
-        if heads > 1:
-            value = value.unflatten(2, (heads, channels)).transpose(1, 2).flatten(1, 2)
-        yield StagePrompt(parts[2 * i], value)
+class PromptReader(nn.Module):
+    """Prompt (B,T,P) and word mask (B,T) -> word bias (B,T), 0 or -1e4, and the four stages' parts."""
+
+    def __init__(self, config: LAVTConfig) -> None:
+        super().__init__()
+        self.stages = list(zip(config.channels, config.fusion_heads, strict=True))
+
+    def forward(self, prompt: Tensor, word_mask: Tensor) -> tuple[Tensor, list[StagePrompt]]:
+        parts = prompt.split([c * n for c, h in self.stages for n in (1, h)], dim=-1)
+        stages = []
+        for i, (channels, heads) in enumerate(self.stages):
+            value = parts[2 * i + 1]
+            if heads > 1:
+                value = value.unflatten(2, (heads, channels)).transpose(1, 2).flatten(1, 2)
+            stages.append(StagePrompt(parts[2 * i], value))
+        return (word_mask - 1) * 1e4, stages
 
 
 def word_projection(pwam: PWAM) -> tuple[Tensor, Tensor]:

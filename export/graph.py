@@ -1,0 +1,154 @@
+"""From a rewritten module to an ONNX graph: exported by torch.onnx, cleaned, and named after the module tree."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxscript.optimizer
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError
+
+OPSET = 20
+# A protobuf file cannot pass 2 GiB; weights go beside the graph before that.
+EXTERNAL_DATA_BYTES = 2_000_000_000
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def export_graph(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: tuple[str, ...],
+    *,
+    dynamic_batch: bool = False,
+    opset: int = OPSET,
+) -> ir.Model:
+    """The ONNX graph of `module` at the sizes of `inputs`, whose first axis is free with `dynamic_batch`.
+
+    Weights are shared with the module, not copied. Raises ExportError where the graph would need run-time shapes.
+    """
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=tuple({0: batch} for _ in inputs) if dynamic_batch else None,
+        )
+    assert program is not None
+    model = program.model
+    _constant_reshapes(model)
+    simplify(model)
+    _refuse_dynamic(model)
+    _name_nodes(model)
+    return model
+
+
+def simplify(model: ir.Model) -> None:
+    """Folds constants and merges common subexpressions until neither finds anything; in place."""
+    while True:
+        before = model.graph.num_nodes()
+        with _quiet():
+            # Initializers of a few numbers are merged by value, larger ones by the tensor they share.
+            onnxscript.optimizer.optimize_ir(model, input_size_limit=1 << 16, output_size_limit=1 << 24)
+            passes.CommonSubexpressionEliminationPass()(model)
+            passes.DeduplicateHashedInitializersPass()(model)
+            passes.RemoveUnusedNodesPass()(model)
+        if model.graph.num_nodes() == before:
+            return
+
+
+def save_graph(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_DATA_BYTES) -> list[Path]:
+    """Writes the graph and, where its weights pass `external_bytes`, a `.data` file beside it; the paths written."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    if size < external_bytes:
+        ir.save(model, path)
+        return [path]
+    data = path.with_name(path.name + ".data")
+    ir.save(model, path, external_data=data.name)
+    return [path, data]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx and onnxscript log and warn about their own internals; their errors still surface."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _constant_reshapes(model: ir.Model) -> None:
+    """Gives each Reshape whose shape is computed a constant one: its static sizes, and -1 for the batch."""
+    for node in model.graph:
+        if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].const_value is not None:
+            continue
+        shape = node.outputs[0].shape
+        sizes = [dim if isinstance(dim, int) else -1 for dim in shape] if shape is not None else []
+        if not sizes or sizes.count(-1) > 1:
+            raise ExportError(f"internal: {node.name} reshapes to {shape}, which no constant can say")
+        constant = ir.Value(name=f"{node.name}_shape", const_value=ir.tensor(np.array(sizes, np.int64)))
+        constant.shape, constant.dtype = ir.Shape([len(sizes)]), ir.DataType.INT64
+        model.graph.register_initializer(constant)
+        node.replace_input_with(1, constant)
+
+
+def _refuse_dynamic(model: ir.Model) -> None:
+    forbidden = {"Shape", "Size", "NonZero", "Loop", "If", "Scan", "ScatterND", "ScatterElements", "Expand", "Range"}
+    for node in model.graph:
+        if node.op_type in forbidden:
+            raise ExportError(f"internal: the graph holds a {node.op_type} ({node.name}); it must be static")
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Names each node, and its output, `place/Op`: the module it comes from, such as `stage2.block5.attn.qkv/MatMul`."""
+    taken: Counter[str] = Counter()
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        # The last scope is the operation itself, the one before it the innermost module.
+        place = scopes[-2] if len(scopes) >= 2 else ""
+        base = f"{place or 'graph'}/{node.op_type}"
+        taken[base] += 1
+        node.name = base if taken[base] == 1 else f"{base}_{taken[base]}"
+        node.metadata_props.clear()
+        node.doc_string = None
+        for i, output in enumerate(node.outputs):
+            if output not in outputs:
+                output.name = node.name if i == 0 else f"{node.name}:{i}"
+            output.metadata_props.clear()
+
+
+def sync_file(path: Path) -> None:
+    """Forces a file's or folder's content to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
