@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import logging
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -143,12 +142,3 @@ def _name_nodes(model: ir.Model) -> None:
             if output not in outputs:
                 output.name = node.name if i == 0 else f"{node.name}:{i}"
             output.metadata_props.clear()
-
-
-def sync_file(path: Path) -> None:
-    """Forces a file's or folder's content to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -160,9 +160,9 @@ class ImageDecoder(nn.Module):
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         x = maps[3]
         for i in (2, 1, 0):
-            skip = maps[i].transpose(1, 2).unflatten(2, self.sizes[i])
+            skip = maps[i].unflatten(1, self.sizes[i]).permute(0, 3, 1, 2)
             y = self.get_submodule(f"level{i}")(x, skip)
-            x = y.flatten(2).transpose(1, 2)
+            x = y.permute(0, 2, 3, 1).flatten(1, 2)
         logits = self.rows @ (self.classifier(y) @ self.columns)
         background, foreground = logits.split(1, dim=1)
         return logits, (foreground > background).to(torch.uint8).squeeze(1)

@@ -1,4 +1,4 @@
-"""A small bundle with real graphs that follow the contract, and the same arithmetic in numpy, for the runtime's tests."""
+"""A small bundle with real graphs that follow the contract, and their arithmetic in numpy, for the runtime's tests."""
 
 from pathlib import Path
 

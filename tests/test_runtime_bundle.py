@@ -77,7 +77,7 @@ def test_a_file_is_verified_when_it_is_asked_for_and_not_before(bundle: Path) ->
     altered.write_bytes(content)
     opened = open_bundle(bundle)
     assert opened.file("text_encoder") == bundle / "text_encoder.onnx"
-    with pytest.raises(BundleError, match="segmenter.onnx has another SHA-256.*export it again"):
+    with pytest.raises(BundleError, match=r"segmenter\.onnx has another SHA-256.*export it again"):
         opened.file("segmenter")
 
 
@@ -112,7 +112,9 @@ def test_a_precision_that_is_not_there(bundle: Path) -> None:
 def test_an_image_graph_of_another_precision_uses_the_fp32_text_encoder(bundle: Path) -> None:
     shutil.copy(bundle / "segmenter.onnx", bundle / "segmenter.fp16.onnx")
     data = json.loads((bundle / "lavt.json").read_text())
-    edit(bundle, files={**data["files"], "segmenter.fp16.onnx": {**data["files"]["segmenter.onnx"], "precision": "fp16"}})
+    edit(
+        bundle, files={**data["files"], "segmenter.fp16.onnx": {**data["files"]["segmenter.onnx"], "precision": "fp16"}}
+    )
     for segmenter in (Segmenter.load(bundle, precision="fp16"), Segmenter.load(bundle / "segmenter.fp16.onnx")):
         assert segmenter.precision == "fp16"
         assert segmenter.encode("a man").prompt.shape == (20, 8)
@@ -251,10 +253,13 @@ def test_any_altered_manifest_parses_or_is_refused(place: tuple[object, ...], va
             del parent[place[-1]]
         else:
             parent[place[-1]] = value
+    problem = ""
     try:
         manifest = Manifest.parse(data)
     except BundleError as error:
-        assert len(str(error).splitlines()) == 1
+        problem = str(error)
+    if problem:
+        assert len(problem.splitlines()) == 1
         return
     spec = manifest.input
     assert all(type(size) is int and size > 0 for size in (spec.height, spec.width, spec.max_words))

@@ -1,0 +1,168 @@
+"""A bundle from a LAVT: two graphs, the tokenizer and the manifest, checked before they get their name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..errors import ExportError
+from ..files import whole_folder
+from ..reference.config import LAVTConfig
+from ..reference.lavt import LAVT
+from ..runtime.bundle import CheckpointInfo, FileEntry, InputSpec, Manifest, file_entry
+from ..runtime.manifest import MANIFEST_NAME
+from ..runtime.tokenizer import SentenceTokenizer, build_tokenizer
+from .graph import EXTERNAL_DATA_BYTES, OPSET, export_graph, save_graph
+from .image_model import ImageModel
+from .macs import count_macs
+from .parity import Parity, measure_parity
+from .text_model import TextModel
+from .words import prompt_channels
+
+# Whole logits against PyTorch in float64, norm over norm.
+TOLERANCE = 1e-3
+VOCABULARY = Path(__file__).parent.parent / "reference" / "bert-base-uncased.vocab.txt"
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Image size (height, width) in pixels, batch size (None: free), ONNX opset, and the parity that is asked for."""
+
+    size: tuple[int, int] = (480, 480)
+    batch: int | None = 1
+    opset: int = OPSET
+    tolerance: float = TOLERANCE
+    external_bytes: int = EXTERNAL_DATA_BYTES
+
+    def __post_init__(self) -> None:
+        for side in self.size:
+            if not 32 <= side <= 4096:
+                raise ExportError(f"image size {self.size[0]}x{self.size[1]}: each side must be 32 to 4096 pixels")
+        if self.batch is not None and not 1 <= self.batch <= 64:
+            raise ExportError(f"batch {self.batch}: give 1 to 64, or 'dynamic'")
+        if not 18 <= self.opset <= 20:
+            raise ExportError(f"opset {self.opset}: give 18, 19 or 20")
+
+
+def export_bundle(
+    model: LAVT,
+    output: Path,
+    checkpoint: CheckpointInfo,
+    *,
+    vocabulary: Path | Sequence[str] = VOCABULARY,
+    options: ExportOptions | None = None,
+    replace: bool = False,
+    report: Report = lambda step: None,
+) -> Manifest:
+    """Exports `model`, proves the result against it and writes the bundle `output`, whole or not at all.
+
+    `model` is left in float64. `report` is told each step as it begins. Raises ExportError where the output exists,
+    cannot be written, or is further from PyTorch than the tolerance.
+    """
+    options = options or ExportOptions()
+    try:
+        with whole_folder(output, replace=replace) as folder:
+            tokenizer = build_tokenizer(vocabulary)
+            (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+            report("exporting the text graph")
+            files = _export_text(model, folder, options)
+            report("exporting the image graph")
+            files |= _export_image(model, folder, options)
+            files["tokenizer.json"] = file_entry(folder / "tokenizer.json", "tokenizer")
+            parity = _prove(model, folder, tokenizer.to_str(), options, report)
+            report("writing the manifest")
+            manifest = _manifest(model.config, checkpoint, files, parity, options, folder)
+            (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    except FileExistsError as error:
+        raise ExportError(f"{output} exists already; name another folder, or pass --force to replace it") from error
+    except OSError as error:
+        raise ExportError(f"{output}: cannot be written ({error.strerror or error})") from error
+    return manifest
+
+
+def _export_text(model: LAVT, folder: Path, options: ExportOptions) -> dict[str, FileEntry]:
+    tokens = torch.ones(_example_batch(options), model.config.max_words, dtype=torch.int64)
+    inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
+    return _export(TextModel(model), inputs, ("prompt",), folder / "text_encoder.onnx", "text_encoder", options)
+
+
+def _export_image(model: LAVT, folder: Path, options: ExportOptions) -> dict[str, FileEntry]:
+    batch, words = _example_batch(options), model.config.max_words
+    inputs = {
+        "image": torch.zeros(batch, *options.size, 3, dtype=torch.uint8),
+        "prompt": torch.zeros(batch, words, prompt_channels(model.config)),
+        "word_mask": torch.ones(batch, words),
+    }
+    image_model = ImageModel(model, *options.size)
+    return _export(image_model, inputs, ("logits", "mask"), folder / "segmenter.onnx", "segmenter", options)
+
+
+def _example_batch(options: ExportOptions) -> int:
+    # torch.export takes a batch of one for a constant; two leaves it free.
+    return options.batch or 2
+
+
+def _export(
+    module: nn.Module,
+    inputs: dict[str, torch.Tensor],
+    outputs: tuple[str, ...],
+    path: Path,
+    role: str,
+    options: ExportOptions,
+) -> dict[str, FileEntry]:
+    graph = export_graph(module, inputs, outputs, dynamic_batch=options.batch is None, opset=options.opset)
+    graph_path, *weights = save_graph(graph, path, external_bytes=options.external_bytes)
+    entries = {graph_path.name: file_entry(graph_path, role, "fp32")}
+    return entries | {part.name: file_entry(part, "weights") for part in weights}
+
+
+def _prove(model: LAVT, folder: Path, tokenizer_json: str, options: ExportOptions, report: Report) -> Parity:
+    report("checking against PyTorch")
+    tokenizer = SentenceTokenizer.from_json(tokenizer_json.encode(), model.config.max_words)
+    parity = measure_parity(
+        model.double(),
+        folder,
+        tokenizer,
+        options.size,
+        options.batch,
+        progress=lambda done, total: report(f"checking against PyTorch, case {done} of {total}"),
+    )
+    if not parity.relative_error <= options.tolerance:
+        raise ExportError(
+            f"the exported graphs differ from PyTorch by {parity.relative_error:.2e} (relative, tolerance "
+            f"{options.tolerance:.0e}); nothing was written"
+        )
+    return parity
+
+
+def _manifest(
+    config: LAVTConfig,
+    checkpoint: CheckpointInfo,
+    files: dict[str, FileEntry],
+    parity: Parity,
+    options: ExportOptions,
+    folder: Path,
+) -> Manifest:
+    macs = {name: sum(count_macs(folder / f"{name}.onnx").values()) for name in ("text_encoder", "segmenter")}
+    return Manifest(
+        generator={"lavt_edge": __version__, "torch": torch.__version__, "onnx": version("onnx")},
+        model={**config.to_dict(), "macs": macs, "opset": options.opset},
+        input=InputSpec(
+            height=options.size[0],
+            width=options.size[1],
+            batch=options.batch,
+            max_words=config.max_words,
+            prompt_channels=prompt_channels(config),
+        ),
+        checkpoint=checkpoint,
+        files=files,
+        parity={"segmenter": parity.to_dict()},
+    )

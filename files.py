@@ -1,0 +1,92 @@
+"""Files and folders that appear whole or not at all: written beside, forced to disk, renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Forces a file's or folder's content to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _partial(target: Path) -> Path:
+    """A name beside `target` that says whose it is: .NAME.PID.RANDOM.partial"""
+    return target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+
+
+def remove_abandoned(target: Path) -> None:
+    """Removes what processes that are gone left of `target`."""
+    for path in target.parent.glob(f".{_escaped(target.name)}.*.*.partial"):
+        pid = path.name.split(".")[-3]
+        if pid.isdigit() and not _alive(int(pid)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new folder to fill, which becomes `target` at the end; on any error nothing of it is left.
+
+    With `replace`, an existing `target` gives way at the last moment. Raises OSError, FileExistsError among them.
+    """
+    if target.exists() and not replace and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} exists already")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target)
+    partial = _partial(target)
+    partial.mkdir()
+    try:
+        yield partial
+        for path in sorted(partial.rglob("*"), reverse=True):
+            sync(path)
+        sync(partial)
+        old = _partial(target) if target.exists() else None
+        if old is not None:
+            target.rename(old)
+        partial.rename(target)
+        sync(target.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write to, which replaces `target` at the end; on any error nothing of it is left."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target)
+    partial = _partial(target)
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(target)
+        sync(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)

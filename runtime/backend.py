@@ -1,0 +1,154 @@
+"""What runs a graph. ONNX Runtime is the one backend so far; another needs the members of `Backend` only."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BackendError, BundleError
+from .cuda import cuda_device_count
+from .manifest import EXPORT_AGAIN
+from .signature import Signature, TensorSpec
+
+DEVICES = ("auto", "cpu", "cuda")
+
+_LOGGER = logging.getLogger("lavt_edge")
+_DTYPES = {"float": "float32", "double": "float64"}
+_LOG_ERRORS_ONLY = 3
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+# TF32 would round the factors of every product in an fp32 graph to 10 bits; a fast graph is one of another precision.
+_CUDA_OPTIONS = {"use_tf32": "0"}
+
+
+class Backend(Protocol):
+    """A loaded graph. `run` may be called from several threads at once."""
+
+    @property
+    def device(self) -> str:
+        """Where the graph runs: "cpu" or "cuda"."""
+
+    @property
+    def signature(self) -> Signature:
+        """The graph's inputs and outputs."""
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """The named outputs for these inputs. Raises BackendError where the graph cannot be run on them."""
+
+
+class OnnxRuntimeBackend:
+    """A graph on ONNX Runtime.
+
+    Args:
+        path: an .onnx file; its external data lies beside it.
+        device: "cpu", "cuda", or "auto": CUDA where there is a device and ONNX Runtime can use it, else the CPU.
+        threads: threads within an operator on the CPU (None: one per core).
+
+    Raises:
+        BackendError: no ONNX Runtime, an unknown device, or CUDA was asked for and cannot be used.
+        BundleError: the file is not a graph that ONNX Runtime can load.
+    """
+
+    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
+        if device not in DEVICES:
+            raise BackendError(f"unknown device {device!r}: give one of {', '.join(DEVICES)}")
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise BackendError(f"threads must be a positive integer or None, not {threads!r}")
+        self._path = path
+        self._runtime = _import_onnxruntime()
+        self._options = self._runtime.SessionOptions()
+        self._options.log_severity_level = _LOG_ERRORS_ONLY
+        if threads is not None:
+            self._options.intra_op_num_threads = threads
+        self._session, self.device = self._create(device)
+        self.signature = Signature(
+            inputs=tuple(_tensor_spec(argument) for argument in self._session.get_inputs()),
+            outputs=tuple(_tensor_spec(argument) for argument in self._session.get_outputs()),
+        )
+        _LOGGER.info("%s runs on %s (ONNX Runtime %s)", path.name, self.device, self._runtime.__version__)
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """The named outputs for these inputs. Raises BackendError where ONNX Runtime fails on them."""
+        try:
+            return [np.asarray(output) for output in self._session.run(list(outputs), dict(feeds))]
+        except Exception as error:  # the classes of ONNX Runtime's errors derive from Exception alone
+            raise BackendError(f"{self._path.name} could not run: {_one_line(error)}") from error
+
+    def _create(self, device: str) -> tuple[Any, str]:
+        if device != "cpu":
+            problem = self._cuda_problem()
+            if problem is None:
+                session, problem = self._create_on_cuda()
+                if session is not None:
+                    return session, "cuda"
+                _LOGGER.log(logging.WARNING if device == "auto" else logging.DEBUG, "no CUDA: %s", problem)
+            if device == "cuda":
+                raise BackendError(f"CUDA was asked for and cannot be used ({problem}): give device='cpu'")
+        try:
+            return self._session_on([_CPU]), "cpu"
+        except Exception as error:
+            raise BundleError(
+                f"{self._path} is not a graph that ONNX Runtime can load ({_one_line(error)}): {EXPORT_AGAIN}"
+            ) from error
+
+    def _cuda_problem(self) -> str | None:
+        if _CUDA not in self._runtime.get_available_providers():
+            return "this ONNX Runtime has no CUDA: pip install lavt-edge[cuda]"
+        return None if cuda_device_count() else "no CUDA device was found"
+
+    def _create_on_cuda(self) -> tuple[Any | None, str]:
+        _preload_cuda_libraries(self._runtime)
+        try:
+            session = self._session_on([(_CUDA, _CUDA_OPTIONS), _CPU])
+        except Exception as error:
+            return None, _one_line(error)
+        if _CUDA not in session.get_providers():
+            return None, "ONNX Runtime could not load CUDA or cuDNN"
+        return session, ""
+
+    def _session_on(self, providers: list[Any]) -> Any:
+        return self._runtime.InferenceSession(
+            str(self._path), sess_options=self._options, providers=providers, enable_fallback=0
+        )
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+
+        return onnxruntime if hasattr(onnxruntime, "InferenceSession") else _no_onnxruntime("it is incomplete")
+    except ImportError as error:
+        return _no_onnxruntime(str(error))
+
+
+def _no_onnxruntime(reason: str) -> Any:
+    raise BackendError(
+        f"ONNX Runtime cannot be imported ({reason}): pip install lavt-edge[cpu], or lavt-edge[cuda] for a GPU"
+    )
+
+
+def _preload_cuda_libraries(runtime: Any) -> None:
+    """Let ONNX Runtime find CUDA and cuDNN where they came as Python packages; it prints what it misses, to stdout."""
+    if hasattr(runtime, "preload_dlls"):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            runtime.preload_dlls(directory="")
+        if printed.getvalue():
+            _LOGGER.debug("%s", printed.getvalue().strip())
+
+
+def _tensor_spec(argument: Any) -> TensorSpec:
+    element = str(argument.type).removeprefix("tensor(").removesuffix(")")
+    shape = tuple(size if isinstance(size, int) else None for size in argument.shape)
+    return TensorSpec(argument.name, _DTYPES.get(element, element), shape)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

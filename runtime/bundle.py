@@ -1,0 +1,144 @@
+"""A bundle on disk: a folder with `lavt.json`, and files that are verified against it before they are used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from ..errors import BackendError, BundleError
+from .manifest import EXPORT_AGAIN, MANIFEST_NAME, CheckpointInfo, FileEntry, InputSpec, Manifest
+
+__all__ = [
+    "Bundle",
+    "CheckpointInfo",
+    "FileEntry",
+    "InputSpec",
+    "Manifest",
+    "file_entry",
+    "open_bundle",
+    "sha256_of",
+]
+
+_MAX_MANIFEST_BYTES = 16 * 2**20
+_CHUNK_BYTES = 2**20
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, as 64 hex digits, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_entry(path: str | os.PathLike[str], role: str, precision: str | None = None) -> FileEntry:
+    """The manifest's entry for a file that exists."""
+    return FileEntry(role=role, sha256=sha256_of(path), bytes=Path(path).stat().st_size, precision=precision)
+
+
+class Bundle:
+    """A bundle that was opened: its folder, its manifest, and its files once they are verified.
+
+    `selected` is the file name where a file inside the bundle was opened instead of the folder.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, selected: str | None = None) -> None:
+        self.root = root
+        self.manifest = manifest
+        self.selected = selected
+        self._verified: set[str] = set()
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for bundles whose prompts are interchangeable: same checkpoint, tokenizer and text encoder."""
+        names = (self.manifest.find("text_encoder", "fp32") or self.manifest.find("text_encoder"), self._tokenizer())
+        parts = [self.manifest.checkpoint.sha256, *(self.manifest.files[name].sha256 for name in names if name)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def has(self, role: str, precision: str | None = None) -> bool:
+        """Whether the manifest lists a file with this role and precision (None: any)."""
+        return self.manifest.find(role, precision) is not None
+
+    def file(self, role: str, precision: str | None = "fp32") -> Path:
+        """The path of a file, after its size and SHA-256, and those of its external weights, are verified (once).
+
+        `precision` counts for graphs alone. Raises BundleError where the file is not listed, missing or altered.
+        """
+        name = self._tokenizer() if role == "tokenizer" else self.manifest.find(role, precision)
+        if name is None:
+            available = sorted({entry.precision or "-" for entry in self.manifest.files.values() if entry.role == role})
+            found = f"it has {', '.join(available)}" if available else EXPORT_AGAIN
+            raise BundleError(f"{self.root} has no {role} of precision {precision}: {found}")
+        for part in (name, *self.manifest.weights_of(name)):
+            self._verify(part)
+        return self.root / name
+
+    def _tokenizer(self) -> str | None:
+        return self.manifest.find("tokenizer")
+
+    def _verify(self, name: str) -> None:
+        if name in self._verified:
+            return
+        path, entry = self.root / name, self.manifest.files[name]
+        try:
+            resolved = path.resolve()
+            if resolved.parent != self.root.resolve():
+                raise BundleError(f"{path} is a link that leaves the bundle: {EXPORT_AGAIN}")
+            if not resolved.is_file():
+                raise BundleError(f"{path} is missing, {MANIFEST_NAME} lists it: {EXPORT_AGAIN}")
+            size = resolved.stat().st_size
+            if size != entry.bytes:
+                raise BundleError(f"{path} has {size} bytes, {MANIFEST_NAME} says {entry.bytes}: {EXPORT_AGAIN}")
+            digest = sha256_of(resolved)
+        except (OSError, RuntimeError) as error:
+            raise BundleError(f"{path} cannot be read ({_reason(error)}): {EXPORT_AGAIN}") from None
+        if digest != entry.sha256:
+            raise BundleError(f"{path} has another SHA-256 than {MANIFEST_NAME} says, it was altered: {EXPORT_AGAIN}")
+        self._verified.add(name)
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle by its folder, or by an .onnx file inside it. Reads `lavt.json` alone; files are verified later.
+
+    Raises:
+        BundleError: no such path, not a bundle, or a manifest that is malformed or of another format version.
+        BackendError: a TensorRT engine, which this version cannot run.
+    """
+    given = Path(path)
+    try:
+        if given.is_dir():
+            root, selected = given, None
+        elif not given.exists():
+            raise BundleError(f"no such bundle: {given}; make one with lavt-export onnx")
+        elif given.suffix == ".engine":
+            raise BackendError(f"{given}: engines are not supported by this version; give the bundle's folder")
+        elif given.suffix == ".onnx":
+            root, selected = given.parent, given.name
+        else:
+            raise BundleError(f"{given} is not a bundle: give the folder that lavt-export onnx wrote")
+        manifest = _read_manifest(root)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{given} cannot be read ({_reason(error)})") from None
+    if selected is not None and selected not in manifest.files:
+        raise BundleError(f"{given} is not listed in {MANIFEST_NAME} beside it: give the bundle's folder")
+    return Bundle(root, manifest, selected)
+
+
+def _read_manifest(root: Path) -> Manifest:
+    path = root / MANIFEST_NAME
+    if not path.is_file():
+        raise BundleError(f"{root} is not a bundle (it has no {MANIFEST_NAME}): make one with lavt-export onnx")
+    with open(path, "rb") as stream:
+        text = stream.read(_MAX_MANIFEST_BYTES + 1)
+    if len(text) > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} is larger than {_MAX_MANIFEST_BYTES} bytes: {EXPORT_AGAIN}")
+    try:
+        return Manifest.parse_json(text)
+    except BundleError as error:
+        raise BundleError(f"{root}: {error}") from None
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,98 @@
+"""Images to what the image graph takes, pixel for pixel as the official evaluation prepares them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import ImageError
+
+ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str]
+
+
+def to_rgb_array(image: ImageLike) -> npt.NDArray[np.uint8]:
+    """An image as uint8 RGB (H, W, 3).
+
+    Takes a PIL image of any mode, a uint8 RGB array (H, W, 3), or the path of an image file. As in the official
+    evaluation, files and PIL images go through `convert("RGB")`: transparency is dropped, EXIF rotation not applied.
+    One exception: 16-bit greyscale (modes I;16*, and I with values above 255) is scaled by 255/65535, where
+    `convert` would turn all that is above 255 into white.
+
+    Raises:
+        ImageError: an unreadable, truncated, too large (Pillow's decompression bomb limit) or empty image, or
+            something that is not an image.
+    """
+    if isinstance(image, np.ndarray):
+        return _checked_array(image)
+    if isinstance(image, Image.Image):
+        return _rgb_from_pil(image, "the image")
+    if isinstance(image, (str, os.PathLike)):
+        return _read(Path(image))
+    raise ImageError(
+        f"cannot use {type(image).__name__} as an image: give a PIL image, a uint8 array (H, W, 3), or a path"
+    )
+
+
+def resize(image: Image.Image | npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """An RGB image resized to uint8 (height, width, 3): bilinear, antialiased, ignoring the aspect ratio.
+
+    The same pixels as torchvision's `resize` of a PIL image.
+    """
+    pil = Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+    return np.asarray(pil.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _checked_array(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise ImageError(f"expected a uint8 RGB array (H, W, 3), found {array.dtype} {array.shape}")
+    if array.size == 0:
+        raise ImageError(f"the image has no pixels: {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def _read(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ImageError(f"{path} is not a file: give the path of an image")
+        with Image.open(path) as image:
+            return _rgb_from_pil(image, str(path))
+    except FileNotFoundError:
+        raise ImageError(f"no such image: {path}") from None
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of many classes on damaged files
+        raise _unreadable(str(path), error) from error
+
+
+def _rgb_from_pil(image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+    if 0 in image.size:
+        raise ImageError(f"{name} has no pixels: {image.width}x{image.height}")
+    try:
+        if image.mode.startswith("I"):
+            image = _eight_bit(image)
+        elif image.mode == "La":
+            image = image.convert("LA")
+        return np.asarray(image.convert("RGB"))
+    except Exception as error:  # reading is lazy: a damaged file may show here
+        raise _unreadable(name, error) from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit greyscale scaled to 8 bits, rounded; mode I with 8-bit values is left to `convert`."""
+    values = np.asarray(image)
+    if image.mode == "I" and values.max() <= 255:
+        return image
+    scaled = (np.clip(values, 0, 65535).astype(np.uint32) * 255 + 32767) // 65535
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _unreadable(name: str, error: Exception) -> ImageError:
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError(f"{name} cannot be read: it is not an image that Pillow knows")
+    return ImageError(f"{name} cannot be read as an image ({' '.join(str(error).split())[:200]})")

@@ -1,0 +1,253 @@
+"""The object a robot programmer holds: a sentence and an image in, a mask out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import BackendError, BundleError, PromptError
+from .backend import Backend, OnnxRuntimeBackend
+from .bundle import Bundle, open_bundle
+from .manifest import Manifest
+from .postprocess import foreground
+from .preprocess import ImageLike, resize, to_rgb_array
+from .prompt import Prompt, PromptCache, TruncationWarning
+from .signature import check_signature, segmenter_signature, text_signature
+from .tokenizer import SentenceTokenizer
+
+_MAX_DYNAMIC_BATCH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a sentence refers to in an image, at the image's own size.
+
+    Attributes:
+        mask: bool (H, W), where probability > 0.5.
+        probability: float32 (H, W), of the object, from 0 to 1.
+        sentence: the text.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    probability: npt.NDArray[np.float32]
+    sentence: str
+
+
+class Segmenter:
+    """Segments the object that a sentence refers to. Make one with `Segmenter.load`; safe to share between threads.
+
+        with Segmenter.load("bundle/") as segmenter:
+            prompt = segmenter.encode("the man in red")
+            result = segmenter.segment(image, prompt)
+
+    Attributes:
+        manifest: what the bundle says about itself.
+        precision: of the image graph, such as "fp32".
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        text: Backend,
+        image: Backend,
+        *,
+        precision: str = "fp32",
+        prompt_cache: int = 256,
+    ) -> None:
+        self.manifest: Manifest = bundle.manifest
+        self.precision = precision
+        self._spec = bundle.manifest.input
+        self._fingerprint = bundle.fingerprint
+        self._tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), self._spec.max_words)
+        self._cache = PromptCache(prompt_cache)
+        self._backends: tuple[Backend, Backend] | None = (text, image)
+        self.device = image.device
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: str | None = None,
+        prompt_cache: int = 256,
+    ) -> Segmenter:
+        """Load a bundle; its files are verified first.
+
+        Args:
+            path: the bundle's folder, or one of the image graphs (.onnx) inside it.
+            device: "cpu", "cuda", or "auto": CUDA where it can be used, else the CPU; `device` says which.
+            threads: threads within an operator on the CPU (None: one per core).
+            precision: of the image graph (None: that of the given file, or fp32). The text encoder has the same where
+                the bundle has one, else fp32.
+            prompt_cache: how many encoded sentences are kept (80 bytes per prompt channel each; 0: none).
+
+        Raises:
+            BundleError: no bundle, or one that is damaged, incomplete or of another format version.
+            BackendError: the backend or the device is not available.
+        """
+        bundle = open_bundle(path)
+        precision = _image_precision(bundle, precision)
+        text_precision = precision if bundle.has("text_encoder", precision) else "fp32"
+        spec = bundle.manifest.input
+        backends = []
+        for role, of, signature in (
+            ("text_encoder", text_precision, text_signature(spec)),
+            ("segmenter", precision, segmenter_signature(spec)),
+        ):
+            file = bundle.file(role, of)
+            backend = OnnxRuntimeBackend(file, device=device, threads=threads)
+            check_signature(backend.signature, signature, str(file))
+            backends.append(backend)
+        return cls(bundle, *backends, precision=precision, prompt_cache=prompt_cache)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width that images are resized to."""
+        return self._spec.height, self._spec.width
+
+    def encode(self, sentence: str) -> Prompt:
+        """Encode a sentence, for any number of images. The prompts used last are cached.
+
+        A sentence of more tokens than the model reads is cut, with a TruncationWarning.
+        Raises PromptError where it has no word.
+        """
+        return self._encode(sentence, stacklevel=3)
+
+    @overload
+    def segment(self, image: ImageLike, prompt: str | Prompt) -> Result: ...
+
+    @overload
+    def segment(self, image: ImageLike, prompt: list[str | Prompt] | list[str] | list[Prompt]) -> list[Result]: ...
+
+    @overload
+    def segment(self, image: ImageLike, prompt: tuple[str | Prompt, ...]) -> list[Result]: ...
+
+    def segment(
+        self,
+        image: ImageLike,
+        prompt: str | Prompt | list[str | Prompt] | list[str] | list[Prompt] | tuple[str | Prompt, ...],
+    ) -> Result | list[Result]:
+        """What a sentence, or each of several, refers to in an image.
+
+        Args:
+            image: a PIL image, a uint8 RGB array (H, W, 3), or the path of an image file.
+            prompt: a sentence or what `encode` made of it; or a list or tuple of these.
+
+        Returns:
+            A Result; for a list or tuple a list of Results in the same order.
+
+        Raises:
+            ImageError: the image cannot be read or has no pixels.
+            PromptError: a sentence has no word, a prompt comes from another bundle, or the list is empty.
+        """
+        several = isinstance(prompt, (list, tuple))
+        prompts = list(map(self._prompt, prompt if isinstance(prompt, (list, tuple)) else (prompt,)))
+        if not prompts:
+            raise PromptError("no sentence was given: give at least one")
+        pixels = to_rgb_array(image)
+        height, width = pixels.shape[:2]
+        results = [
+            Result(*foreground(logits, height, width), sentence=one.sentence)
+            for one, logits in zip(prompts, self._logits(resize(pixels, *self.input_size), prompts), strict=True)
+        ]
+        return results if several else results[0]
+
+    def encode_graph(
+        self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """The bare text graph: (B, max_words) twice to the prompt (B, max_words, prompt_channels); B as exported."""
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
+        (prompt,) = self._open_backends()[0].run(feeds, ["prompt"])
+        return prompt
+
+    def run_graph(
+        self, image: npt.NDArray[np.uint8], prompt: npt.NDArray[np.float32], word_mask: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """The bare image graph: image (B, H, W, 3), prompt and mask to logits (B, 2, H, W); B and size as exported."""
+        feeds: dict[str, npt.NDArray[Any]] = {"image": image, "prompt": prompt, "word_mask": word_mask}
+        (logits,) = self._open_backends()[1].run(feeds, ["logits"])
+        return logits
+
+    def close(self) -> None:
+        """Let go of the graphs and the cached prompts; calls in other threads still finish. May be called twice."""
+        self._backends = None
+        self._cache.clear()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        model, spec = self.manifest.model, self._spec
+        state = self.device if self._backends else "closed"
+        batch = "dynamic" if spec.batch is None else spec.batch
+        name = f"{model.get('variant', 'lavt')} {model.get('swin', '')}".strip()
+        return f"<Segmenter {name}, {spec.height}x{spec.width}, batch {batch}, {self.precision}, {state}>"
+
+    def _open_backends(self) -> tuple[Backend, Backend]:
+        if self._backends is None:
+            raise BackendError("the segmenter is closed: load it again with Segmenter.load")
+        return self._backends
+
+    def _prompt(self, prompt: str | Prompt) -> Prompt:
+        if not isinstance(prompt, Prompt):
+            return self._encode(prompt, stacklevel=4)
+        if prompt.fingerprint != self._fingerprint:
+            raise PromptError(f"the prompt {prompt.sentence[:60]!r} comes from another bundle: encode it with this one")
+        return prompt
+
+    def _encode(self, sentence: str, stacklevel: int) -> Prompt:
+        self._open_backends()
+        input_ids, attention_mask, truncated = self._tokenizer.encode(sentence)
+        if truncated:
+            warnings.warn(
+                f"the sentence {sentence[:60]!r} is longer than {self._spec.max_words} tokens: the rest is ignored",
+                TruncationWarning,
+                stacklevel=stacklevel,
+            )
+
+        def compute() -> Prompt:
+            # Alone, also where the graph takes several: a prompt does not depend on what is encoded beside it.
+            rows = self._spec.batch or 1
+            prompts = self.encode_graph(np.tile(input_ids, (rows, 1)), np.tile(attention_mask, (rows, 1)))
+            word_mask = attention_mask.astype(np.float32)
+            return Prompt(sentence, prompts[0].copy(), word_mask, truncated, self._fingerprint)
+
+        return self._cache.get(input_ids.tobytes() + attention_mask.tobytes() + bytes([truncated]), sentence, compute)
+
+    def _logits(self, image: npt.NDArray[np.uint8], prompts: list[Prompt]) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits (2, H, W) of each prompt on one image; one too small for a batch is filled with its last."""
+        size = self._spec.batch or _MAX_DYNAMIC_BATCH
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
+            rows = part + [part[-1]] * (size - len(part) if self._spec.batch else 0)
+            logits = self.run_graph(
+                np.repeat(image[None], len(rows), axis=0),
+                np.stack([one.prompt for one in rows]),
+                np.stack([one.word_mask for one in rows]),
+            )
+            yield from logits[: len(part)]
+
+
+def _image_precision(bundle: Bundle, precision: str | None) -> str:
+    if bundle.selected is None:
+        return precision or "fp32"
+    entry = bundle.manifest.files[bundle.selected]
+    if entry.role != "segmenter" or entry.precision is None:
+        raise BundleError(f"{bundle.selected} is the bundle's {entry.role}, no image graph: give the bundle's folder")
+    if precision not in (None, entry.precision):
+        raise BundleError(f"{bundle.selected} is of precision {entry.precision}, not {precision}: give one of the two")
+    return entry.precision

@@ -1,0 +1,72 @@
+"""The inputs and outputs that the graphs of a bundle must have, and the check that they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import BundleError
+from .manifest import EXPORT_AGAIN, InputSpec
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of a graph's input or output; None in the shape is a dynamic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.name} {self.dtype} ({sizes})"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a graph."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def text_signature(spec: InputSpec) -> Signature:
+    """Token ids and mask (B, words) to the prompt (B, words, channels)."""
+    words = (spec.batch, spec.max_words)
+    return Signature(
+        inputs=(TensorSpec("input_ids", "int64", words), TensorSpec("attention_mask", "int64", words)),
+        outputs=(TensorSpec("prompt", "float32", (*words, spec.prompt_channels)),),
+    )
+
+
+def segmenter_signature(spec: InputSpec) -> Signature:
+    """Image (B, H, W, 3), prompt and word mask to logits (B, 2, H, W) and mask (B, H, W)."""
+    words = (spec.batch, spec.max_words)
+    return Signature(
+        inputs=(
+            TensorSpec("image", "uint8", (spec.batch, spec.height, spec.width, 3)),
+            TensorSpec("prompt", "float32", (*words, spec.prompt_channels)),
+            TensorSpec("word_mask", "float32", words),
+        ),
+        outputs=(
+            TensorSpec("logits", "float32", (spec.batch, 2, spec.height, spec.width)),
+            TensorSpec("mask", "uint8", (spec.batch, spec.height, spec.width)),
+        ),
+    )
+
+
+def check_signature(found: Signature, expected: Signature, file: str) -> None:
+    """Raise BundleError for the first input or output that is missing, superfluous, or of another type or shape."""
+    _check("input", found.inputs, expected.inputs, file)
+    _check("output", found.outputs, expected.outputs, file)
+
+
+def _check(kind: str, found: Sequence[TensorSpec], expected: Sequence[TensorSpec], file: str) -> None:
+    by_name = {tensor.name: tensor for tensor in found}
+    for tensor in expected:
+        given = by_name.pop(tensor.name, None)
+        if given != tensor:
+            shown = "none" if given is None else str(given)
+            raise BundleError(f"{file}: expected the {kind} {tensor}, found {shown}: {EXPORT_AGAIN}")
+    if by_name:
+        raise BundleError(f"{file}: unexpected {kind} {next(iter(by_name.values()))}: {EXPORT_AGAIN}")

@@ -1,0 +1,99 @@
+"""Sentences to BERT's token ids, as the uncased WordPiece of Devlin et al. (arXiv 1810.04805) makes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from ..errors import BundleError, PromptError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+# Places where a text may be cut without changing the ids before the cut: BERT puts a word boundary before white space,
+# before punctuation and before these ideographs; the brackets are left out, special tokens contain them.
+_BOUNDARY = re.compile(r"[ \t\n!-/:-@\\^-`{-~\u3400-\u4dbf\u4e00-\u9fff]")
+_PREFIXES = (2_000, 64_000)
+
+
+def build_tokenizer(vocab: Path | Sequence[str]) -> Tokenizer:
+    """The tokenizer of `bert-base-uncased` from its vocabulary: a file with one token a line, or the tokens in order.
+
+    The same components as transformers' `BertTokenizer`. Raises ValueError where a special token is missing.
+    """
+    tokens = vocab.read_text(encoding="utf-8").removesuffix("\n").split("\n") if isinstance(vocab, Path) else vocab
+    ids = {token: index for index, token in enumerate(tokens)}
+    missing = [token for token in SPECIAL_TOKENS if token not in ids]
+    if missing:
+        raise ValueError(f"the vocabulary has no {missing[0]}")
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
+    )
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return tokenizer
+
+
+class SentenceTokenizer:
+    """Token ids of fixed length: [CLS], word pieces, [SEP], cut to the first `max_words` ids and padded with zeros.
+
+    A sentence that is too long loses its [SEP], as in the evaluation of the paper. Thread-safe.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_words: int = 20) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.max_words = max_words
+
+    @classmethod
+    def from_json(cls, data: bytes, max_words: int = 20) -> SentenceTokenizer:
+        """From the content of `tokenizer.json`. Raises BundleError where that is not a BERT tokenizer."""
+        try:
+            tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise BundleError(f"tokenizer.json is not a tokenizer ({' '.join(str(error).split())[:200]})") from None
+        made = cls(tokenizer, max_words)
+        complete = all(tokenizer.token_to_id(token) is not None for token in SPECIAL_TOKENS)
+        if not complete or tokenizer.encode("").tokens != ["[CLS]", "[SEP]"]:
+            raise BundleError("tokenizer.json is not BERT's tokenizer: export the bundle again with lavt-export onnx")
+        return made
+
+    def encode(self, sentence: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
+        """Returns input_ids (max_words,), attention_mask (max_words,) of 1 and 0, and whether ids were cut off.
+
+        Raises PromptError where the sentence is not text, has no word, or holds a lone surrogate.
+        """
+        if not isinstance(sentence, str):
+            raise PromptError(f"a sentence must be text (str), not {type(sentence).__name__}")
+        try:
+            sentence.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the sentence is not valid Unicode (a lone surrogate at {error.start})") from None
+        ids = self._ids(sentence)
+        if len(ids) <= 2:
+            raise PromptError("the sentence is empty: name the object to segment, such as 'the man in red'")
+        kept = ids[: self.max_words]
+        input_ids = np.zeros(self.max_words, np.int64)
+        input_ids[: len(kept)] = kept
+        attention_mask = np.zeros(self.max_words, np.int64)
+        attention_mask[: len(kept)] = 1
+        return input_ids, attention_mask, len(ids) > self.max_words
+
+    def _ids(self, sentence: str) -> list[int]:
+        """All ids of a sentence; of a very long one at least the first `max_words` + 1, from a prefix if possible."""
+        for length in _PREFIXES:
+            if len(sentence) <= length:
+                break
+            cut = max((match.start() for match in _BOUNDARY.finditer(sentence, 0, length)), default=0)
+            ids: list[int] = self._tokenizer.encode(sentence[:cut]).ids
+            if len(ids) > self.max_words + 1:
+                return ids
+        return list(self._tokenizer.encode(sentence).ids)

@@ -1,0 +1,134 @@
+"""The backend says where it runs, refuses what it cannot run, and never hides that CUDA is not there."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from lavt_edge.errors import BackendError, BundleError
+from lavt_edge.runtime import backend as backend_module
+from lavt_edge.runtime.backend import OnnxRuntimeBackend
+from lavt_edge.runtime.cuda import cuda_device_count
+from lavt_edge.runtime.signature import check_signature, segmenter_signature, text_signature
+from lavt_edge.tests.runtime_bundle import CHANNELS, HEIGHT, WIDTH, WORDS, image_graph, manifest_for, text_graph
+
+HAS_CUDA = cuda_device_count() > 0 and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    onnx.save(image_graph(1), tmp_path / "segmenter.onnx")
+    return tmp_path / "segmenter.onnx"
+
+
+def test_cpu_is_named_and_logged(graph: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "lavt_edge"):
+        assert OnnxRuntimeBackend(graph, device="cpu", threads=1).device == "cpu"
+    assert "segmenter.onnx runs on cpu" in caplog.text
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="a CUDA device is here")
+def test_without_a_gpu_auto_is_the_cpu_and_prints_nothing(graph: Path) -> None:
+    code = f"""
+from pathlib import Path
+from lavt_edge.runtime.backend import OnnxRuntimeBackend
+assert OnnxRuntimeBackend(Path({str(graph)!r})).device == "cpu"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.sep)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="a CUDA device is here")
+def test_cuda_that_was_asked_for_is_not_replaced(graph: Path) -> None:
+    with pytest.raises(BackendError, match="CUDA was asked for and cannot be used"):
+        OnnxRuntimeBackend(graph, device="cuda")
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="a CUDA device is here")
+def test_cuda_that_fails_to_start_is_reported(
+    graph: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA")
+    monkeypatch.setattr(backend_module, "cuda_device_count", lambda: 1)
+    with caplog.at_level(logging.WARNING, "lavt_edge"):
+        assert OnnxRuntimeBackend(graph, device="auto", threads=1).device == "cpu"
+    assert "no CUDA" in caplog.text
+    with pytest.raises(BackendError, match="cannot be used"):
+        OnnxRuntimeBackend(graph, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or an ONNX Runtime without CUDA")
+def test_cuda_is_used_and_agrees_with_the_cpu(graph: Path) -> None:
+    feeds = {
+        "image": np.random.default_rng(0).integers(0, 256, (1, HEIGHT, WIDTH, 3), dtype=np.uint8),
+        "prompt": np.random.default_rng(1).standard_normal((1, WORDS, CHANNELS), dtype=np.float32),
+        "word_mask": np.ones((1, WORDS), np.float32),
+    }
+    cuda = OnnxRuntimeBackend(graph, device="cuda")
+    assert cuda.device == OnnxRuntimeBackend(graph).device == "cuda"
+    cpu = OnnxRuntimeBackend(graph, device="cpu")
+    np.testing.assert_allclose(cuda.run(feeds, ["logits"])[0], cpu.run(feeds, ["logits"])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_without_onnxruntime_the_message_names_the_extras(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match=r"pip install lavt-edge\[cpu\], or lavt-edge\[cuda\]"):
+        OnnxRuntimeBackend(graph)
+
+
+def test_options_that_make_no_sense(graph: Path) -> None:
+    with pytest.raises(BackendError, match="unknown device 'tpu'"):
+        OnnxRuntimeBackend(graph, device="tpu")
+    for threads in (0, -1, 1.5, True):
+        with pytest.raises(BackendError, match="threads must be"):
+            OnnxRuntimeBackend(graph, threads=threads)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, None])
+def test_a_damaged_graph_is_one_line(graph: Path, content: bytes | None) -> None:
+    graph.write_bytes(graph.read_bytes()[:-200] if content is None else content)
+    with pytest.raises(BundleError, match="not a graph that ONNX Runtime can load") as caught:
+        OnnxRuntimeBackend(graph, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_that_do_not_fit_are_one_line(graph: Path) -> None:
+    loaded = OnnxRuntimeBackend(graph, device="cpu", threads=1)
+    with pytest.raises(BackendError, match=r"segmenter\.onnx could not run") as caught:
+        loaded.run({"image": np.zeros((1, 1, 1, 3), np.uint8)}, ["logits"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batch", [1, 3, None])
+def test_signatures(tmp_path: Path, batch: int | None) -> None:
+    spec = manifest_for({}, batch).input
+    onnx.save(text_graph(batch), tmp_path / "text.onnx")
+    onnx.save(image_graph(batch), tmp_path / "image.onnx")
+    text = OnnxRuntimeBackend(tmp_path / "text.onnx", device="cpu", threads=1).signature
+    image = OnnxRuntimeBackend(tmp_path / "image.onnx", device="cpu", threads=1).signature
+    check_signature(text, text_signature(spec), "text.onnx")
+    check_signature(image, segmenter_signature(spec), "image.onnx")
+    with pytest.raises(BundleError, match="expected the input image uint8"):
+        check_signature(text, segmenter_signature(spec), "text.onnx")
+    other = manifest_for({}, 2).input
+    with pytest.raises(BundleError, match=r"expected the input input_ids int64 \(2, 20\), found input_ids int64"):
+        check_signature(text, text_signature(other), "text.onnx")
+    onnx.save(image_graph(batch, height=HEIGHT + 1), tmp_path / "taller.onnx")
+    taller = OnnxRuntimeBackend(tmp_path / "taller.onnx", device="cpu", threads=1).signature
+    with pytest.raises(BundleError, match="expected the input image"):
+        check_signature(taller, segmenter_signature(spec), "taller.onnx")
+
+
+def test_a_superfluous_input_is_refused() -> None:
+    spec = manifest_for({}).input
+    expected = text_signature(spec)
+    found = type(expected)(inputs=(*expected.inputs, segmenter_signature(spec).inputs[0]), outputs=expected.outputs)
+    with pytest.raises(BundleError, match=r"unexpected input image uint8 \(1, 24, 32, 3\)"):
+        check_signature(found, expected, "text.onnx")
