@@ -47,33 +47,36 @@ class PromptReader(nn.Module):
         return (word_mask - 1) * 1e4, stages
 
 
-def word_projection(pwam: PWAM) -> tuple[Tensor, Tensor]:
-    """Weight (C (1+h), L) and bias that take words to keys and values V' of one stage.
+def word_projection(pwam: PWAM) -> Tensor:
+    """Weight (C (1+h), L) that takes centred words to keys and values V' of one stage.
 
-    Per head, Ww V = Ww (Wval l + bval) = (Ww Wval) l + Ww bval: one matrix, multiplied out here in float64.
+    Per head, Ww V = Ww (Wval l) = (Ww Wval) l: one matrix, multiplied out here in float64.
     """
     attention = pwam.image_lang_att
     channels, heads = attention.channels, attention.num_heads
-    key_weight, key_bias = (t.double() for t in pointwise(attention.f_key[0]))
-    value_weight, value_bias = (t.double() for t in pointwise(attention.f_value[0]))
-    out_weight = pointwise(attention.W[0])[0].double()
-    scale = channels**-0.5
-    weights, biases = [key_weight * scale], [key_bias * scale]
-    for rows in torch.arange(channels).chunk(heads):
-        weights.append(out_weight[:, rows] @ value_weight[rows])
-        biases.append(out_weight[:, rows] @ value_bias[rows])
-    dtype = attention.W[0].weight.dtype
-    return torch.cat(weights).to(dtype), torch.cat(biases).to(dtype)
+    key_weight, value_weight, out_weight = (
+        pointwise(conv)[0].double() for conv in (attention.f_key[0], attention.f_value[0], attention.W[0])
+    )
+    weights = [key_weight * channels**-0.5]
+    weights += [out_weight[:, rows] @ value_weight[rows] for rows in torch.arange(channels).chunk(heads)]
+    return torch.cat(weights).to(attention.W[0].weight.dtype)
 
 
 class PromptEncoder(nn.Module):
-    """Word features (B,T,L) and mask (B,T) -> prompt (B,T,P); words beyond the sentence are zero."""
+    """Word features (B,T,L) and mask (B,T) -> prompt (B,T,P); words beyond the sentence are zero.
+
+    What all words share has no effect: it shifts every score of a pixel alike, which softmax ignores, and D V' drops
+    it, as the rows of D sum to zero. So the words are centred first, and the biases of keys and values vanish. In
+    float32 this keeps the digits that tell alike words apart.
+    """
 
     def __init__(self, model: LAVT) -> None:
         super().__init__()
-        weights, biases = zip(*(word_projection(stage.fusion) for stage in model.backbone.layers), strict=True)
-        self.project = linear(torch.cat(weights), torch.cat(biases))
+        weights = [word_projection(stage.fusion) for stage in model.backbone.layers]
+        self.project = linear(torch.cat(weights), None)
 
     def forward(self, words: Tensor, word_mask: Tensor) -> Tensor:
-        out: Tensor = self.project(words) * word_mask.to(words.dtype).unsqueeze(-1)
+        mask = word_mask.to(words.dtype).unsqueeze(-1)
+        mean = (words * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+        out: Tensor = self.project((words - mean) * mask)
         return out

@@ -1,0 +1,235 @@
+"""The commands lavt-export, lavt-run and lavt-bench. Heavy imports live inside the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from .errors import ExportError, LavtError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+out = Console()
+err = Console(stderr=True)
+
+export_app = typer.Typer(
+    help="Take a LAVT checkpoint to what an edge device runs.", no_args_is_help=True, add_completion=False
+)
+run_app = typer.Typer(add_completion=False)
+bench_app = typer.Typer(add_completion=False)
+
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where it can be used, else the CPU.")]
+
+
+@export_app.callback()
+def _export() -> None:
+    """Take a LAVT checkpoint to what an edge device runs."""
+
+
+@export_app.command("onnx")
+def export_onnx(
+    checkpoint: Annotated[Path, typer.Option(help="An official LAVT checkpoint (.pth).")],
+    output: Annotated[Path, typer.Option(help="The bundle to write, a folder.")],
+    image_size: Annotated[str, typer.Option(help="Side of the square input in pixels, or HEIGHTxWIDTH.")] = "480",
+    batch: Annotated[str, typer.Option(help="Images per call, or 'dynamic'.")] = "1",
+    fusion_heads: Annotated[
+        str | None, typer.Option(help="PWAM heads per stage, such as 4-4-4-4, where the checkpoint does not say.")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 20,
+    force: Force = False,
+) -> None:
+    """Write a bundle: the rewritten graphs, checked against PyTorch, the tokenizer and the manifest."""
+    size, count, heads = _parse_size(image_size), _parse_batch(batch), _parse_heads(fusion_heads)
+    with _needs("export"):
+        from .export import ExportOptions, export_bundle
+        from .reference import load_checkpoint
+        from .runtime.bundle import CheckpointInfo, sha256_of
+
+    options = ExportOptions(size=size, batch=count, opset=opset)
+    if output.exists() and not force and not (output.is_dir() and not any(output.iterdir())):
+        raise ExportError(f"{output} exists already; name another folder, or pass --force to replace it")
+    with _steps(9) as report:
+        report(f"reading {checkpoint.name}")
+        model = load_checkpoint(checkpoint, fusion_heads=heads)
+        source = CheckpointInfo(checkpoint.name, sha256_of(checkpoint))
+        manifest = export_bundle(model, output, source, options=options, replace=force, report=report)
+    parity = manifest.parity["segmenter"]
+    out.print(
+        f"{output}: {manifest.model['variant']} {manifest.model['swin']}, {size[0]}x{size[1]}, "
+        f"{manifest.model['macs']['segmenter'] / 1e9:.1f} GMACs per image\n"
+        f"against PyTorch in float64: relative error {parity['relative_error']:.1e}, "
+        f"pixel agreement {100 * parity['pixel_agreement']:.3f} %, {parity['cases']} cases",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@run_app.command()
+def run(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, or a segmenter .onnx inside one.")],
+    image: Annotated[Path, typer.Argument(help="Any image that Pillow reads.")],
+    text: Annotated[str, typer.Argument(help="What to segment, such as 'the man in red'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path("lavt.png"),
+    mask: Annotated[bool, typer.Option("--mask", help="Write the bare mask, 255 where the object is.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Segment what TEXT refers to in IMAGE and write it as a PNG: an overlay, or the bare mask."""
+    from PIL import Image
+
+    from .files import whole_file
+    from .runtime import Segmenter
+    from .runtime.overlay import overlay
+    from .runtime.preprocess import to_rgb_array
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *rest: err.print(f"warning: {message}", soft_wrap=True, highlight=False)
+        with Segmenter.load(bundle, device=device) as segmenter:
+            pixels = to_rgb_array(image)
+            result = segmenter.segment(pixels, text)
+    picture = Image.fromarray(result.mask.astype("uint8") * 255) if mask else overlay(pixels, result.mask, text)
+    try:
+        with whole_file(output) as partial:
+            picture.save(partial, format="PNG")
+    except OSError as error:
+        raise LavtError(f"{output}: cannot be written ({error.strerror or error})") from error
+    share = 100 * result.mask.mean()
+    out.print(f"{output}: {share:.1f} % of the pixels, on {segmenter.device}", soft_wrap=True, highlight=False)
+
+
+@bench_app.command()
+def bench(
+    engine: Annotated[Path, typer.Option(help="A bundle, or a segmenter .onnx inside one.")],
+    image: Annotated[Path | None, typer.Option(help="An image to measure on; by default 640x480 of noise.")] = None,
+    text: Annotated[str, typer.Option(help="The sentence.")] = "the man in red",
+    warmup: Annotated[int, typer.Option(min=0, help="Rounds that do not count.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 20,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure a bundle's latency: whole calls, and the graphs without what surrounds them."""
+    import numpy as np
+
+    from .benchmarks.latency import PARTS, measure_latency
+    from .runtime import Segmenter
+    from .runtime.preprocess import to_rgb_array
+
+    with Segmenter.load(engine, device=device, threads=threads) as segmenter, _bar("measuring") as progress:
+        noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        pixels = noise if image is None else to_rgb_array(image)
+        latencies = measure_latency(segmenter, pixels, text, warmup=warmup, rounds=rounds, progress=progress)
+    height, width = pixels.shape[:2]
+    rows = [(part, *(f"{value:.2f}" for value in latencies.summary(part))) for part in PARTS]
+    _print_table(
+        f"{engine} on {segmenter.device}, image {width}x{height}, {rounds} rounds",
+        ("milliseconds", "median", "p90", "p99"),
+        rows,
+    )
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise ExportError(f"--image-size {text!r}: give a number such as 480, or HEIGHTxWIDTH such as 480x640")
+    return int(parts[0]), int(parts[-1])
+
+
+def _parse_batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise ExportError(f"--batch {text!r}: give a number, or 'dynamic'")
+    return int(text)
+
+
+def _parse_heads(text: str | None) -> tuple[int, int, int, int] | None:
+    if text is None:
+        return None
+    parts = text.split("-")
+    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and 0 < len(part) < 4 for part in parts):
+        raise ExportError(f"--fusion-heads {text!r}: give four numbers such as 4-4-4-4")
+    first, second, third, fourth = map(int, parts)
+    return first, second, third, fourth
+
+
+@contextmanager
+def _needs(extra: str) -> Iterator[None]:
+    """Turns a missing package into the line that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise LavtError(f"{error.name} is not installed: pip install 'lavt-edge[{extra}]'") from error
+
+
+class _Steps:
+    """Shows the step that is under way; silent where nobody watches."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=total)
+        self._begun = 0
+
+    def __call__(self, step: str) -> None:
+        self._progress.update(self._task, description=step, completed=self._begun)
+        self._begun += 1
+
+
+def _progress() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+@contextmanager
+def _steps(total: int) -> Iterator[_Steps]:
+    with _progress() as progress:
+        yield _Steps(progress, total)
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    with _progress() as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def _main(app: typer.Typer) -> None:
+    """Runs a command; bad input ends in one line and exit code 1."""
+    try:
+        app()
+    except LavtError as error:
+        err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
+        sys.exit(1)
+
+
+def export_main() -> None:
+    _main(export_app)
+
+
+def run_main() -> None:
+    _main(run_app)
+
+
+def bench_main() -> None:
+    _main(bench_app)
