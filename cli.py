@@ -37,9 +37,14 @@ def _export() -> None:
 
 @export_app.command("onnx")
 def export_onnx(
-    checkpoint: Annotated[Path, typer.Option(help="An official LAVT checkpoint (.pth).")],
     output: Annotated[Path, typer.Option(help="The bundle to write, a folder.")],
-    image_size: Annotated[str, typer.Option(help="Side of the square input in pixels, or HEIGHTxWIDTH.")] = "480",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="An official LAVT checkpoint (.pth); by default the built-in demo model.")
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(help="Side of the square input in pixels, or HEIGHTxWIDTH; by default 480, the demo model's 240."),
+    ] = None,
     batch: Annotated[str, typer.Option(help="Images per call, or 'dynamic'.")] = "1",
     fusion_heads: Annotated[
         str | None, typer.Option(help="PWAM heads per stage, such as 4-4-4-4, where the checkpoint does not say.")
@@ -51,20 +56,26 @@ def export_onnx(
     size, count, heads = _parse_size(image_size), _parse_batch(batch), _parse_heads(fusion_heads)
     with _needs("export"):
         from .export import ExportOptions, export_bundle
-        from .reference import load_checkpoint
-        from .runtime.bundle import CheckpointInfo, sha256_of
+        from .export.source import open_source
 
-    options = ExportOptions(size=size, batch=count, opset=opset)
+    source = open_source(checkpoint)
+    options = ExportOptions(size=size or source.size, batch=count, opset=opset)
     if output.exists() and not force and not (output.is_dir() and not any(output.iterdir())):
         raise ExportError(f"{output} exists already; name another folder, or pass --force to replace it")
     with _steps(9) as report:
-        report(f"reading {checkpoint.name}")
-        model = load_checkpoint(checkpoint, fusion_heads=heads)
-        source = CheckpointInfo(checkpoint.name, sha256_of(checkpoint))
-        manifest = export_bundle(model, output, source, options=options, replace=force, report=report)
+        report(f"reading {source.path.name}")
+        manifest = export_bundle(
+            source.load(heads),
+            output,
+            source.info(),
+            vocabulary=source.vocabulary,
+            options=options,
+            replace=force,
+            report=report,
+        )
     parity = manifest.parity["segmenter"]
     out.print(
-        f"{output}: {manifest.model['variant']} {manifest.model['swin']}, {size[0]}x{size[1]}, "
+        f"{output}: {manifest.model['variant']} {manifest.model['swin']}, {options.size[0]}x{options.size[1]}, "
         f"{manifest.model['macs']['segmenter'] / 1e9:.1f} GMACs per image\n"
         f"against PyTorch in float64: relative error {parity['relative_error']:.1e}, "
         f"pixel agreement {100 * parity['pixel_agreement']:.3f} %, {parity['cases']} cases",
@@ -136,7 +147,9 @@ def bench(
     )
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
         raise ExportError(f"--image-size {text!r}: give a number such as 480, or HEIGHTxWIDTH such as 480x640")

@@ -43,11 +43,12 @@ _TRIES: Final = 14
 
 @dataclass(frozen=True)
 class SceneSentence:
-    """A sentence that holds for exactly one object of its scene, and which of the four kinds it is."""
+    """A sentence that holds for exactly one object of its scene, which of the four kinds it is, and what it says."""
 
     text: str
     object_index: int
     kind: str
+    query: Query
 
 
 def sentence_kind(sentence: Mapping[str, Any] | int) -> str:
@@ -149,7 +150,7 @@ def write_sentences(view: View, dice: random.Random) -> list[SceneSentence]:
             for query in finders[kind](index):
                 if referent(query, view) == index and KIND_OF[type(query)] == kind:
                     text = wording(query, dice, matches=len(view.matching(query.target)))
-                    sentences.append(SceneSentence(text, index, kind))
+                    sentences.append(SceneSentence(text, index, kind, query))
                     break
     return sentences
 

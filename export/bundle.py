@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,12 +23,12 @@ from .graph import EXTERNAL_DATA_BYTES, OPSET, export_graph, save_graph
 from .image_model import ImageModel
 from .macs import count_macs
 from .parity import Parity, measure_parity
+from .source import BERT_VOCABULARY
 from .text_model import TextModel
 from .words import prompt_channels
 
 # Whole logits against PyTorch in float64, norm over norm.
 TOLERANCE = 1e-3
-VOCABULARY = Path(__file__).parent.parent / "reference" / "bert-base-uncased.vocab.txt"
 
 Report = Callable[[str], None]
 
@@ -57,7 +58,7 @@ def export_bundle(
     output: Path,
     checkpoint: CheckpointInfo,
     *,
-    vocabulary: Path | Sequence[str] = VOCABULARY,
+    vocabulary: Path | Sequence[str] = BERT_VOCABULARY,
     options: ExportOptions | None = None,
     replace: bool = False,
     report: Report = lambda step: None,
@@ -121,6 +122,8 @@ def _export(
     graph = export_graph(module, inputs, outputs, dynamic_batch=options.batch is None, opset=options.opset)
     graph_path, *weights = save_graph(graph, path, external_bytes=options.external_bytes)
     entries = {graph_path.name: file_entry(graph_path, role, "fp32")}
+    del graph, module
+    gc.collect()  # torch.export leaves cycles that hold the weights
     return entries | {part.name: file_entry(part, "weights") for part in weights}
 
 
@@ -128,7 +131,7 @@ def _prove(model: LAVT, folder: Path, tokenizer_json: str, options: ExportOption
     report("checking against PyTorch")
     tokenizer = SentenceTokenizer.from_json(tokenizer_json.encode(), model.config.max_words)
     parity = measure_parity(
-        model.double(),
+        model,
         folder,
         tokenizer,
         options.size,

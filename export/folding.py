@@ -29,16 +29,18 @@ def linear(weight: Tensor, bias: Tensor | None) -> MatMul:
     return MatMul(weight.detach().T, None if bias is None else bias.detach())
 
 
-def layer_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+def layer_norm(norm: nn.Module) -> nn.LayerNorm:
     """A LayerNorm of its own that shares the given one's tensors."""
+    assert isinstance(norm, nn.LayerNorm)
     out = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device="meta")
     out.weight = nn.Parameter(norm.weight.detach(), requires_grad=False)
     out.bias = nn.Parameter(norm.bias.detach(), requires_grad=False)
     return out
 
 
-def pointwise(conv: nn.Conv1d) -> tuple[Tensor, Tensor]:
+def pointwise(conv: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight (out,in) and bias (out,) of a convolution of width 1."""
+    assert isinstance(conv, nn.Conv1d)
     assert conv.bias is not None
     return conv.weight.detach().squeeze(-1), conv.bias.detach()
 

@@ -126,7 +126,7 @@ def _refuse_dynamic(model: ir.Model) -> None:
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Names each node, and its output, `place/Op`: the module it comes from, such as `stage2.block5.attn.qkv/MatMul`."""
+    """Names each node, and its output, after the module it comes from: `stage2.block5.attn.qkv/MatMul`."""
     taken: Counter[str] = Counter()
     outputs = set(model.graph.outputs)
     for node in model.graph:

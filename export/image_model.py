@@ -6,6 +6,8 @@ their place (`stage2.block5.attn.qkv`), stages and blocks counted from 0, and ex
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ class BytePatchEmbed(nn.Module):
         self.patch = embed.patch
         self.padding = (0, 0, 0, -width % self.patch, 0, -height % self.patch)
         weight, offset = patch_projection(embed.proj)
+        assert embed.proj.bias is not None
         self.proj = linear(weight, None)
         self.bias = nn.Parameter(self._bias(embed.proj.bias.detach(), offset, height, width), requires_grad=False)
         self.norm = layer_norm(embed.norm)
@@ -82,7 +85,7 @@ class Block(nn.Module):
 class Gate(nn.Module):
     """x + tanh(W2 relu(W1 r)) r"""
 
-    def __init__(self, gate: nn.Sequential) -> None:
+    def __init__(self, gate: Any) -> None:
         super().__init__()
         self.fc1 = linear(gate[0].weight, None)
         self.fc2 = linear(gate[2].weight, None)
@@ -124,11 +127,11 @@ class ImageStage(nn.Module):
     def __init__(self, stage: Stage, norm: nn.LayerNorm, height: int, width: int) -> None:
         super().__init__()
         layouts: dict[int, WindowLayout] = {}
-        for i, block in enumerate(stage.blocks):
+        for i, block in enumerate(stage.swin_blocks):
             if block.shift not in layouts:
                 layouts[block.shift] = WindowLayout(height, width, block.window, block.shift, block.attn.num_heads)
             self.add_module(f"block{i}", Block(block, layouts[block.shift]))
-        self.depth = len(stage.blocks)
+        self.depth = len(stage.swin_blocks)
         self.pwam = FusedPWAM(stage.fusion)
         self.norm = layer_norm(norm)
         self.gate = Gate(stage.res_gate) if stage.downsample is not None else None
@@ -179,7 +182,7 @@ class ImageModel(nn.Module):
         self.prompt = PromptReader(model.config)
         self.patch_embed = BytePatchEmbed(model.backbone.patch_embed, height, width)
         sizes = stage_sizes(height, width)
-        for i, stage in enumerate(model.backbone.layers):
+        for i, stage in enumerate(model.backbone.stages):
             norm = model.backbone.get_submodule(f"norm{i}")
             self.add_module(f"stage{i}", ImageStage(stage, norm, *sizes[i]))  # type: ignore[arg-type]
         self.decoder = ImageDecoder(model.classifier, sizes, (height, width))

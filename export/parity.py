@@ -65,7 +65,7 @@ def measure_parity(
     batch: int | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Parity:
-    """Runs the bundle in `folder` and `model`, which must be float64, on the same images and sentences.
+    """Runs the bundle in `folder` and `model` on the same images and sentences; `model` is left in float64.
 
     A static batch is filled with different cases; a free one is run with two, then one.
     """
@@ -74,7 +74,10 @@ def measure_parity(
     ids, masks = (np.stack(part) for part in zip(*tokens, strict=True))
     errors, agreements = [], []
     expected: dict[int, npt.NDArray[np.float64]] = {}
-    for case, logits, mask in _run_bundle(folder, images, ids, masks, batch):
+    # The sessions are closed before the float64 model takes their memory.
+    outputs = list(_run_bundle(folder, images, ids, masks, batch))
+    model.double()
+    for case, logits, mask in outputs:
         if case not in expected:
             expected[case] = _run_reference(model, images[case], ids[case], masks[case])
             progress(len(expected), len(images))
@@ -95,9 +98,11 @@ def _run_bundle(
 ) -> Iterator[tuple[int, npt.NDArray[np.float64], npt.NDArray[np.uint8]]]:
     """(case, logits (2,H,W), mask (H,W)) of every case, at the batch sizes that the graphs take."""
     count = len(images)
-    batches = [[0, 1], [2], [3]] if batch is None else [
-        [(start + i) % count for i in range(batch)] for start in range(0, count, batch)
-    ]
+    batches = (
+        [[0, 1], [2], [3]]
+        if batch is None
+        else [[(start + i) % count for i in range(batch)] for start in range(0, count, batch)]
+    )
     G_LOGGER.module_severity = G_LOGGER.ERROR
     prompts = {}
     with OnnxrtRunner(SessionFromOnnx(str(folder / "text_encoder.onnx"), providers=["cpu"])) as text:
@@ -112,7 +117,7 @@ def _run_bundle(
             }
             outputs = segmenter.infer(feed)
             for i, case in enumerate(cases):
-                yield case, outputs["logits"][i].astype(np.float64), outputs["mask"][i]
+                yield case, outputs["logits"][i].astype(np.float64), outputs["mask"][i].copy()
 
 
 def _run_reference(

@@ -68,7 +68,8 @@ class FusedPWAM(nn.Module):
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, word_bias: Tensor) -> Tensor:
         vis, query = self.vis_query(x).split(self.channels, dim=-1)
-        attention = self._attend(*self.query_norm(query, key), word_bias)
+        query, key = self.query_norm(query, key)
+        attention = self._attend(query, key, word_bias)
         centred, value = self.word_norm(attention, value)
         out: Tensor = F.gelu(self.mix(F.gelu(vis) * (centred @ value)))
         return out

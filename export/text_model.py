@@ -6,6 +6,8 @@ value in one product, and the attention's scale in the query weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from .words import PromptEncoder
 class Embeddings(nn.Module):
     """Token ids (B,T) -> (B,T,L)."""
 
-    def __init__(self, embeddings: nn.Module, max_words: int) -> None:
+    def __init__(self, embeddings: Any, max_words: int) -> None:
         super().__init__()
         self.word = nn.Parameter(embeddings.word_embeddings.weight.detach(), requires_grad=False)
         place = embeddings.position_embeddings.weight[:max_words] + embeddings.token_type_embeddings.weight[0]
@@ -33,15 +35,13 @@ class Embeddings(nn.Module):
 class SelfAttention(nn.Module):
     """(B,T,L) and word bias (B,1,1,T) -> (B,T,L)."""
 
-    def __init__(self, attention: nn.Module, num_heads: int) -> None:
+    def __init__(self, attention: Any, num_heads: int) -> None:
         super().__init__()
         parts = [attention.self.query, attention.self.key, attention.self.value]
         weights, biases = [p.weight.detach() for p in parts], [p.bias.detach() for p in parts]
         scale = (weights[0].shape[0] // num_heads) ** -0.5
         self.num_heads = num_heads
-        self.qkv = linear(
-            torch.cat([weights[0] * scale, *weights[1:]]), torch.cat([biases[0] * scale, *biases[1:]])
-        )
+        self.qkv = linear(torch.cat([weights[0] * scale, *weights[1:]]), torch.cat([biases[0] * scale, *biases[1:]]))
         self.proj = linear(attention.output.dense.weight, attention.output.dense.bias)
 
     def forward(self, x: Tensor, word_bias: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
 class TextLayer(nn.Module):
     """One layer of BERT, norms after the residuals: (B,T,L) -> (B,T,L)."""
 
-    def __init__(self, layer: nn.Module, num_heads: int) -> None:
+    def __init__(self, layer: Any, num_heads: int) -> None:
         super().__init__()
         self.attn = SelfAttention(layer.attention, num_heads)
         self.norm1 = layer_norm(layer.attention.output.LayerNorm)

@@ -67,9 +67,13 @@ class DecoderLevel(nn.Module):
     def __init__(self, decoder: Decoder, level: int, size: tuple[int, int], target: tuple[int, int]) -> None:
         super().__init__()
         conv1, conv2 = (decoder.get_submodule(f"conv{i}_{level}") for i in (1, 2))
+        assert isinstance(conv1, nn.Conv2d)
         weights, offsets = [], []
         for i, conv in ((1, conv1), (2, conv2)):
-            factor, offset = batch_norm_factors(decoder.get_submodule(f"bn{i}_{level}"))  # type: ignore[arg-type]
+            bn = decoder.get_submodule(f"bn{i}_{level}")
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(bn, nn.BatchNorm2d)
+            factor, offset = batch_norm_factors(bn)
             weights.append(conv.weight.detach() * factor[:, None, None, None])
             offsets.append(offset)
         below = (2 if level == 4 else 1) * conv1.out_channels

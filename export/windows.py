@@ -29,6 +29,7 @@ class WindowLayout(nn.Module):
     """
 
     mask: Tensor | None
+    merge_rows: Tensor
 
     def __init__(self, height: int, width: int, window: int, shift: int, num_heads: int) -> None:
         super().__init__()
@@ -60,7 +61,9 @@ class GatheredAttention(nn.Module):
         self.layout = layout
         self.qkv = scaled_qkv(attn.qkv, attn.scale)
         self.proj = linear(attn.proj.weight, attn.proj.bias)
-        self.position_bias = nn.Parameter(attn._get_rel_pos_bias().squeeze(0).detach(), requires_grad=False)
+        index: Tensor = attn.relative_position_index
+        bias = attn.relative_position_bias_table.detach()[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
+        self.position_bias = nn.Parameter(bias.contiguous(), requires_grad=False)
 
     def _split(self, rows: Tensor, index: Tensor) -> Tensor:
         """(B, pixels*3*heads, d) -> (B,nW,heads,w*w,d)"""

@@ -59,7 +59,7 @@ def word_projection(pwam: PWAM) -> Tensor:
     )
     weights = [key_weight * channels**-0.5]
     weights += [out_weight[:, rows] @ value_weight[rows] for rows in torch.arange(channels).chunk(heads)]
-    return torch.cat(weights).to(attention.W[0].weight.dtype)
+    return torch.cat(weights).to(pointwise(attention.W[0])[0].dtype)
 
 
 class PromptEncoder(nn.Module):
@@ -72,7 +72,7 @@ class PromptEncoder(nn.Module):
 
     def __init__(self, model: LAVT) -> None:
         super().__init__()
-        weights = [word_projection(stage.fusion) for stage in model.backbone.layers]
+        weights = [word_projection(stage.fusion) for stage in model.backbone.stages]
         self.project = linear(torch.cat(weights), None)
 
     def forward(self, words: Tensor, word_mask: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ shifts second, so that the shifted windows and their masks are those of the padd
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
+from timm.layers.mlp import Mlp
 from timm.models.swin_transformer import PatchMerging, WindowAttention
 from torch import Tensor, nn
 
@@ -102,6 +104,10 @@ class Stage(nn.Module):
         self.res_gate = language_gate(dim)
         self.downsample = None if last else PatchMerging(dim, 2 * dim)
 
+    @property
+    def swin_blocks(self) -> list[SwinBlock]:
+        return [cast(SwinBlock, block) for block in self.blocks]
+
     def forward(self, x: Tensor, words: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
         for block in self.blocks:
             x = block(x)
@@ -131,6 +137,10 @@ class Backbone(nn.Module):
         )
         for i, channels in enumerate(config.channels):
             self.add_module(f"norm{i}", nn.LayerNorm(channels))
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [cast(Stage, stage) for stage in self.layers]
 
     def forward(self, image: Tensor, words: Tensor, word_mask: Tensor) -> list[Tensor]:
         x = self.patch_embed(image)

@@ -1,0 +1,62 @@
+"""The demo model: a small LAVT trained on generated scenes, and its weights in the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from ..data.shapes import VOCABULARY
+from ..errors import CheckpointError
+from .config import LAVTConfig, TextConfig
+from .lavt import LAVT
+
+DEMO_WEIGHTS: Final = Path(__file__).with_name("demo.safetensors")
+DEMO_VOCABULARY: Final[tuple[str, ...]] = VOCABULARY
+DEMO_SIZE: Final = 240  # side of the square images it was trained on, in pixels
+DEMO_CONFIG: Final = LAVTConfig(
+    swin="demo",
+    window=12,
+    fusion_heads=(1, 1, 2, 2),
+    variant="lavt_one",
+    text=TextConfig(
+        vocab_size=len(VOCABULARY), hidden_size=96, num_layers=3, num_heads=4, intermediate_size=384, max_positions=20
+    ),
+)
+
+
+def load_demo(path: str | Path = DEMO_WEIGHTS) -> LAVT:
+    """The demo model in eval mode, float32, on the CPU, with the configuration that its file holds.
+
+    Raises CheckpointError where the file is missing or is not such a file.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        model = LAVT(LAVTConfig.from_dict(json.loads(metadata["config"]))).eval()
+        model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; train the demo model with lavt_edge.reference.train") from error
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"{path}: not the demo model's weights ({reason})") from error
+    return model
+
+
+def demo_bytes(model: LAVT) -> bytes:
+    """The file that `load_demo` reads: float16 weights, and the configuration in its metadata.
+
+    A weight that float16 rounds to nothing is below 6e-8 and loses nothing; running variances stay float32, as they
+    may be smaller than float16's normal range.
+    """
+    state = {}
+    for key, value in model.state_dict().items():
+        half = value.is_floating_point() and not key.endswith("running_var")
+        state[key] = value.to(torch.float16 if half else value.dtype).contiguous()
+    return to_bytes(state, metadata={"config": json.dumps(model.config.to_dict())})

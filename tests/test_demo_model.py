@@ -1,0 +1,155 @@
+"""The demo model: its stored weights, what it can do, and that its training can be stopped and continued."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lavt_edge.data.shapes import VOCABULARY, scene_at, swapped
+from lavt_edge.data.shapes_queries import Relation
+from lavt_edge.errors import CheckpointError
+from lavt_edge.reference import train_data
+from lavt_edge.reference.demo import DEMO_CONFIG, DEMO_VOCABULARY, DEMO_WEIGHTS, demo_bytes, load_demo
+from lavt_edge.reference.train_data import examples, make_batch
+from lavt_edge.reference.trainer import Options, Run, load, predict, save
+
+SMALL = Options(steps=8, scenes=2, sentences=2, warmup=2, fine_from=0.5)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_demo()
+
+
+def test_weights_fit_the_package():
+    assert DEMO_WEIGHTS.stat().st_size <= 10_000_000
+
+
+def test_loads_as_an_eval_mode_float32_model_with_the_config_of_its_file(demo):
+    assert demo.config == DEMO_CONFIG
+    assert not demo.training
+    assert {value.dtype for value in demo.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    assert all(torch.isfinite(value).all() for value in demo.state_dict().values() if value.is_floating_point())
+
+
+def test_vocabulary_is_the_generated_sentences():
+    assert DEMO_VOCABULARY == VOCABULARY
+    assert DEMO_CONFIG.text.vocab_size == len(VOCABULARY)
+    assert DEMO_CONFIG.text.max_positions >= DEMO_CONFIG.max_words
+
+
+def test_storing_loses_no_more_than_float16(demo, tmp_path):
+    (tmp_path / "again.safetensors").write_bytes(demo_bytes(demo))
+    again = load_demo(tmp_path / "again.safetensors").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in demo.state_dict().items())
+
+
+def test_other_files_are_refused_with_their_name(tmp_path):
+    path = tmp_path / "demo.safetensors"
+    with pytest.raises(CheckpointError, match=r"demo\.safetensors: no such file"):
+        load_demo(path)
+    path.write_bytes(DEMO_WEIGHTS.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"demo\.safetensors: not the demo model's weights"):
+        load_demo(path)
+
+
+def test_every_stage_pads_or_shifts_at_the_demo_size():
+    side, seen = 240 // 4, set()
+    for depth in DEMO_CONFIG.backbone.depths:
+        padded = side % DEMO_CONFIG.window != 0
+        seen |= {(padded, shifted) for shifted in (False, True)[:depth]}
+        side = (side + 1) // 2
+    assert seen == {(padded, shifted) for padded in (False, True) for shifted in (False, True)}
+
+
+def test_it_segments_what_is_spoken_of(demo):
+    chosen = examples(0, "val", 48)
+    own = np.mean(predict(demo, chosen))
+    partners = swapped([one.owner for one in chosen], [one.kind for one in chosen])
+    told = [one.text if other is None else chosen[other].text for one, other in zip(chosen, partners, strict=True)]
+    exchanged = np.mean(predict(demo, chosen, told))
+    assert own > OWN_FLOOR
+    assert exchanged < 0.35
+
+
+def test_batches_depend_on_seed_and_step_only():
+    one, again, other = make_batch(1, 5, 2, 3), make_batch(1, 5, 2, 3), make_batch(1, 6, 2, 3)
+    assert all(torch.equal(value, getattr(again, name)) for name, value in vars(one).items())
+    assert not torch.equal(one.images, other.images)
+    assert one.images.shape == (2, 240, 240, 3)
+    assert one.masks.shape == (6, 240, 240)
+    assert one.hints.shape == (6, 2, 30, 30)
+
+
+def test_hints_show_the_fitting_objects_and_the_anchor():
+    scene, found = next(
+        (scene, one)
+        for scene in (scene_at(1, "train", i) for i in range(50))
+        for one in scene.sentences()
+        if isinstance(one.query, Relation)
+    )
+    view = train_data.View(scene.objects, scene.size)
+    masks = scene.masks()[:, 4::8, 4::8]
+    owners = np.where(masks.any(axis=0), masks.argmax(axis=0), train_data.NOTHING)
+    fitting, anchor = train_data._hints(found, view, owners)
+    assert not (masks[found.object_index] & ~fitting).any()
+    (anchor_index,) = view.matching(found.query.anchor)
+    assert (anchor == masks[anchor_index]).all()
+
+
+def test_evaluation_uses_the_stored_jpeg():
+    first = examples(0, "val", 1)[0]
+    rendered = scene_at(0, "val", 0).render()
+    assert first.image.shape == rendered.shape
+    assert 0 < np.abs(first.image.astype(int) - rendered).mean() < 8
+    assert Image.fromarray(first.image).mode == "RGB"
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_few_steps_on_one_batch_lower_its_loss(half):
+    run = Run(Options(steps=40, warmup=5, scenes=2, sentences=2, half=half, fine_from=0.0))
+    batch = make_batch(3, 0, 2, 2)
+    losses = [run.advance(batch) for _ in range(10)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_resumed_run_has_the_same_weights_as_one_that_ran_through(tmp_path):
+    data = [make_batch(1, step, SMALL.scenes, SMALL.sentences) for step in range(SMALL.steps)]
+    through = Run(SMALL)
+    for batch in data:
+        through.advance(batch)
+    stopped = Run(SMALL)
+    for batch in data[:3]:
+        stopped.advance(batch)
+    save(stopped, tmp_path / "checkpoint.pt")
+    resumed = Run(SMALL)
+    load(resumed, tmp_path / "checkpoint.pt")
+    for batch in data[3:]:
+        resumed.advance(batch)
+    assert resumed.step == SMALL.steps
+    for part in ("trainee", "average"):
+        expected, found = through.state()[part], resumed.state()[part]
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(value, found[key]) for key, value in expected.items())
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        load(Run(SMALL), path)
+    save(Run(SMALL), path)
+    with pytest.raises(CheckpointError, match="scenes 2, not 3"):
+        load(Run(Options(**{**vars(SMALL), "scenes": 3})), path)
+
+
+def test_loss_curve_is_kept_beside_the_picture():
+    docs = Path(train_data.__file__).parents[1] / "docs"
+    lines = [json.loads(line) for line in (docs / "demo-training.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+    assert lines[-1]["loss"] < lines[0]["loss"] / 2
+    assert (docs / "demo-training.png").stat().st_size < 200_000

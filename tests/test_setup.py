@@ -1,0 +1,121 @@
+"""What a fresh machine sees: the wheel, the lean runtime, quick help, clean code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT)
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def lean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with the wheel, its own dependencies and onnxruntime, nothing else."""
+    folder = tmp_path_factory.mktemp("lean")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    installed = run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]")
+    assert installed.returncode == 0, installed.stderr
+    return python
+
+
+def test_wheel_holds_the_package_and_not_the_tests(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for expected in (
+        "lavt_edge/runtime/segmenter.py",
+        "lavt_edge/export/pwam.py",
+        "lavt_edge/reference/bert-base-uncased.vocab.txt",
+        "lavt_edge/reference/demo.safetensors",
+        "lavt_edge/cli.py",
+        "lavt_edge/py.typed",
+    ):
+        assert expected in names
+    assert not [name for name in names if "/tests/" in name]
+
+
+def test_runtime_imports_and_runs_where_torch_is_not(lean_python: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    missing = run(
+        lean_python,
+        "-c",
+        "import importlib.util as u; import lavt_edge.runtime\n"
+        "print([n for n in ('torch', 'onnx', 'transformers', 'timm') if u.find_spec(n)])",
+        cwd=tmp_path,
+    )
+    assert (missing.returncode, missing.stdout.strip()) == (0, "[]"), missing.stderr
+
+    image = ROOT / "tests/data/refer_mini/images/mscoco/images/train2014/COCO_train2014_000000581000.jpg"
+    done = run(lean_python.parent / "lavt-run", demo_bundle, image, "the red circle", "-o", "out.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "out.png" in done.stdout
+    assert "on cpu" in done.stdout
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_export_without_its_packages_says_what_to_install(lean_python: Path, tmp_path: Path) -> None:
+    failed = run(lean_python.parent / "lavt-export", "onnx", "--output", "bundle", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.strip().count("\n") == 0
+    assert "pip install 'lavt-edge[export]'" in failed.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["lavt-export"], ["lavt-export", "onnx"], ["lavt-run"], ["lavt-bench"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = [*sys.argv[1:], '--help']\n"
+        "from lavt_edge import cli\n"
+        "try:\n    getattr(cli, sys.argv[0].removeprefix('lavt-') + '_main')()\n"
+        "finally:\n    heavy = {'torch', 'onnx', 'onnxruntime', 'transformers', 'timm', 'numpy'} & set(sys.modules)\n"
+        "    print('heavy:', sorted(heavy))"
+    )
+    shown = run(sys.executable, "-c", code, *command)
+    assert shown.returncode == 0, shown.stderr
+    assert "heavy: []" in shown.stdout
+
+
+def test_help_answers_within_a_second() -> None:
+    """The best of five, so that a busy machine does not decide."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert run(BIN / "lavt-export", "--help").returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.0
+
+
+def test_ruff_finds_nothing() -> None:
+    for arguments in (("check",), ("format", "--check")):
+        result = run(BIN / "ruff", *arguments, ROOT)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_mypy_finds_nothing(tmp_path: Path) -> None:
+    # The repository root is the package, so mypy must meet it under the package's name.
+    (tmp_path / "lavt_edge").symlink_to(ROOT)
+    environment = {**os.environ, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
+    packages = ["benchmarks", "calibration", "data", "export", "reference", "runtime", "cli", "errors", "files", "demo"]
+    targets = [part for name in packages for part in ("-p" if (ROOT / name).is_dir() else "-m", f"lavt_edge.{name}")]
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), *targets]
+    result = run(*command, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
