@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DatasetError
+from ..files import whole_folder
 from .shapes import KINDS, SPLITS, Scene, scene_at
 from .shapes_objects import SHAPES
 
@@ -76,13 +75,6 @@ def _refs(scene: Scene, image_id: int, first_ann: int, name: str) -> Iterator[di
             }
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _fill(
     root: Path,
     seed: int,
@@ -107,10 +99,7 @@ def _fill(
             image_id = SPLITS.index(split) * _SPLIT_STEP + number + 1
             name = f"COCO_train2014_{image_id:012d}"
             picture = root / IMAGES / f"{name}.jpg"
-            with picture.open("wb") as file:
-                Image.fromarray(scene.render()).save(file, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
-                file.flush()
-                os.fsync(file.fileno())
+            Image.fromarray(scene.render()).save(picture, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
             image = {"id": image_id, "file_name": picture.name, "width": scene.size[0], "height": scene.size[1]}
             instances["images"].append(image)
             for index, mask in enumerate(scene.masks()):
@@ -120,8 +109,8 @@ def _fill(
             done += 1
             if progress is not None:
                 progress(done, total)
-    _write(annotations_at, pickle.dumps(refs, protocol=2))
-    _write(annotations_at.with_name("instances.json"), json.dumps(instances, separators=(",", ":")).encode())
+    annotations_at.write_bytes(pickle.dumps(refs, protocol=2))
+    annotations_at.with_name("instances.json").write_text(json.dumps(instances, separators=(",", ":")), "utf-8")
 
 
 def write_refcoco(
@@ -157,19 +146,13 @@ def write_refcoco(
             raise DatasetError(f"{label} {value!r} cannot be part of a file name")
     if not sizes:
         raise DatasetError("no image size given: expected at least one (width, height)")
-    partial = root.with_name(f".{root.name}.{secrets.token_hex(4)}.partial")
     try:
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise DatasetError(f"{root} exists and is not an empty folder: name a new one or remove it first")
-        partial.mkdir(parents=True)
-        _fill(partial, seed, scenes, sizes, Path(dataset, f"refs({split_by}).p"), progress)
-        if root.exists():
-            root.rmdir()
-        partial.rename(root)
+        with whole_folder(root) as partial:
+            _fill(partial, seed, scenes, sizes, Path(dataset, f"refs({split_by}).p"), progress)
+    except FileExistsError as error:
+        raise DatasetError(f"{root} exists and is not an empty folder: name a new one or remove it first") from error
     except OSError as error:
         raise DatasetError(f"cannot write the data set {root}: {error.strerror or error}") from error
     except ValueError as error:
         raise DatasetError(str(error)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return root
