@@ -119,15 +119,101 @@ def run(
 
 @bench_app.command()
 def bench(
-    engine: Annotated[Path, typer.Option(help="A bundle, or a segmenter .onnx inside one.")],
+    context: typer.Context,
+    engine: Annotated[Path | None, typer.Option(help="A bundle, or a segmenter .onnx inside one.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Accuracy of PyTorch instead: an official checkpoint (.pth), or 'demo', the built-in model."),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="An image to measure on; by default 640x480 of noise.")] = None,
     text: Annotated[str, typer.Option(help="The sentence.")] = "the man in red",
     warmup: Annotated[int, typer.Option(min=0, help="Rounds that do not count.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 20,
+    dataset: Annotated[
+        str | None, typer.Option(help="Measure accuracy: refcoco, refcoco+, refcocog, or shapes, generated here.")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="The folder with the data sets; shapes needs none.")] = None,
+    split: Annotated[str, typer.Option(help="val, test, testA, testB, train.")] = "val",
+    split_by: Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first sentences, in the file's order.")] = None,
+    swap: Annotated[
+        bool, typer.Option("--swap", help="Control: each sentence is another object's, same image.")
+    ] = False,
+    results: Annotated[
+        Path | None, typer.Option(help="JSON lines with each sentence's result; a stopped run goes on from there.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin the results file again.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per call, where the model is free.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Of a checkpoint: 480 or HEIGHTxWIDTH; by default 480, the demo model's 240.")
+    ] = None,
+    fusion_heads: Annotated[
+        str | None, typer.Option(help="Of a checkpoint that does not say, such as 4-4-4-4.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure a bundle's latency: whole calls, and the graphs without what surrounds them."""
+    """Measure a bundle's latency; or, with --dataset, the accuracy of a bundle or a checkpoint."""
+    if dataset is None:
+        _refuse(context, _ACCURACY_OPTIONS, "measures accuracy; name a data set with --dataset")
+        _bench_latency(engine, image, text, warmup, rounds, threads, device)
+        return
+    _refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
+    if engine is not None:
+        _refuse(
+            context, _CHECKPOINT_OPTIONS, "is for a checkpoint and says nothing of a bundle; leave it or --engine out"
+        )
+    size, heads = _parse_size(image_size), _parse_heads(fusion_heads)
+    from .benchmarks.evaluate import HEADER, evaluate
+    from .benchmarks.predictors import Predictor, load_bundle
+    from .benchmarks.sentences import open_split
+
+    with _bar("opening the data set") as progress:
+        sentences = open_split(dataset, split, data_root=data_root, split_by=split_by, swap=swap, progress=progress)
+    predictor: Predictor
+    if engine is not None:
+        predictor = load_bundle(engine, batch_size=batch_size, device=device, threads=threads)
+    else:
+        with _needs("export"):
+            from .benchmarks.reference_predictor import DEMO, load_reference
+
+        predictor = load_reference(
+            checkpoint or DEMO,
+            image_size=size,
+            batch_size=batch_size,
+            fusion_heads=heads,
+            device=device,
+            threads=threads,
+        )
+    with _bar("sentences") as progress:
+        evaluation = evaluate(predictor, sentences, results, limit=limit, restart=restart, progress=progress)
+    words = ", each with the words of another object in its image" if swap else ""
+    height, width = predictor.size
+    _print_table(f"{predictor.name} on {sentences.name}, {width}x{height}{words}", HEADER, evaluation.table())
+    out.print(f"each sentence's result: {evaluation.results}", soft_wrap=True, highlight=False, markup=False)
+
+
+_LATENCY_OPTIONS = ("image", "text", "warmup", "rounds")
+_CHECKPOINT_OPTIONS = ("checkpoint", "image_size", "fusion_heads")
+_ACCURACY_OPTIONS = (
+    *_CHECKPOINT_OPTIONS,
+    *("data_root", "split", "split_by", "limit", "swap", "results", "restart", "batch_size"),
+)
+
+
+def _refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> None:
+    """Refuses the first of `options` that was given."""
+    for option in options:
+        source = context.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            raise LavtError(f"--{option.replace('_', '-')} {reason}")
+
+
+def _bench_latency(
+    engine: Path | None, image: Path | None, text: str, warmup: int, rounds: int, threads: int | None, device: str
+) -> None:
+    if engine is None:
+        raise LavtError("--engine is missing: name the bundle to measure, or a data set with --dataset")
     import numpy as np
 
     from .benchmarks.latency import PARTS, measure_latency
@@ -217,14 +303,16 @@ def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title)
+    out.print(title, soft_wrap=True, highlight=False, markup=False)
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left")
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    Console(width=max(out.width, 100)).print(table)  # a figure that is cut short is none
 
 
 def _main(app: typer.Typer) -> None:

@@ -29,10 +29,14 @@ def remove_abandoned(target: Path) -> None:
     for path in target.parent.glob(f".{_escaped(target.name)}.*.*.partial"):
         pid = path.name.split(".")[-3]
         if pid.isdigit() and not _alive(int(pid)):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _escaped(name: str) -> str:
@@ -69,10 +73,15 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         old = _partial(target) if target.exists() else None
         if old is not None:
             target.rename(old)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            if old is not None:
+                old.rename(target)
+            raise
         sync(target.parent)
         if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -41,6 +41,8 @@ class ReferredObject:
     """As they were written (`raw`), one for each of `sentence_ids`."""
     sentence_ids: tuple[int, ...]
     segmentation: Segmentation = field(repr=False)
+    kinds: tuple[str, ...] = ()
+    """Of generated data: what each sentence goes by (see `shapes_objects.KINDS`). Empty where the file does not say."""
 
     @property
     def image(self) -> Image.Image:
@@ -119,6 +121,7 @@ class _Ref(NamedTuple):
     image_id: int
     sentences: tuple[str, ...]
     sentence_ids: tuple[int, ...]
+    kinds: tuple[str, ...]
 
 
 def _check_choice(dataset: str, split_by: str, split: str) -> None:
@@ -162,6 +165,7 @@ def _read_items(root: Path, dataset: str, split_by: str, split: str) -> list[Ref
                 sentences=ref.sentences,
                 sentence_ids=ref.sentence_ids,
                 segmentation=annotations[ref.ann_id],
+                kinds=ref.kinds,
             )
         )
     return items
@@ -206,7 +210,13 @@ def _parse_ref(path: Path, position: int, record: dict[str, object], most_senten
         image_id=_int_field(path, name, record, "image_id"),
         sentences=tuple(sentence["raw"] for sentence in sentences),
         sentence_ids=tuple(_int_field(path, name, sentence, "sent_id") for sentence in sentences),
+        kinds=_kinds(sentences),
     )
+
+
+def _kinds(sentences: list[dict[str, object]]) -> tuple[str, ...]:
+    kinds = tuple(kind for sentence in sentences if isinstance(kind := sentence.get("kind"), str))
+    return kinds if len(kinds) == len(sentences) else ()
 
 
 def _int_field(path: Path, name: str, record: dict[str, object], field: str) -> int:

@@ -47,6 +47,8 @@ class ExportOptions:
         for side in self.size:
             if not 32 <= side <= 4096:
                 raise ExportError(f"image size {self.size[0]}x{self.size[1]}: each side must be 32 to 4096 pixels")
+        if max(self.size) <= 32:
+            raise ExportError("image size 32x32: the last stage needs two pixels or more; make one side larger")
         if self.batch is not None and not 1 <= self.batch <= 64:
             raise ExportError(f"batch {self.batch}: give 1 to 64, or 'dynamic'")
         if not 18 <= self.opset <= 20:

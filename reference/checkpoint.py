@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ _COMPUTED = ("relative_position_index", "position_ids")
 _TEXT = "text_encoder."
 _EMBED = "backbone.patch_embed.proj.weight"
 _BIAS_TABLE = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MAX_WINDOW = 32  # a block's index grows with its fourth power; official checkpoints have 7 or 12
 
 
 def load_checkpoint(path: str | Path, *, fusion_heads: tuple[int, int, int, int] | None = None) -> LAVT:
@@ -36,12 +39,12 @@ def load_checkpoint(path: str | Path, *, fusion_heads: tuple[int, int, int, int]
     path = Path(path)
     content = _read(path)
     state, variant = _model_state(path, content)
-    config = LAVTConfig(
-        swin=_swin_type(path, state),
-        window=_window(path, state),
-        fusion_heads=_fusion_heads(path, content.get("args"), fusion_heads),
-        variant=variant,
-    )
+    swin, window = _swin_type(path, state), _window(path, state)
+    heads = _fusion_heads(path, content.get("args"), fusion_heads)
+    try:
+        config = LAVTConfig(swin=swin, window=window, fusion_heads=heads, variant=variant)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     model = LAVT(config).eval()
     _fill(path, model, state)
     return model
@@ -51,7 +54,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; give the path of an official LAVT checkpoint (.pth)")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the file's format; a file that matters is refused below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -103,7 +107,8 @@ def _tensors(path: Path, name: str, entry: object) -> dict[str, Tensor]:
     if not isinstance(entry, Mapping):
         raise CheckpointError(f"{path}: '{name}' is a {type(entry).__name__}; expected a dict of tensors")
     for key, value in entry.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        if not isinstance(key, str) or not dense:
             raise CheckpointError(f"{path}: '{name}' entry {str(key)[:100]!r} is not a dense tensor")
     return dict(entry)
 
@@ -130,8 +135,10 @@ def _swin_type(path: Path, state: Mapping[str, Tensor]) -> str:
 def _window(path: Path, state: Mapping[str, Tensor]) -> int:
     rows = _shape(path, state, _BIAS_TABLE, 2)[0]
     side = math.isqrt(rows)
-    if side * side != rows or side % 2 == 0 or side < 3:
-        raise CheckpointError(f"{path}: key '{_BIAS_TABLE}' has {rows} rows; expected (2 * window - 1)^2")
+    if side * side != rows or side % 2 == 0 or not 3 <= side < 2 * _MAX_WINDOW:
+        raise CheckpointError(
+            f"{path}: key '{_BIAS_TABLE}' has {rows} rows; expected (2 * window - 1)^2, windows up to {_MAX_WINDOW}"
+        )
     return (side + 1) // 2
 
 
@@ -163,13 +170,16 @@ def _fill(path: Path, model: LAVT, state: Mapping[str, Tensor]) -> None:
         shape, expected = list(state[key].shape), list(parameter.shape)
         if shape != expected:
             raise CheckpointError(f"{path}: key '{_file_key(key, model)}' has shape {shape}; expected {expected}")
-        if state[key].is_floating_point() != parameter.is_floating_point():
+        allowed = _FLOATS if parameter.is_floating_point() else (parameter.dtype,)
+        if state[key].dtype not in allowed:
             raise CheckpointError(f"{path}: key '{_file_key(key, model)}' has type {state[key].dtype}")
         if not torch.isfinite(state[key]).all():
             raise CheckpointError(f"{path}: key '{_file_key(key, model)}' holds NaN or infinity")
     for key in state:
         if key not in own and not key.endswith(_COMPUTED) and not key.startswith(_TEXT + "pooler."):
-            raise CheckpointError(f"{path}: key '{_file_key(key, model)}' is not part of LAVT {model.config.swin}")
+            raise CheckpointError(
+                f"{path}: key {_file_key(key, model)[:200]!r} is not part of LAVT {model.config.swin}"
+            )
     model.load_state_dict({key: state[key] for key in own})
 
 

@@ -23,7 +23,7 @@ SWIN: dict[str, SwinConfig] = {
     "base": SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32)),
     "large": SwinConfig(192, (2, 2, 18, 2), (6, 12, 24, 48)),
     # The built-in demo model's backbone; not of the paper.
-    "demo": SwinConfig(24, (2, 4, 4, 2), (3, 4, 8, 12)),
+    "demo": SwinConfig(24, (2, 4, 4, 2), (1, 3, 6, 12)),
 }
 
 

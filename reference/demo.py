@@ -24,7 +24,7 @@ DEMO_CONFIG: Final = LAVTConfig(
     fusion_heads=(1, 1, 2, 2),
     variant="lavt_one",
     text=TextConfig(
-        vocab_size=len(VOCABULARY), hidden_size=96, num_layers=3, num_heads=4, intermediate_size=384, max_positions=20
+        vocab_size=len(VOCABULARY), hidden_size=96, num_layers=2, num_heads=4, intermediate_size=384, max_positions=20
     ),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -17,13 +17,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.shapes import KINDS, VOCABULARY, Scene, SceneSentence, scene_at
 from ..data.shapes_objects import COLOURS, SHAPES, SIZES, TEXTURES
-from ..data.shapes_queries import Relation, View
+from ..data.shapes_queries import DIRECTIONS, REGIONS, RELATIONS, Attribute, Descriptor, Ordinal, Query, Region, Relation, View
+from ..data.shapes_words import ORDINALS
 from ..runtime.tokenizer import SentenceTokenizer, build_tokenizer
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ATTRIBUTE_SIZES = (len(COLOURS), len(SHAPES), len(TEXTURES), len(SIZES))
 HINT_GRID = 30  # cells on a side of the grid that carries attributes and hints
 NOTHING = -1
+HINTS = 3
+SAID = 8  # sentences of a scene that teach the text encoder
+_NAMED = len(SIZES) + 1, len(TEXTURES) + 1, len(COLOURS) + 1, len(SHAPES) + 1
+_CLAIMS = ("", *DIRECTIONS, *(f"in {region}" for region in REGIONS), *RELATIONS, *(f"from {one}" for one in DIRECTIONS))
+MEANING_SIZES = (*_NAMED, *_NAMED, len(_CLAIMS), len(ORDINALS) + 1)
 _SCENES = 32  # numbers that each step has to itself; the data is endless
 
 
@@ -36,7 +42,11 @@ class Batch:
     attention_mask: Tensor  # (S*R,T)
     masks: Tensor  # bool (S*R,H,W)
     attributes: Tensor  # (S,4,G,G): colour, shape, texture and size of the object at each cell, or NOTHING
-    hints: Tensor  # bool (S*R,2,G,G): the objects that the target's words fit, and the anchor of a relation
+    hints: Tensor  # bool (S*R,3,G,G): what the target's words fit, the anchor of a relation, the object that is meant
+
+    said_ids: Tensor  # (S*SAID,T)
+    said_mask: Tensor  # (S*SAID,T)
+    meanings: Tensor  # (S*SAID,len(MEANING_SIZES)): what each of those says
 
     def part(self, index: int, parts: int) -> Batch:
         """The batch's `index`-th of `parts` equal parts."""
@@ -83,13 +93,35 @@ def _attributes(scene: Scene, owners: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _hints(one: SceneSentence, view: View, owners: NDArray[np.int64]) -> NDArray[np.bool_]:
     anchors = view.matching(one.query.anchor) if isinstance(one.query, Relation) else []
-    return np.stack([np.isin(owners, view.matching(one.query.target)), np.isin(owners, anchors)])
+    fitting = view.matching(one.query.target)
+    return np.stack([np.isin(owners, chosen) for chosen in (fitting, anchors, [one.object_index])])
+
+
+def _named(one: Descriptor) -> list[int]:
+    values: list[tuple[Sequence[str], str | None]] = [(SIZES, one.size), (TEXTURES, one.texture)]
+    values += [(list(COLOURS), one.colour), (SHAPES, one.shape)]
+    return [0 if value is None else 1 + among.index(value) for among, value in values]
+
+
+def meaning(query: Query) -> list[int]:
+    """A query as one class number for each of MEANING_SIZES: target, anchor, claim, rank."""
+    anchor, rank = Descriptor(), 0
+    if isinstance(query, Relation):
+        anchor = query.anchor
+        claim_index = _CLAIMS.index(query.relation, 1 + len(DIRECTIONS) + len(REGIONS))
+    elif isinstance(query, Region):
+        claim_index = _CLAIMS.index(f"in {query.region}")
+    elif isinstance(query, Ordinal):
+        claim_index, rank = _CLAIMS.index(f"from {query.direction}"), query.rank
+    else:
+        claim_index = 0 if isinstance(query, Attribute) else _CLAIMS.index(query.direction)
+    return [*_named(query.target), *_named(anchor), claim_index, rank]
 
 
 def make_batch(seed: int, step: int, scenes: int, sentences: int) -> Batch:
     """The batch of a training step."""
     rng = np.random.default_rng([seed, step])
-    images, tokens, masks, attributes, hints = [], [], [], [], []
+    images, tokens, masks, attributes, hints, said, meanings = [], [], [], [], [], [], []
     numbers = count(step * _SCENES)
     while len(images) < scenes:
         scene = scene_at(seed, "train", next(numbers))
@@ -107,9 +139,13 @@ def make_batch(seed: int, step: int, scenes: int, sentences: int) -> Batch:
             tokens.append(demo_tokenizer().encode(one.text)[:2])
             masks.append(visible[one.object_index])
             hints.append(_hints(one, view, owners))
+        for i in rng.integers(len(found), size=SAID):
+            said.append(demo_tokenizer().encode(found[i].text)[:2])
+            meanings.append(meaning(found[i].query))
     ids, attention = (torch.from_numpy(np.stack(part)) for part in zip(*tokens, strict=True))
     stacked = [torch.from_numpy(np.stack(part)) for part in (images, masks, attributes, hints)]
-    return Batch(stacked[0], ids, attention, *stacked[1:])
+    said_ids, said_mask = (torch.from_numpy(np.stack(part)) for part in zip(*said, strict=True))
+    return Batch(stacked[0], ids, attention, *stacked[1:], said_ids, said_mask, torch.tensor(meanings))
 
 
 class _Steps(Dataset[Batch]):

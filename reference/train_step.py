@@ -8,18 +8,21 @@ this small needs far longer to find out what words mean.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
+from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from .decoder import upsample
 from .fusion import apply_gate
 from .lavt import LAVT
-from .train_data import ATTRIBUTE_SIZES, NOTHING, Batch, normalise
+from .train_data import ATTRIBUTE_SIZES, HINTS, MEANING_SIZES, NOTHING, Batch, normalise
 
 
 
@@ -37,7 +40,7 @@ class Phase:
 
 
 _HINTED = (1, 2)  # stages, from 0, whose features answer for attributes and hints
-_COARSE_WEIGHT, _ATTRIBUTE_WEIGHT, _HINT_WEIGHT = 0.4, 0.3, 1.0
+_COARSE_WEIGHT, _ATTRIBUTE_WEIGHT, _HINT_WEIGHT, _TEXT_WEIGHT = 0.4, 0.3, 1.0, 0.2
 
 
 def mask_loss(difference: Tensor, target: Tensor) -> Tensor:
@@ -48,19 +51,76 @@ def mask_loss(difference: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(difference, target) * 4 + dice.mean()
 
 
+def spread_heads(model: LAVT) -> None:
+    """Start half of the attention heads (and all of the first stage's) with a look at one side of each token.
+
+    A bias of `-|d - m|^2 / 2 s^2` by offset d, as in ConViT (arXiv 2103.10697), makes a head a soft convolution tap at
+    m. From a flat start, offsets are learnt so slowly that no shape is told from another after an hour.
+    """
+    turn = 0
+    for stage in model.backbone.layers:
+        for block in stage.blocks:
+            table, window = block.attn.relative_position_bias_table, block.window
+            rows, columns = torch.meshgrid(*[torch.arange(1 - window, window)] * 2, indexing="ij")
+            with torch.no_grad():
+                for head in range((table.shape[1] + 1) // 2):
+                    angle, radius = 2.4 * turn, 1.0 + turn % 3  # the golden angle never repeats
+                    away = (rows - radius * math.sin(angle)) ** 2 + (columns - radius * math.cos(angle)) ** 2
+                    table[:, head] = (away / -4.5).clamp(min=-5.0).flatten()
+                    turn += 1
+
+
+def open_gates(model: LAVT) -> None:
+    """Start the language pathway open: PyTorch's usual start lets a two-hundredth of it through, and no gradient."""
+    with torch.no_grad():
+        for stage in model.backbone.layers:
+            for module in stage.fusion.modules():
+                if isinstance(module, nn.Conv1d):
+                    module.weight *= 3**0.5  # keeps the variance
+            stage.res_gate[0].weight *= 4
+            stage.res_gate[2].weight *= 2
+
+
+def _attend(self: WindowAttention, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """timm's window attention with its largest tensors in the type of the activations; autocast would widen them."""
+    count, tokens, _ = x.shape
+    q, k, v = self.qkv(x).view(count, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    with torch.autocast("cpu", enabled=False):
+        bias = self._get_rel_pos_bias().to(q.dtype)
+        attention = (q * self.scale) @ k.transpose(-2, -1)
+        if mask is None:
+            attention = attention + bias
+        else:
+            bias = bias + mask.to(q.dtype).unsqueeze(1)
+            attention = (attention.unflatten(0, (-1, len(mask))) + bias).flatten(0, 1)
+        attention = attention.softmax(-1)
+        out = (attention @ v).transpose(1, 2).flatten(2)
+    return torch.as_tensor(self.proj(out))
+
+
 class Trainee(nn.Module):
     """A LAVT with the heads that it has during training only."""
 
     def __init__(self, model: LAVT) -> None:
         super().__init__()
         self.model = model
+        spread_heads(model)
+        open_gates(model)
+        for module in model.modules():
+            if isinstance(module, WindowAttention):
+                module.forward = MethodType(_attend, module)
         channels = model.config.channels
         self.coarse = nn.ModuleList(nn.Conv2d(channels[3] // 2, 1, 1) for _ in range(2))
-        self.hints = nn.ModuleList(nn.Linear(channels[stage], sum(ATTRIBUTE_SIZES) + 2) for stage in _HINTED)
+        self.attributes = nn.ModuleList(nn.Linear(channels[stage], sum(ATTRIBUTE_SIZES)) for stage in _HINTED)
+        width = model.config.text.hidden_size
+        self.meanings = nn.Linear(width, sum(MEANING_SIZES))
+        self.identity = nn.Linear(width, model.config.text.vocab_size)
+        self.hints = nn.ModuleList(nn.Linear(channels[stage], HINTS) for stage in _HINTED)
 
-    def _hint_losses(self, head: nn.Module, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Of the features x (B,h,w,C) of a stage: attributes, and hints."""
-        *attributes, hints = head(x).float().split([*ATTRIBUTE_SIZES, 2], dim=-1)
+    def _hint_losses(self, i: int, x: Tensor, fused: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of the features x (B,h,w,C) of a stage: attributes; of what the decoder gets of it (B,h,w,C): hints."""
+        attributes = self.attributes[i](x).float().split(ATTRIBUTE_SIZES, dim=-1)
+        hints = self.hints[i](fused).float()
         step = batch.hints.shape[-1] // x.shape[1]
         repeats = len(batch.hints) // len(batch.attributes)
         labels = batch.attributes[..., step // 2 :: step, step // 2 :: step].repeat_interleave(repeats, 0)
@@ -73,6 +133,18 @@ class Trainee(nn.Module):
         hint_loss = F.binary_cross_entropy_with_logits(hints.permute(0, 3, 1, 2), truth, weight)
         return torch.as_tensor(attribute_loss), hint_loss
 
+    def _text_loss(self, batch: Batch) -> Tensor:
+        """[CLS] must tell what a sentence says, and every other word which word it is.
+
+        Without the latter the encoder makes all words alike while they mean nothing yet, and stays there.
+        """
+        features = self.model.encode_words(batch.said_ids, batch.said_mask).transpose(1, 2)
+        said = self.meanings(features[:, 0]).float().split(MEANING_SIZES, dim=-1)
+        losses = [F.cross_entropy(one, batch.meanings[:, i]) for i, one in enumerate(said)]
+        real = batch.said_mask.bool()
+        identity = F.cross_entropy(self.identity(features[real]).float(), batch.said_ids[real])
+        return torch.stack(losses).sum() + identity
+
     def forward(self, batch: Batch, level: int) -> tuple[Tensor, Tensor]:
         """The loss, and the part of it that the last answer (hints or mask) contributes; see Phase for the level.
 
@@ -84,7 +156,7 @@ class Trainee(nn.Module):
         word_mask = batch.attention_mask.unsqueeze(-1).to(words.dtype)
         x = backbone.patch_embed(normalise(batch.images))
         maps: list[Tensor] = []
-        extra = last = torch.zeros(())
+        extra = last = _TEXT_WEIGHT * self._text_loss(batch)
         for i, stage in enumerate(backbone.layers[:3] if level == 4 else backbone.layers):
             for block in stage.blocks:
                 x = block(x)
@@ -92,9 +164,10 @@ class Trainee(nn.Module):
                 x = x.repeat_interleave(repeats, 0)
             residual = stage.fusion(x.flatten(1, 2), words, word_mask).view_as(x)
             x = apply_gate(stage.res_gate, x, residual)
-            maps.append(backbone.get_submodule(f"norm{i}")(residual).permute(0, 3, 1, 2))
+            fused = backbone.get_submodule(f"norm{i}")(residual)
+            maps.append(fused.permute(0, 3, 1, 2))
             if i in _HINTED:
-                attribute_loss, hint_loss = self._hint_losses(self.hints[_HINTED.index(i)], x, batch)
+                attribute_loss, hint_loss = self._hint_losses(_HINTED.index(i), x, fused, batch)
                 last = _ATTRIBUTE_WEIGHT * attribute_loss + _HINT_WEIGHT * hint_loss
                 extra = extra + last
             if stage.downsample is not None and not (level == 4 and i == 2):

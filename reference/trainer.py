@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import time
@@ -40,7 +39,7 @@ class Options:
     coarse_from: int = 700
     fine_from: float = 0.75  # part of the run, as is decay_from
     decay_from: float = 0.7
-    phases: tuple[Phase, Phase, Phase] = (Phase(16, 1, 4), Phase(8, 3, 3), Phase(8, 3, 2))
+    phases: tuple[Phase, Phase, Phase] = (Phase(12, 2, 4), Phase(8, 3, 3), Phase(8, 3, 2))
 
     def phase(self, step: int) -> Phase:
         """What a step trains."""
@@ -75,17 +74,28 @@ class Run:
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # the data never ends, so there is nothing to overfit
         self.trainee.model.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.trainee.model).eval().requires_grad_(False)
-        plain = [p for p in self.trainee.parameters() if p.ndim < 2]
-        decayed = [p for p in self.trainee.parameters() if p.ndim >= 2]
-        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0}]
+        self.average = LAVT(DEMO_CONFIG).eval().requires_grad_(False)
+        self.average.load_state_dict(self.trainee.model.state_dict())
+        named = list(self.trainee.named_parameters())
+        tables = [p for name, p in named if name.endswith("relative_position_bias_table")]
+        text = [p for name, p in named if name.startswith("model.text_encoder.")]
+        rest = [(name, p) for name, p in named if not name.startswith("model.text_encoder.")]
+        plain = [p for name, p in rest if p.ndim < 2]
+        decayed = [p for name, p in rest if p.ndim >= 2 and not name.endswith("relative_position_bias_table")]
+        # Position biases are logits and must go far: at the others' rate they would take the whole run.
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": 0.02, "factor": 1.0},
+            {"params": plain, "weight_decay": 0, "factor": 1.0},
+            {"params": text, "weight_decay": 0.01, "factor": 0.5},
+            {"params": tables, "weight_decay": 0, "factor": 10.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98))
         self.crew = Crew(self.trainee, options.threads)
 
     def advance(self, batch: Batch) -> float:
         """One step; returns the loss of the last answer (see Trainee)."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate(self.step)
+            group["lr"] = group["factor"] * self.options.learning_rate(self.step)
         loss = self.crew.gradients(batch, level=self.options.phase(self.step).level, half=self.options.half)
         nn.utils.clip_grad_norm_(self.crew.parameters, 1.0)
         self.optimizer.step()

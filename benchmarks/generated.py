@@ -1,0 +1,59 @@
+"""The generated data set of a newcomer who has none: written once, kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import __version__
+from ..data import shapes
+from ..data.shapes_write import DEFAULT_SCENES, write_refcoco
+from ..errors import DatasetError
+
+SEED = 0
+
+
+def generated_root(split: str, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The folder of the generated data (seed 0, default scenes) that holds a split, in RefCOCO's layout.
+
+    Where it is not there yet it is written, whole or not at all: scenes do not depend on each other, so a split can be
+    had without the others. `progress` is called with (scenes written, scenes in all).
+
+    Raises:
+        DatasetError: no such split, or the cache cannot be written.
+    """
+    wanted = ("testA", "testB") if split == "test" else (split,)
+    scenes = {name: count for name, count in DEFAULT_SCENES.items() if name in wanted}
+    if not scenes:
+        raise DatasetError(f"unknown split {split!r} of the generated data; choose one of {', '.join(DEFAULT_SCENES)}")
+    root = cache_folder() / f"shapes-{generator_version()}-seed{SEED}-{split}"
+    if not (root / "refcoco").is_dir():
+        try:
+            write_refcoco(root, seed=SEED, scenes=scenes, progress=progress)
+        except DatasetError as error:
+            if not (root / "refcoco").is_dir():  # else another process was faster, with the same bytes
+                raise DatasetError(
+                    f"{error}; set XDG_CACHE_HOME, or write it elsewhere and give --data-root"
+                ) from error
+    return root
+
+
+def generator_version() -> str:
+    """Changes with everything that decides what is generated: the generator's source, for it has no other number."""
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted(Path(shapes.__file__).parent.glob("shapes*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def cache_folder() -> Path:
+    """`lavt-edge` in XDG_CACHE_HOME, or in ~/.cache (XDG Base Directory Specification: a relative path is ignored)."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):
+        return Path(given) / "lavt-edge"
+    try:
+        return Path.home() / ".cache" / "lavt-edge"
+    except RuntimeError as error:
+        raise DatasetError("no home folder for generated data; set XDG_CACHE_HOME, or give --data-root") from error

@@ -1,0 +1,475 @@
+"""The exported graphs: the published function on ONNX Runtime, static, clean, named, cheap, and whole or not at all."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import onnxruntime
+import onnxscript.optimizer
+import pytest
+import torch
+from lavt_edge.errors import ExportError
+from lavt_edge.export import ExportOptions, export_bundle
+from lavt_edge.export.graph import export_graph, save_graph
+from lavt_edge.export.image_model import ImageModel
+from lavt_edge.export.macs import count_macs
+from lavt_edge.export.text_model import TextModel
+from lavt_edge.export.words import prompt_channels
+from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
+from lavt_edge.runtime import Segmenter
+from lavt_edge.runtime.bundle import CheckpointInfo, Manifest, sha256_of
+from lavt_edge.tests.golden import NO_TEXT, Case, byte_patches, golden_lavt, official_content
+from onnx.utils import Extractor
+from polygraphy.backend.onnx import fold_constants
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+SMALL = LAVTConfig(
+    swin="demo",
+    window=7,
+    fusion_heads=(1, 2, 1, 4),
+    text=TextConfig(hidden_size=24, num_layers=2, num_heads=2, intermediate_size=40, max_positions=20),
+)
+SIZE = (75, 102)  # pads patches, windows and merges
+CHECKPOINT = CheckpointInfo("golden.pth", "0" * 64)
+STEPS = ("exporting the text graph", "exporting the image graph", "checking against PyTorch", "writing the manifest")
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def run_graph(model: onnx.ModelProto | Path, feed: Arrays) -> dict[str, npt.NDArray[Any]]:
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, dict(feed)), strict=True))
+
+
+def image_inputs(config: LAVTConfig, size: tuple[int, int], batch: int) -> dict[str, torch.Tensor]:
+    return {
+        "image": torch.zeros(batch, *size, 3, dtype=torch.uint8),
+        "prompt": torch.zeros(batch, 20, prompt_channels(config)),
+        "word_mask": torch.ones(batch, 20),
+    }
+
+
+def export_image(model: LAVT, path: Path, size: tuple[int, int], **options: Any) -> Path:
+    inputs = image_inputs(model.config, size, options.pop("batch", 2))
+    save_graph(export_graph(ImageModel(model, *size), inputs, ("logits", "mask"), **options), path)
+    return path
+
+
+def export_text(model: LAVT, path: Path, batch: int = 2, **options: Any) -> Path:
+    ids = torch.ones(batch, 20, dtype=torch.int64)
+    inputs = {"input_ids": ids, "attention_mask": ids.clone()}
+    save_graph(export_graph(TextModel(model), inputs, ("prompt",), **options), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_model() -> LAVT:
+    return golden_lavt(SMALL)
+
+
+@pytest.fixture(scope="module")
+def one_tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole export of the golden `lavt_one` case, with a free batch."""
+    case = Case.load("one_tiny_w7_224")
+    folder = tmp_path_factory.mktemp("one_tiny") / "bundle"
+    export_bundle(golden_lavt(case.config), folder, CHECKPOINT, options=ExportOptions(case.size, batch=None))
+    gc.collect()
+    return folder
+
+
+# the command on an official file for base
+
+
+@dataclass(frozen=True)
+class CommandRun:
+    """A run of `lavt-export onnx`: the bundle, exit code, seconds, peak memory in bytes, what a terminal showed."""
+
+    bundle: Path
+    returncode: int
+    seconds: float
+    peak: int
+    shown: str
+
+
+def watch(command: list[str], bundle: Path) -> CommandRun:
+    """Runs a command with a terminal for its output."""
+    terminal, side = pty.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        while True:
+            try:
+                data = os.read(terminal, 1 << 16)
+            except OSError:  # the other side is closed
+                return
+            shown.append(data)
+
+    start, peak = time.monotonic(), 0
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=side, stderr=side, env=environment)
+    os.close(side)
+    reader = threading.Thread(target=read)
+    reader.start()
+    while process.poll() is None:
+        # The kernel keeps the peak of the process's own memory; a child's resource usage would count its parent's.
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                peak = max(peak, int(line.split()[1]) * 1024)
+        time.sleep(0.1)
+    seconds = time.monotonic() - start
+    reader.join()
+    os.close(terminal)
+    return CommandRun(bundle, process.returncode, seconds, peak, b"".join(shown).decode(errors="replace"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandRun]:
+    """`lavt-export onnx` on an official-layout file for base with golden weights and BERT, optimizer state included."""
+    folder = tmp_path_factory.mktemp("base")
+    checkpoint, bundle = folder / "official.pth", folder / "bundle"
+    model = golden_lavt(LAVTConfig(swin="base", window=12, variant="lavt"))
+    torch.save(official_content(model, optimizer_bytes=600_000_000), checkpoint)
+    del model
+    gc.collect()
+    assert checkpoint.stat().st_size > 1_500_000_000
+    executable = Path(sys.executable).parent / "lavt-export"
+    command = [str(executable), "onnx", "--checkpoint", str(checkpoint), "--output", str(bundle)]
+    run = watch(command, bundle)
+    print(f"\nbase: {run.seconds:.0f} s, peak memory {run.peak / 1e9:.2f} GB\n{run.shown[-1000:]}")
+    assert run.returncode == 0, run.shown
+    checkpoint.unlink()
+    yield run
+    for path in bundle.glob("*.onnx*"):
+        path.unlink()
+
+
+def test_base_takes_less_than_6_gigabytes_and_4_minutes(base: CommandRun) -> None:
+    assert 1e9 < base.peak < 6e9
+    assert base.seconds < 240
+
+
+def test_base_shows_its_progress_on_a_terminal(base: CommandRun) -> None:
+    for step in ("reading official.pth", "exporting the image graph", "checking against PyTorch, case"):
+        assert step in base.shown
+
+
+def test_base_bundle_says_what_was_measured(base: CommandRun) -> None:
+    manifest = Manifest.parse_json((base.bundle / "lavt.json").read_text())
+    assert LAVTConfig.from_dict({k: v for k, v in manifest.model.items() if k not in ("macs", "opset")}) == LAVTConfig()
+    assert manifest.checkpoint.name == "official.pth"
+    assert manifest.parity["segmenter"]["relative_error"] <= 1e-3
+    assert manifest.parity["segmenter"]["pixel_agreement"] >= 0.9995
+    assert {name: sha256_of(base.bundle / name) for name in manifest.files} == {
+        name: entry.sha256 for name, entry in manifest.files.items()
+    }
+
+
+# the cost
+
+
+def published_macs(config: LAVTConfig, size: tuple[int, int]) -> float:
+    """MACs of the published model's image part, counted by torch while it runs without data."""
+    with torch.device("meta"):
+        model = LAVT(config).eval()
+        inputs = torch.zeros(1, 3, *size), torch.zeros(1, config.text.hidden_size, 20), torch.ones(1, 20, 1)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.segment(*inputs)
+    return counter.get_total_flops() / 2
+
+
+def test_base_needs_155_instead_of_197_gmacs(base: CommandRun) -> None:
+    published = published_macs(LAVTConfig(swin="base", window=12, text=NO_TEXT), (480, 480))
+    image = sum(count_macs(base.bundle / "segmenter.onnx").values())
+    text = sum(count_macs(base.bundle / "text_encoder.onnx").values())
+    print(f"\nMACs: published {published / 1e9:.2f} G, image graph {image / 1e9:.2f} G, text graph {text / 1e9:.2f} G")
+    assert published == pytest.approx(197.29e9, rel=1e-3)
+    assert image <= 155.5e9
+    manifest = Manifest.parse_json((base.bundle / "lavt.json").read_text())
+    assert manifest.model["macs"] == {"segmenter": image, "text_encoder": text}
+
+
+def test_counted_macs_are_those_that_torch_counts(small_model: LAVT, small_bundle: Path) -> None:
+    with FlopCounterMode(display=False) as counter:
+        ImageModel(small_model.float(), *SIZE)(*image_inputs(SMALL, SIZE, 1).values())
+    assert sum(count_macs(small_bundle / "segmenter.onnx").values()) == counter.get_total_flops() / 2
+
+
+def test_macs_of_each_kind_of_product() -> None:
+    def tensor(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["conv"], "conv", strides=[2, 2], pads=[1, 1, 1, 1], group=2),
+        onnx.helper.make_node("MatMul", ["a", "b"], ["matmul"], "matmul"),
+        onnx.helper.make_node("Gemm", ["c", "d"], ["gemm"], "gemm", transA=1),
+        onnx.helper.make_node("Relu", ["matmul"], ["relu"], "relu"),
+    ]
+    inputs = [tensor("x", "batch", 4, 9, 7), tensor("w", 6, 2, 3, 3), tensor("a", 5, 2, 3), tensor("b", 3, 4)]
+    inputs += [tensor("c", 8, 2), tensor("d", 8, 3)]
+    outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in ("conv", "relu", "gemm")]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "products", inputs, outputs))
+    assert count_macs(model) == {"conv": 6 * 5 * 4 * 2 * 9, "matmul": 5 * 2 * 4 * 3, "gemm": 2 * 3 * 8}
+
+
+# the golden cases on ONNX Runtime
+
+
+def cut(path: Path, inputs: list[str], output: list[str]) -> onnx.ModelProto:
+    """The part of a graph behind the named tensors."""
+    return Extractor(onnx.load(path)).extract_model(inputs, output)
+
+
+def run_golden(case: Case, text: Path, image: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Logits and mask of a bundle's graphs for a golden case.
+
+    Its image is of normalised numbers, where a bundle takes bytes: it enters behind the cast from bytes, as numbers
+    that the graph's own normalisation turns into the case's. Word features enter behind BERT.
+    """
+    mask = case.word_mask.numpy()
+    if case.config.variant == "lavt_one":
+        prompt = run_graph(text, {"input_ids": case.input_ids.numpy(), "attention_mask": mask})["prompt"]
+    else:
+        (words,) = (node.input[0] for node in onnx.load(text).graph.node if node.name == "prompt/Mul")
+        feed = {words: case.words.transpose(1, 2).numpy(), "attention_mask": mask}
+        prompt = run_graph(cut(text, list(feed), ["prompt"]), feed)["prompt"]
+    feed = {"patch_embed/Cast": byte_patches(case.image), "prompt": prompt, "word_mask": mask.astype(np.float32)}
+    outputs = run_graph(cut(image, list(feed), ["logits", "mask"]), feed)
+    return outputs["logits"], outputs["mask"]
+
+
+@pytest.mark.parametrize("name", ["tiny_w7_224", "one_tiny_w7_224", "small_w12_heads_200x312", "base_w12_480"])
+def test_golden_case_on_onnx_runtime(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    case = Case.load(name)
+    if name == "base_w12_480":
+        bundle = request.getfixturevalue("base").bundle
+    elif name == "one_tiny_w7_224":
+        bundle = request.getfixturevalue("one_tiny_bundle")
+    else:
+        bundle, model, batch = tmp_path, golden_lavt(case.config), len(case.word_counts)
+        export_text(model, tmp_path / "text_encoder.onnx", batch)
+        export_image(model, tmp_path / "segmenter.onnx", case.size, batch=batch)
+    logits, mask = run_golden(case, bundle / "text_encoder.onnx", bundle / "segmenter.onnx")
+    assert logits.dtype == np.float32
+    error, agreement = case.compare(logits)
+    print(f"\n{name} on ONNX Runtime: relative error {error:.2e}, mask agreement {100 * agreement:.4f} %")
+    assert error <= case.float32_bound
+    assert agreement >= 0.9995
+    assert np.array_equal(mask, (logits[:, 1] > logits[:, 0]).astype(np.uint8))
+
+
+def test_whole_export_is_a_bundle_that_runs(one_tiny_bundle: Path) -> None:
+    manifest = Manifest.parse_json((one_tiny_bundle / "lavt.json").read_text())
+    assert sorted(path.name for path in one_tiny_bundle.iterdir()) == sorted([*manifest.files, "lavt.json"])
+    assert set(manifest.files) == {"tokenizer.json", "text_encoder.onnx", "segmenter.onnx"}
+    assert (manifest.input.height, manifest.input.width, manifest.input.batch) == (224, 224, None)
+    parity = manifest.parity["segmenter"]
+    assert parity["cases"] == 4
+    assert parity["relative_error"] <= 1e-3
+    assert parity["pixel_agreement"] > 0.999
+    with Segmenter.load(one_tiny_bundle, device="cpu") as segmenter:
+        result = segmenter.segment(np.zeros((50, 60, 3), np.uint8), "the man in red")
+    assert result.mask.shape == (50, 60)
+
+
+# the shape of the graphs
+
+GRAPHS = ["small text_encoder", "small segmenter", "base text_encoder", "base segmenter"]
+
+
+@pytest.fixture(scope="module", params=GRAPHS)
+def graph(request: pytest.FixtureRequest) -> Path:
+    """An exported graph: of a small model with a free batch and padding everywhere, or of base."""
+    size, name = request.param.split()
+    bundle = request.getfixturevalue("base").bundle if size == "base" else request.getfixturevalue("small_bundle")
+    return Path(bundle / f"{name}.onnx")
+
+
+def test_graph_is_static_but_for_the_batch(graph: Path) -> None:
+    model = onnx.load(graph)
+    used = {node.op_type for node in model.graph.node}
+    assert not used & {"ScatterND", "ScatterElements", "NonZero", "Loop", "If", "Scan", "Shape", "Size", "Expand"}
+    assert not used & {"Range", "ConstantOfShape", "Identity", "Resize", "Slice", "Where"}
+    assert not model.functions
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Reshape":
+            assert node.input[1] in constants, node.name
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    for value in [*inferred.input, *inferred.output, *inferred.value_info]:
+        dims = value.type.tensor_type.shape.dim
+        free = [i for i, dim in enumerate(dims) if not dim.HasField("dim_value")]
+        assert free in ([], [0]), value.name
+
+
+def test_nodes_carry_the_place_of_their_module(graph: Path, request: pytest.FixtureRequest) -> None:
+    nodes = onnx.load(graph, load_external_data=False).graph.node
+    assert max(Counter(node.name for node in nodes).values()) == 1
+    small = request.getfixturevalue("small_model")
+    if "small" in request.node.callspec.id:
+        module: nn.Module = TextModel(small) if graph.stem == "text_encoder" else ImageModel(small, *SIZE)
+        places = {name for name, _ in module.named_modules() if name}
+        for node in nodes:
+            place, op = node.name.split("/")
+            assert op.partition("_")[0] == node.op_type
+            assert place in places | {"graph"}
+    elif graph.stem == "segmenter":
+        assert {"stage2.block5.attn.qkv/MatMul", "stage2.block17.mlp.fc2/MatMul"} <= {node.name for node in nodes}
+    products = [node.name for node in nodes if node.op_type in ("MatMul", "Conv", "LayerNormalization", "Gather")]
+    assert not [name for name in products if name.startswith("graph/")]
+    assert sum(node.name.startswith("graph/") for node in nodes) < 0.05 * len(nodes)
+
+
+def test_no_optimizer_finds_a_node_to_remove(graph: Path) -> None:
+    model = onnx.load(graph)
+    before = Counter(node.op_type for node in model.graph.node)
+
+    def is_unchanged(nodes: Any) -> bool:
+        return Counter(node.op_type for node in nodes) == before
+
+    graph_ir = ir.from_proto(model)
+    for remove in (passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass()):
+        remove(graph_ir)
+        assert is_unchanged(graph_ir.graph), remove
+    onnxscript.optimizer.optimize_ir(graph_ir)
+    assert is_unchanged(graph_ir.graph)
+    assert is_unchanged(fold_constants(model).graph.node)
+
+
+@pytest.mark.parametrize("opset", [18, 19])
+def test_older_opsets_compute_the_same(small_model: LAVT, small_bundle: Path, tmp_path: Path, opset: int) -> None:
+    path = export_image(small_model.float(), tmp_path / "segmenter.onnx", SIZE, dynamic_batch=True, opset=opset)
+    assert [entry.version for entry in onnx.load(path).opset_import if entry.domain == ""] == [opset]
+    rng = np.random.default_rng(0)
+    feed = {
+        "image": rng.integers(0, 256, (3, *SIZE, 3), dtype=np.uint8),
+        "prompt": rng.standard_normal((3, 20, prompt_channels(SMALL)), dtype=np.float32),
+        "word_mask": np.ones((3, 20), np.float32),
+    }
+    found, expected = run_graph(path, feed), run_graph(small_bundle / "segmenter.onnx", feed)
+    difference = np.linalg.norm(found["logits"] - expected["logits"]) / np.linalg.norm(expected["logits"])
+    assert difference < 2e-5
+
+
+def test_large_weights_lie_beside_the_graph_and_run(small_bundle: Path, tmp_path: Path) -> None:
+    inside = small_bundle / "text_encoder.onnx"
+    graph_path, data_path = save_graph(ir.load(inside), tmp_path / "text_encoder.onnx", external_bytes=1000)
+    assert data_path.name == "text_encoder.onnx.data"
+    assert graph_path.stat().st_size < 100_000 < data_path.stat().st_size
+    ids = np.arange(40, dtype=np.int64).reshape(2, 20)
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    assert np.array_equal(run_graph(graph_path, feed)["prompt"], run_graph(inside, feed)["prompt"])
+    assert count_macs(graph_path) == count_macs(inside)
+
+
+# whole or not at all
+
+
+def export_small(folder: Path, model: LAVT, **options: Any) -> list[str]:
+    """Exports to `folder`/bundle; the steps that were reported."""
+    steps: list[str] = []
+    settings = ExportOptions(**{"size": SIZE, "batch": None, **options})
+    export_bundle(model, folder / "bundle", CHECKPOINT, options=settings, report=steps.append)
+    return steps
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from lavt_edge.export import ExportOptions, export_bundle
+from lavt_edge.tests import test_export_onnx as tests
+
+export_bundle(
+    tests.golden_lavt(tests.SMALL), Path(sys.argv[1]), tests.CHECKPOINT, options=ExportOptions(tests.SIZE, batch=None),
+    report=lambda step: print(step, flush=True),
+)
+"""
+
+
+def kill_at(step: str, bundle: Path) -> None:
+    """Starts an export and kills it when it reports `step`."""
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(bundle)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as lines:
+        assert any(line.startswith(step) for line in lines), f"{step} was never reported"
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def small_bundle(small_model: LAVT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole export of the small model, after others to the same place were killed."""
+    folder = tmp_path_factory.mktemp("small")
+    for step in (STEPS[1], STEPS[3]):
+        kill_at(step, folder / "bundle")
+        assert not (folder / "bundle").exists()
+    assert any(folder.iterdir())  # what the killed left
+    steps = export_small(folder, small_model)
+    assert [step for step in STEPS if any(said.startswith(step) for said in steps)] == list(STEPS)
+    return folder / "bundle"
+
+
+def test_a_killed_export_leaves_no_bundle_and_the_next_clears_up(small_bundle: Path) -> None:
+    assert [path.name for path in small_bundle.parent.iterdir()] == ["bundle"]
+    with Segmenter.load(small_bundle, device="cpu") as segmenter:
+        assert segmenter.segment(np.zeros((50, 60, 3), np.uint8), "the red circle").mask.shape == (50, 60)
+
+
+def test_an_export_over_tolerance_leaves_nothing(small_model: LAVT, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"differ from PyTorch by .* \(relative, tolerance 1e-12\)") as caught:
+        export_small(tmp_path, small_model.float(), tolerance=1e-12, size=(40, 52))
+    assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_existing_output_is_refused_before_any_work(small_model: LAVT, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "mine").write_text("mine")
+    start = time.monotonic()
+    with pytest.raises(ExportError, match="bundle exists already"):
+        export_small(tmp_path, small_model)
+    assert time.monotonic() - start < 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["bundle", "mine"]
+
+
+def test_an_output_that_cannot_be_written_is_one_line(small_model: LAVT, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="cannot be written") as caught:
+        export_small(tmp_path / "file", small_model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": (31, 480)}, "image size 31x480: each side must be 32 to 4096"),
+        ({"size": (480, 4097)}, "image size 480x4097"),
+        ({"size": (32, 32)}, "image size 32x32: the last stage needs two pixels"),
+        ({"batch": 0}, "batch 0: give 1 to 64, or 'dynamic'"),
+        ({"batch": 65}, "batch 65"),
+        ({"opset": 17}, "opset 17: give 18, 19 or 20"),
+        ({"opset": 21}, "opset 21"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        ExportOptions(**options)
