@@ -61,7 +61,7 @@ class GatheredAttention(nn.Module):
         self.layout = layout
         self.qkv = scaled_qkv(attn.qkv, attn.scale)
         self.proj = linear(attn.proj.weight, attn.proj.bias)
-        index: Tensor = attn.relative_position_index
+        index = torch.as_tensor(attn.relative_position_index)
         bias = attn.relative_position_bias_table.detach()[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
         self.position_bias = nn.Parameter(bias.contiguous(), requires_grad=False)
 

@@ -20,7 +20,7 @@ from lavt_edge.benchmarks import generated
 from lavt_edge.benchmarks.accuracy import ReferringMetrics
 from lavt_edge.benchmarks.evaluate import HEADER, Evaluation, evaluate
 from lavt_edge.benchmarks.predictors import BundlePredictor, load_bundle, object_masks
-from lavt_edge.benchmarks.reference_predictor import ReferencePredictor
+from lavt_edge.benchmarks.reference_predictor import ReferencePredictor, load_reference
 from lavt_edge.benchmarks.sentences import Split, open_split
 from lavt_edge.data import RefCOCO
 from lavt_edge.data.shapes import KINDS, VOCABULARY
@@ -481,6 +481,14 @@ def test_the_reference_gives_what_the_model_itself_computes(
             assert union == pytest.approx(expected[sentence_id][1], abs=2)
     assert found[0].figures["mean_iou"] == pytest.approx(found[1].figures["mean_iou"], abs=0.05)
     assert lines(tmp_path / "1.jsonl")[0]["model"]["runtime"] == "pytorch cpu"
+
+
+def test_pytorch_and_the_bundle_give_the_same_row(demo_bundle: Path, shapes_root: Path, tmp_path: Path) -> None:
+    split = open_split("shapes", "val", data_root=shapes_root)
+    predictors = (load_bundle(demo_bundle, device="cpu", threads=1), load_reference("demo", device="cpu"))
+    on_runtime, in_pytorch = (evaluate(one, split, tmp_path / one.name, limit=24).figures for one in predictors)
+    assert on_runtime["sentences"] == 24
+    assert on_runtime == pytest.approx(in_pytorch, abs=0.05)
 
 
 def bench(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
