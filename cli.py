@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,8 +19,8 @@ from .errors import ExportError, LavtError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-out = Console()
-err = Console(stderr=True)
+out = Console(markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
 
 export_app = typer.Typer(
     help="Take a LAVT checkpoint to what an edge device runs.", no_args_is_help=True, add_completion=False
@@ -56,12 +58,14 @@ def export_onnx(
     size, count, heads = _parse_size(image_size), _parse_batch(batch), _parse_heads(fusion_heads)
     with _needs("export"):
         from .export import ExportOptions, export_bundle
+        from .export.bundle import check_output
         from .export.source import open_source
 
     source = open_source(checkpoint)
     options = ExportOptions(size=size or source.size, batch=count, opset=opset)
-    if output.exists() and not force and not (output.is_dir() and not any(output.iterdir())):
-        raise ExportError(f"{output} exists already; name another folder, or pass --force to replace it")
+    check_output(output, force)
+    if source.path.resolve().is_relative_to(output.resolve()):
+        raise ExportError(f"{source.path} lies in {output}, which would be replaced; name another folder")
     with _steps(9) as report:
         report(f"reading {source.path.name}")
         manifest = export_bundle(
@@ -101,11 +105,15 @@ def run(
     from .runtime.overlay import overlay
     from .runtime.preprocess import to_rgb_array
 
+    if output.suffix.lower() != ".png":
+        raise LavtError(f"{output}: the output is a PNG; give a name that ends in .png")
+    pixels = to_rgb_array(image)
+    if output.resolve() == image.resolve():
+        raise LavtError(f"{output} is the image itself; name another output")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *rest: err.print(f"warning: {message}", soft_wrap=True, highlight=False)
         with Segmenter.load(bundle, device=device) as segmenter:
-            pixels = to_rgb_array(image)
             result = segmenter.segment(pixels, text)
     picture = Image.fromarray(result.mask.astype("uint8") * 255) if mask else overlay(pixels, result.mask, text)
     try:
@@ -285,7 +293,7 @@ class _Steps:
 def _progress() -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
@@ -317,6 +325,11 @@ def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]
 
 def _main(app: typer.Typer) -> None:
     """Runs a command; bad input ends in one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # A polite kill unwinds like Ctrl-C does, so that nothing half-written stays.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except LavtError as error:

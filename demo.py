@@ -7,6 +7,7 @@ the accuracy row of all that it segmented.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +15,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from .errors import LavtError
 from .files import whole_file
+from .runtime.bundle import open_bundle
 
 ROWS, COLUMNS, SCENES = 4, 2, 60
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def export_demo(bundle: Path) -> None:
-    """Writes the demo model's bundle, or leaves the one that is there."""
-    if bundle.exists():
-        out.print(f"{bundle} is there already")
-        return
+    """Writes the demo model's bundle, or leaves the one of the same weights that is there."""
     from .export import ExportOptions, export_bundle
     from .export.source import open_source
 
     source = open_source(None)
+    if bundle.exists() and open_bundle(bundle).manifest.checkpoint == source.info():
+        out.print(f"{bundle} is there already")
+        return
     options = ExportOptions(size=source.size, batch=None)
     with Console(stderr=True).status("exporting") as status:
         manifest = export_bundle(
@@ -37,6 +40,7 @@ def export_demo(bundle: Path) -> None:
             source.info(),
             vocabulary=source.vocabulary,
             options=options,
+            replace=True,
             report=lambda step: status.update(step),
         )
     parity = manifest.parity["segmenter"]
@@ -96,6 +100,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the bundle and the sheet go")
     folder = parser.parse_args().folder
+    try:
+        run_demo(folder)
+    except LavtError as error:
+        sys.exit(f"error: {error}")
+
+
+def run_demo(folder: Path) -> None:
+    """Everything that `make demo` does, into `folder`."""
     export_demo(folder / "bundle")
     panels, figures = segment_scenes(folder / "bundle")
     write_sheet(panels, folder / "sheet.png")

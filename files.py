@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,14 +23,19 @@ def sync(path: Path) -> None:
 
 def _partial(target: Path) -> Path:
     """A name beside `target` that says whose it is: .NAME.PID.RANDOM.partial"""
+    if not target.name or target.name == "..":
+        raise IsADirectoryError(errno.EISDIR, f"{target} is no new name")
     return target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
 
 
 def remove_abandoned(target: Path) -> None:
-    """Removes what processes that are gone left of `target`."""
+    """Removes what processes that are gone left of `target`, as far as this user may."""
     for path in target.parent.glob(f".{_escaped(target.name)}.*.*.partial"):
         pid = path.name.split(".")[-3]
-        if pid.isdigit() and not _alive(int(pid)):
+        if re.fullmatch("[0-9]{1,7}", pid) and not _alive(int(pid)):
+            _remove(path)
+    if target.exists():
+        for path in target.parent.glob(f".{_escaped(target.name)}.*.replaced"):
             _remove(path)
 
 
@@ -36,7 +43,8 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def _escaped(name: str) -> str:
@@ -53,6 +61,13 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # which says of a file in the way what callers take for the target's existence
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is not a folder") from error
+
+
 @contextmanager
 def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder to fill, which becomes `target` at the end; on any error nothing of it is left.
@@ -61,7 +76,7 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if target.exists() and not replace and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists already")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     remove_abandoned(target)
     partial = _partial(target)
     partial.mkdir()
@@ -70,7 +85,8 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         for path in sorted(partial.rglob("*"), reverse=True):
             sync(path)
         sync(partial)
-        old = _partial(target) if target.exists() else None
+        # Not a `.partial`: were this process killed between the two renames, the old content must stay.
+        old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.replaced") if target.exists() else None
         if old is not None:
             target.rename(old)
         try:
@@ -88,8 +104,14 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to, which replaces `target` at the end; on any error nothing of it is left."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """A path beside `target` to write to, which replaces `target` at the end; on any error nothing of it is left.
+
+    A symbolic link is followed. Raises OSError for what is no regular file, such as a device.
+    """
+    target = Path(os.path.realpath(target)) if target.is_symlink() else target
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, f"{target} is not a regular file")
+    _make_folder(target.parent)
     remove_abandoned(target)
     partial = _partial(target)
     try:

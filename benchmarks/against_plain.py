@@ -26,6 +26,7 @@ from ..export.graph import export_graph, save_graph
 from ..export.image_model import ImageModel
 from ..export.words import prompt_channels
 from ..reference import LAVT, LAVTConfig
+from ..reference.config import SWIN
 
 
 class PlainSegment(nn.Module):
@@ -111,7 +112,7 @@ def ratio_interval(seconds: npt.NDArray[np.float64], draws: int = 10_000) -> tup
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--swin", default="base")
+    parser.add_argument("--swin", default="base", choices=sorted(SWIN))
     parser.add_argument("--window", type=int, default=12)
     parser.add_argument("--image-size", type=int, default=480)
     parser.add_argument("--threads", type=int, default=2)

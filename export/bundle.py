@@ -71,6 +71,7 @@ def export_bundle(
     cannot be written, or is further from PyTorch than the tolerance.
     """
     options = options or ExportOptions()
+    check_output(output, replace)
     try:
         with whole_folder(output, replace=replace) as folder:
             tokenizer = build_tokenizer(vocabulary)
@@ -89,6 +90,23 @@ def export_bundle(
     except OSError as error:
         raise ExportError(f"{output}: cannot be written ({error.strerror or error})") from error
     return manifest
+
+
+def check_output(output: Path, replace: bool) -> None:
+    """Raises ExportError where a bundle cannot be written to `output`: only an old bundle is ever replaced."""
+    try:
+        if not output.name:
+            raise ExportError(f"{output} is no new name; name a folder to write, such as bundle")
+        if output.is_symlink():
+            raise ExportError(f"{output} is a symbolic link; name the folder itself")
+        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+            return
+        if not (output.is_dir() and (output / MANIFEST_NAME).is_file()):
+            raise ExportError(f"{output} exists already and is no bundle; name another folder")
+        if not replace:
+            raise ExportError(f"{output} exists already; name another folder, or pass --force to replace it")
+    except OSError as error:
+        raise ExportError(f"{str(output)[:200]}: cannot be written ({error.strerror or error})") from error
 
 
 def _export_text(model: LAVT, folder: Path, options: ExportOptions) -> dict[str, FileEntry]:
@@ -156,7 +174,11 @@ def _manifest(
     options: ExportOptions,
     folder: Path,
 ) -> Manifest:
-    macs = {name: sum(count_macs(folder / f"{name}.onnx").values()) for name in ("text_encoder", "segmenter")}
+    # Per image: a static batch is counted as a whole.
+    macs = {
+        name: sum(count_macs(folder / f"{name}.onnx").values()) // (options.batch or 1)
+        for name in ("text_encoder", "segmenter")
+    }
     return Manifest(
         generator={"lavt_edge": __version__, "torch": torch.__version__, "onnx": version("onnx")},
         model={**config.to_dict(), "macs": macs, "opset": options.opset},

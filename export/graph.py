@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -130,10 +131,7 @@ def _name_nodes(model: ir.Model) -> None:
     taken: Counter[str] = Counter()
     outputs = set(model.graph.outputs)
     for node in model.graph:
-        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-        # The last scope is the operation itself, the one before it the innermost module.
-        place = scopes[-2] if len(scopes) >= 2 else ""
-        base = f"{place or 'graph'}/{node.op_type}"
+        base = f"{_place(node) or 'graph'}/{node.op_type}"
         taken[base] += 1
         node.name = base if taken[base] == 1 else f"{base}_{taken[base]}"
         node.metadata_props.clear()
@@ -142,3 +140,15 @@ def _name_nodes(model: ir.Model) -> None:
             if output not in outputs:
                 output.name = node.name if i == 0 else f"{node.name}:{i}"
             output.metadata_props.clear()
+
+
+def _place(node: ir.Node) -> str:
+    """The module that a node comes from, such as `stage2.block5.attn.qkv`; empty for the model itself."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    if scopes:
+        # The last scope is the operation itself, the one before it the innermost module.
+        return scopes[-2] if len(scopes) >= 2 else ""
+    # A node that the optimizer made, a Split: it is from where all that read it are.
+    readers = [_place(reader).split(".") for output in node.outputs for reader, _ in output.uses()]
+    common = takewhile(lambda parts: len(set(parts)) == 1, zip(*readers, strict=False))
+    return ".".join(parts[0] for parts in common)

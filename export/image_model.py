@@ -41,7 +41,7 @@ class BytePatchEmbed(nn.Module):
             return bias - offset.sum(dim=1)
         real = F.pad(bias.new_ones(1, 1, height, width), self.padding[2:])
         counted = F.conv2d(real, offset.view(-1, 1, self.patch, self.patch), stride=self.patch)
-        return bias - counted.flatten(2).squeeze(0).T
+        return (bias - counted.flatten(2).squeeze(0).T).contiguous()
 
     def forward(self, image: Tensor) -> Tensor:
         x = F.pad(image, self.padding) if any(self.padding) else image

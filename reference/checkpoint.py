@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def load_checkpoint(path: str | Path, *, fusion_heads: tuple[int, int, int, int]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such file; give the path of an official LAVT checkpoint (.pth)")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():

@@ -40,7 +40,9 @@ def load_demo(path: str | Path = DEMO_WEIGHTS) -> LAVT:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         model = LAVT(LAVTConfig.from_dict(json.loads(metadata["config"]))).eval()
-        model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+        model.load_state_dict(
+            {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        )
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; train the demo model with lavt_edge.reference.train") from error
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:

@@ -17,7 +17,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.shapes import KINDS, VOCABULARY, Scene, SceneSentence, scene_at
 from ..data.shapes_objects import COLOURS, SHAPES, SIZES, TEXTURES
-from ..data.shapes_queries import DIRECTIONS, REGIONS, RELATIONS, Attribute, Descriptor, Ordinal, Query, Region, Relation, View
+from ..data.shapes_queries import (
+    DIRECTIONS,
+    REGIONS,
+    RELATIONS,
+    Attribute,
+    Descriptor,
+    Ordinal,
+    Query,
+    Region,
+    Relation,
+    View,
+)
 from ..data.shapes_words import ORDINALS
 from ..runtime.tokenizer import SentenceTokenizer, build_tokenizer
 

@@ -25,7 +25,6 @@ from .lavt import LAVT
 from .train_data import ATTRIBUTE_SIZES, HINTS, MEANING_SIZES, NOTHING, Batch, normalise
 
 
-
 @dataclass(frozen=True)
 class Phase:
     """What a step trains: so many scenes with so many sentences each, up to a level of the model.

@@ -203,7 +203,13 @@ def train(output: Path, options: Options, *, minutes: float, resume: bool, conso
     begun, before = time.monotonic(), run.seconds
     losses: list[float] = []
     data = batches(options.batch, range(run.step, options.steps))
-    columns = TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[said]}")
+    columns = (
+        TextColumn("step"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=options.steps, completed=run.step, said="")
         for batch in data:
@@ -213,7 +219,11 @@ def train(output: Path, options: Options, *, minutes: float, resume: bool, conso
             fine = options.phase(run.step - 1).level == 2  # before, there is no mask to evaluate
             out_of_time = run.seconds - before > 60 * minutes
             if run.step % _LOG_EVERY == 0 or last:
-                line: dict[str, Any] = {"step": run.step, "seconds": round(run.seconds), "loss": round(np.mean(losses), 4)}
+                line: dict[str, Any] = {
+                    "step": run.step,
+                    "seconds": round(run.seconds),
+                    "loss": round(np.mean(losses), 4),
+                }
                 losses.clear()
                 if (run.step % _EVALUATE_EVERY == 0 and fine) or last:
                     line["mean_iou"] = {name: round(value, 1) for name, value in evaluate(run.average, held).items()}

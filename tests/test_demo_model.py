@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from lavt_edge.data.shapes import VOCABULARY, scene_at, swapped
 from lavt_edge.data.shapes_queries import Relation
 from lavt_edge.errors import CheckpointError
@@ -17,6 +15,7 @@ from lavt_edge.reference import train_data
 from lavt_edge.reference.demo import DEMO_CONFIG, DEMO_VOCABULARY, DEMO_WEIGHTS, demo_bytes, load_demo
 from lavt_edge.reference.train_data import examples, make_batch
 from lavt_edge.reference.trainer import Options, Run, load, predict, save
+from PIL import Image
 
 SMALL = Options(steps=8, scenes=2, sentences=2, warmup=2, fine_from=0.5)
 

@@ -209,8 +209,9 @@ def test_base_needs_155_instead_of_197_gmacs(base: CommandRun) -> None:
 
 
 def test_counted_macs_are_those_that_torch_counts(small_model: LAVT, small_bundle: Path) -> None:
+    image_model = ImageModel(small_model.float(), *SIZE)
     with FlopCounterMode(display=False) as counter:
-        ImageModel(small_model.float(), *SIZE)(*image_inputs(SMALL, SIZE, 1).values())
+        image_model(*image_inputs(SMALL, SIZE, 1).values())
     assert sum(count_macs(small_bundle / "segmenter.onnx").values()) == counter.get_total_flops() / 2
 
 
@@ -334,9 +335,9 @@ def test_nodes_carry_the_place_of_their_module(graph: Path, request: pytest.Fixt
             assert place in places | {"graph"}
     elif graph.stem == "segmenter":
         assert {"stage2.block5.attn.qkv/MatMul", "stage2.block17.mlp.fc2/MatMul"} <= {node.name for node in nodes}
-    products = [node.name for node in nodes if node.op_type in ("MatMul", "Conv", "LayerNormalization", "Gather")]
-    assert not [name for name in products if name.startswith("graph/")]
-    assert sum(node.name.startswith("graph/") for node in nodes) < 0.05 * len(nodes)
+    outside = [node.op_type for node in nodes if node.name.startswith("graph/")]
+    # The text graph's word bias, made once for all layers, and the parting of the prompt among the stages.
+    assert outside == (["Cast", "Sub", "Mul", "Unsqueeze"] if graph.stem == "text_encoder" else ["Split"])
 
 
 def test_no_optimizer_finds_a_node_to_remove(graph: Path) -> None:

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,16 @@ def test_a_file_that_was_never_written_does_not_appear(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "out.png"):
         pass
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("whole", [whole_folder, whole_file])
+def test_a_file_in_the_place_of_a_parent_is_no_existing_target(
+    tmp_path: Path, whole: Callable[[Path], AbstractContextManager[Path]]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="file is not a folder"), whole(tmp_path / "file" / "target"):
+        pytest.fail("the body must not run")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 # what was left behind

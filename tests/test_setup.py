@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,10 @@ def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT)
+    # A copy without build/: what an earlier build left there would get into the wheel.
+    source = folder / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "demo-output"))
+    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, source)
     assert built.returncode == 0, built.stderr
     (path,) = folder.glob("*.whl")
     return path
