@@ -132,7 +132,8 @@ def meaning(query: Query) -> list[int]:
 def make_batch(seed: int, step: int, scenes: int, sentences: int) -> Batch:
     """The batch of a training step."""
     rng = np.random.default_rng([seed, step])
-    images, tokens, masks, attributes, hints, said, meanings = [], [], [], [], [], [], []
+    images: list[NDArray[np.uint8]] = []
+    tokens, masks, attributes, hints, said, meanings = [], [], [], [], [], []
     numbers = count(step * _SCENES)
     while len(images) < scenes:
         scene = scene_at(seed, "train", next(numbers))
@@ -154,9 +155,18 @@ def make_batch(seed: int, step: int, scenes: int, sentences: int) -> Batch:
             said.append(demo_tokenizer().encode(found[i].text)[:2])
             meanings.append(meaning(found[i].query))
     ids, attention = (torch.from_numpy(np.stack(part)) for part in zip(*tokens, strict=True))
-    stacked = [torch.from_numpy(np.stack(part)) for part in (images, masks, attributes, hints)]
     said_ids, said_mask = (torch.from_numpy(np.stack(part)) for part in zip(*said, strict=True))
-    return Batch(stacked[0], ids, attention, *stacked[1:], said_ids, said_mask, torch.tensor(meanings))
+    return Batch(
+        images=torch.from_numpy(np.stack(images)),
+        input_ids=ids,
+        attention_mask=attention,
+        masks=torch.from_numpy(np.stack(masks)),
+        attributes=torch.from_numpy(np.stack(attributes)),
+        hints=torch.from_numpy(np.stack(hints)),
+        said_ids=said_ids,
+        said_mask=said_mask,
+        meanings=torch.tensor(meanings),
+    )
 
 
 class _Steps(Dataset[Batch]):

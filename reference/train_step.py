@@ -57,8 +57,8 @@ def spread_heads(model: LAVT) -> None:
     m. From a flat start, offsets are learnt so slowly that no shape is told from another after an hour.
     """
     turn = 0
-    for stage in model.backbone.layers:
-        for block in stage.blocks:
+    for stage in model.backbone.stages:
+        for block in stage.swin_blocks:
             table, window = block.attn.relative_position_bias_table, block.window
             rows, columns = torch.meshgrid(*[torch.arange(1 - window, window)] * 2, indexing="ij")
             with torch.no_grad():
@@ -72,12 +72,12 @@ def spread_heads(model: LAVT) -> None:
 def open_gates(model: LAVT) -> None:
     """Start the language pathway open: PyTorch's usual start lets a two-hundredth of it through, and no gradient."""
     with torch.no_grad():
-        for stage in model.backbone.layers:
+        for stage in model.backbone.stages:
             for module in stage.fusion.modules():
                 if isinstance(module, nn.Conv1d):
                     module.weight *= 3**0.5  # keeps the variance
-            stage.res_gate[0].weight *= 4
-            stage.res_gate[2].weight *= 2
+            for layer, factor in ((0, 4), (2, 2)):
+                torch.as_tensor(stage.res_gate[layer].weight).mul_(factor)
 
 
 def _attend(self: WindowAttention, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -107,7 +107,7 @@ class Trainee(nn.Module):
         open_gates(model)
         for module in model.modules():
             if isinstance(module, WindowAttention):
-                module.forward = MethodType(_attend, module)
+                setattr(module, "forward", MethodType(_attend, module))  # noqa: B010
         channels = model.config.channels
         self.coarse = nn.ModuleList(nn.Conv2d(channels[3] // 2, 1, 1) for _ in range(2))
         self.attributes = nn.ModuleList(nn.Linear(channels[stage], sum(ATTRIBUTE_SIZES)) for stage in _HINTED)
@@ -156,8 +156,8 @@ class Trainee(nn.Module):
         x = backbone.patch_embed(normalise(batch.images))
         maps: list[Tensor] = []
         extra = last = _TEXT_WEIGHT * self._text_loss(batch)
-        for i, stage in enumerate(backbone.layers[:3] if level == 4 else backbone.layers):
-            for block in stage.blocks:
+        for i, stage in enumerate(backbone.stages[:3] if level == 4 else backbone.stages):
+            for block in stage.swin_blocks:
                 x = block(x)
             if i == 0:
                 x = x.repeat_interleave(repeats, 0)

@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from ..data.shapes import KINDS
 from ..errors import CheckpointError
 from .demo import DEMO_CONFIG, demo_bytes
 from .lavt import LAVT
 from .train import write_whole
-from .train_data import KINDS, Batch, Example, batches, demo_tokenizer, examples, make_batch, normalise
+from .train_data import Batch, Example, batches, demo_tokenizer, examples, make_batch, normalise
 from .train_step import Crew, Phase, Trainee
 
 _LOG_EVERY, _EVALUATE_EVERY, _SAVE_EVERY = 25, 100, 50
@@ -73,7 +74,7 @@ class Run:
         for module in self.trainee.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # the data never ends, so there is nothing to overfit
-        self.trainee.model.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.trainee.model.classifier.to(memory_format=torch.channels_last)
         self.average = LAVT(DEMO_CONFIG).eval().requires_grad_(False)
         self.average.load_state_dict(self.trainee.model.state_dict())
         named = list(self.trainee.named_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,14 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ExportOptions(size=source.size, batch=None)
     export_bundle(source.load(), output, source.info(), vocabulary=source.vocabulary, options=options)
     return output
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: on small tensors more of them wait for each other longer than they work."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

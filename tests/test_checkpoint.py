@@ -12,7 +12,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from lavt_edge.reference import LAVT, LAVTConfig, TextConfig, load_checkpoint
 from lavt_edge.tests.golden import golden_lavt, official_content
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL_TEXT = TextConfig(
     vocab_size=60, hidden_size=24, num_layers=1, num_heads=2, intermediate_size=40, max_positions=20
 )
@@ -33,15 +35,6 @@ SMALL_APART = LAVTConfig(swin="demo", window=7, variant="lavt", text=SMALL_TEXT)
 PROJECTION = "backbone.patch_embed.proj.weight"
 LATE_KEY = "backbone.layers.3.fusion.project_mm.0.bias"
 BIAS_TABLE = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors are small: more threads wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

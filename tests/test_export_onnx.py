@@ -41,6 +41,8 @@ from polygraphy.backend.onnx import fold_constants
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = LAVTConfig(
     swin="demo",
     window=7,

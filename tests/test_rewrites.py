@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -35,19 +33,12 @@ from lavt_edge.reference.swin import PatchEmbed, Stage, SwinBlock
 from lavt_edge.tests.golden import byte_patches, fill, golden_lavt
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL_TEXT = TextConfig(
     vocab_size=60, hidden_size=24, num_layers=2, num_heads=2, intermediate_size=40, max_positions=20
 )
 WORD_COUNTS = (1, 2, 7, 20)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors are small: more threads wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
