@@ -48,6 +48,8 @@ def load_checkpoint(path: str | Path, *, fusion_heads: tuple[int, int, int, int]
         raise CheckpointError(f"{path}: {error}") from error
     model = LAVT(config).eval()
     _fill(path, model, state)
+    if fusion_heads is None and not isinstance(content.get("args"), argparse.Namespace):
+        logger.warning("%s: no training arguments inside; assuming PWAM heads 1-1-1-1", path)
     return model
 
 
@@ -146,8 +148,6 @@ def _window(path: Path, state: Mapping[str, Tensor]) -> int:
 def _fusion_heads(path: Path, args: object, given: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
     mha = getattr(args, "mha", None) if isinstance(args, argparse.Namespace) else None
     if not isinstance(args, argparse.Namespace):
-        if given is None:
-            logger.warning("%s: no training arguments inside; assuming PWAM heads 1-1-1-1", path)
         return given or (1, 1, 1, 1)
     if mha is not None and not isinstance(mha, str):
         raise CheckpointError(f"{path}: args.mha is a {type(mha).__name__}; expected text such as '4-4-4-4'")
