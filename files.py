@@ -121,3 +121,9 @@ def whole_file(target: Path) -> Iterator[Path]:
         sync(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Writes a file whole or not at all; see `whole_file`."""
+    with whole_file(target) as partial:
+        partial.write_bytes(data)

@@ -17,9 +17,9 @@ from torch import nn
 
 from ..data.shapes import KINDS
 from ..errors import CheckpointError
+from ..files import write_whole
 from .demo import DEMO_CONFIG, demo_bytes
 from .lavt import LAVT
-from .train import write_whole
 from .train_data import Batch, Example, batches, demo_tokenizer, examples, make_batch, normalise
 from .train_step import Crew, Phase, Trainee
 
