@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from ..reference.config import IMAGENET_MEAN as IMAGENET_MEAN
+from ..reference.config import IMAGENET_STD as IMAGENET_STD
 
 
 class MatMul(nn.Module):

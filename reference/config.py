@@ -7,6 +7,10 @@ from typing import Any, Literal
 
 Variant = Literal["lavt", "lavt_one"]
 
+# Of RGB scaled to 0..1; what every LAVT image is normalised with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class SwinConfig:

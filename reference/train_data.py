@@ -31,8 +31,8 @@ from ..data.shapes_queries import (
 )
 from ..data.shapes_words import ORDINALS
 from ..runtime.tokenizer import SentenceTokenizer, build_tokenizer
+from .config import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ATTRIBUTE_SIZES = (len(COLOURS), len(SHAPES), len(TEXTURES), len(SIZES))
 HINT_GRID = 30  # cells on a side of the grid that carries attributes and hints
 NOTHING = -1
@@ -72,7 +72,7 @@ def demo_tokenizer() -> SentenceTokenizer:
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 (B,H,W,3) -> float32 (B,3,H,W) with ImageNet's mean and standard deviation."""
-    scaled = (images.float() / 255 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
+    scaled = (images.float() / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
     return scaled.permute(0, 3, 1, 2).contiguous()
 
 
