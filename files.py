@@ -21,7 +21,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _partial(target: Path) -> Path:
+def partial_of(target: Path) -> Path:
     """A name beside `target` that says whose it is: .NAME.PID.RANDOM.partial"""
     if not target.name or target.name == "..":
         raise IsADirectoryError(errno.EISDIR, f"{target} is no new name")
@@ -78,7 +78,7 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         raise FileExistsError(f"{target} exists already")
     _make_folder(target.parent)
     remove_abandoned(target)
-    partial = _partial(target)
+    partial = partial_of(target)
     partial.mkdir()
     try:
         yield partial
@@ -113,7 +113,7 @@ def whole_file(target: Path) -> Iterator[Path]:
         raise OSError(errno.EINVAL, f"{target} is not a regular file")
     _make_folder(target.parent)
     remove_abandoned(target)
-    partial = _partial(target)
+    partial = partial_of(target)
     try:
         yield partial
         sync(partial)

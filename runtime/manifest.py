@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import BundleError
@@ -51,7 +51,11 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`lavt.json`, format version 1. `files` maps a plain file name (no folders) to its entry."""
+    """`lavt.json`, format version 1. `files` maps a plain file name (no folders) to its entry.
+
+    `precisions` says of each precision but fp32 how it was made and what it costs, `engines` of each engine file what it
+    was built from and for; both are plain JSON objects, and empty in a bundle that has neither.
+    """
 
     generator: Mapping[str, Any]
     model: Mapping[str, Any]
@@ -59,6 +63,8 @@ class Manifest:
     checkpoint: CheckpointInfo
     files: Mapping[str, FileEntry]
     parity: Mapping[str, Any]
+    precisions: Mapping[str, Any] = field(default_factory=dict)
+    engines: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, data: object) -> Manifest:
@@ -92,6 +98,8 @@ class Manifest:
             ),
             files={_file_name(name): _file_entry(name, entry) for name, entry in files.items()},
             parity=_mapping(fields.get("parity", {}), "parity"),
+            precisions=_objects(fields, "precisions"),
+            engines=_objects(fields, "engines"),
         )
         manifest._check_files()
         return manifest
@@ -118,6 +126,8 @@ class Manifest:
                 for name, entry in self.files.items()
             },
             "parity": dict(self.parity),
+            **({"precisions": dict(self.precisions)} if self.precisions else {}),
+            **({"engines": dict(self.engines)} if self.engines else {}),
         }
         try:
             text = json.dumps(fields, indent=1, allow_nan=False) + "\n"
@@ -161,6 +171,12 @@ def _mapping(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise _refused(where, f"expected an object, found {_shown(value)}")
     return value
+
+
+def _objects(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object of objects; empty where it is missing."""
+    found = _mapping(fields.get(key, {}), key)
+    return {name: _mapping(value, f"{key}.{_shown(name)}") for name, value in found.items()}
 
 
 def _integer(fields: Mapping[str, Any], key: str, low: int, high: int) -> int:

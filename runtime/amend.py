@@ -1,0 +1,105 @@
+"""Adding files to a bundle that exists: all of them or none, one writer at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import BundleError
+from ..files import partial_of, remove_abandoned, sync, write_whole
+from .bundle import open_bundle
+from .manifest import MANIFEST_NAME, FileEntry, Manifest
+
+Change = Callable[[Manifest], Manifest]
+
+
+class Amendment:
+    """Files under way to a bundle, made by `amend`; the bundle stays as it was until `commit`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._partials: dict[str, Path] = {}
+
+    def new(self, name: str) -> Path:
+        """The path to write the bundle's new (or next) file `name` to."""
+        target = self.root / name
+        remove_abandoned(target)
+        self._partials[name] = partial_of(target)
+        return self._partials[name]
+
+    def commit(self, entries: Mapping[str, FileEntry], change: Change = lambda manifest: manifest) -> Manifest:
+        """Gives every new file its name and lists it; `change` edits the rest of the manifest. Returns the manifest.
+
+        Were the process killed within, the bundle would be whole, with or without the files that are replaced. Engines
+        that were built from a graph that is gone are dropped.
+        """
+        assert entries.keys() == self._partials.keys()
+        old = _read(self.root)
+        changed = change(replace(old, files={**old.files, **entries}))
+        hashes = {entry.sha256 for entry in changed.files.values()}
+        stale = {name for name, engine in changed.engines.items() if engine.get("onnx_sha256") not in hashes}
+        final = _without(changed, stale)
+        text = final.to_json()  # refused before anything is touched
+        self._write(_without(old, stale | entries.keys()).to_json())
+        for name, partial in self._partials.items():
+            sync(partial)
+            partial.replace(self.root / name)
+        sync(self.root)
+        self._write(text)
+        for name in stale:
+            with suppress(OSError):
+                (self.root / name).unlink()
+        return final
+
+    def _write(self, text: str) -> None:
+        write_whole(self.root / MANIFEST_NAME, text.encode())
+
+    def discard(self) -> None:
+        """Removes what was not committed."""
+        for partial in self._partials.values():
+            with suppress(OSError):
+                partial.unlink()
+
+
+@contextmanager
+def amend(root: Path) -> Iterator[Amendment]:
+    """The right to change the bundle in folder `root`, for as long as the context lasts.
+
+    Raises BundleError where `root` is no bundle, cannot be written, or is being changed by another process.
+    """
+    _read(root)
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BundleError(f"{root}: another command is changing this bundle; wait for it to end") from None
+        except OSError:
+            pass  # a file system without locks
+        amendment = Amendment(root)
+        try:
+            yield amendment
+        except OSError as error:
+            raise BundleError(f"{root}: cannot be written ({error.strerror or error})") from error
+        finally:
+            amendment.discard()
+    finally:
+        os.close(descriptor)
+
+
+def _read(root: Path) -> Manifest:
+    if not root.is_dir():
+        raise BundleError(f"{root} is not a bundle's folder: give the folder that lavt-export onnx wrote")
+    return open_bundle(root).manifest
+
+
+def _without(manifest: Manifest, names: set[str]) -> Manifest:
+    return replace(
+        manifest,
+        files={name: entry for name, entry in manifest.files.items() if name not in names},
+        engines={name: engine for name, engine in manifest.engines.items() if name not in names},
+    )
