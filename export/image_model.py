@@ -44,11 +44,12 @@ class BytePatchEmbed(nn.Module):
         return (bias - counted.flatten(2).squeeze(0).T).contiguous()
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.pad(image, self.padding) if any(self.padding) else image
+        x = image.to(self.proj.weight.dtype)  # first: TensorRT takes bytes as an input, and does nothing but cast them
+        x = F.pad(x, self.padding) if any(self.padding) else x
         batch, height, width, _ = x.shape
         p = self.patch
         x = x.reshape(batch, height // p, p, width // p, p * 3).transpose(2, 3)
-        x = x.reshape(batch, (height // p) * (width // p), p * p * 3).to(self.proj.weight.dtype)
+        x = x.reshape(batch, (height // p) * (width // p), p * p * 3)
         out: Tensor = self.norm(self.proj(x) + self.bias)
         return out
 
@@ -168,7 +169,7 @@ class ImageDecoder(nn.Module):
             x = y.permute(0, 2, 3, 1).flatten(1, 2)
         logits = self.rows @ (self.classifier(y) @ self.columns)
         background, foreground = logits.split(1, dim=1)
-        return logits, (foreground > background).to(torch.uint8).squeeze(1)
+        return logits, (foreground > background).squeeze(1).to(torch.uint8)
 
 
 class ImageModel(nn.Module):

@@ -3,6 +3,7 @@
 from ..errors import BackendError, BundleError, ImageError, LavtError, PromptError
 from .prompt import Prompt, TruncationWarning
 from .segmenter import Result, Segmenter
+from .tensorrt_engine import UnverifiedEngineWarning
 
 __all__ = [
     "BackendError",
@@ -14,4 +15,5 @@ __all__ = [
     "Result",
     "Segmenter",
     "TruncationWarning",
+    "UnverifiedEngineWarning",
 ]

@@ -31,6 +31,10 @@ class Amendment:
         self._partials[name] = partial_of(target)
         return self._partials[name]
 
+    def path(self, name: str) -> Path:
+        """Where `new` said that `name` is written to."""
+        return self._partials[name]
+
     def commit(self, entries: Mapping[str, FileEntry], change: Change = lambda manifest: manifest) -> Manifest:
         """Gives every new file its name and lists it; `change` edits the rest of the manifest. Returns the manifest.
 
@@ -50,6 +54,7 @@ class Amendment:
             partial.replace(self.root / name)
         sync(self.root)
         self._write(text)
+        self._partials.clear()
         for name in stale:
             with suppress(OSError):
                 (self.root / name).unlink()

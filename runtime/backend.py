@@ -1,4 +1,4 @@
-"""What runs a graph. ONNX Runtime is the one backend so far; another needs the members of `Backend` only."""
+"""What runs a graph: the members that every backend has, and ONNX Runtime's. TensorRT's is in `tensorrt_backend`."""
 
 from __future__ import annotations
 
@@ -32,12 +32,20 @@ class Backend(Protocol):
     """A loaded graph. `run` may be called from several threads at once."""
 
     @property
+    def name(self) -> str:
+        """What runs it, with its version, such as "TensorRT 10.3.0"."""
+
+    @property
     def device(self) -> str:
         """Where the graph runs: "cpu" or "cuda"."""
 
     @property
     def signature(self) -> Signature:
         """The graph's inputs and outputs."""
+
+    @property
+    def max_batch(self) -> int | None:
+        """The largest batch that runs at once, of a graph with a dynamic batch that has a limit; else None."""
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
         """The named outputs for these inputs. Raises BackendError where the graph cannot be run on them."""
@@ -56,6 +64,8 @@ class OnnxRuntimeBackend:
         BundleError: the file is not a graph that ONNX Runtime can load.
     """
 
+    max_batch: int | None = None
+
     def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
         if device not in DEVICES:
             raise BackendError(f"unknown device {device!r}: give one of {', '.join(DEVICES)}")
@@ -63,6 +73,7 @@ class OnnxRuntimeBackend:
             raise BackendError(f"threads must be a positive integer or None, not {threads!r}")
         self._path = path
         self._runtime = _import_onnxruntime()
+        self.name = f"ONNX Runtime {self._runtime.__version__}"
         self._options = self._runtime.SessionOptions()
         self._options.log_severity_level = _LOG_ERRORS_ONLY
         if threads is not None:
@@ -72,7 +83,7 @@ class OnnxRuntimeBackend:
             inputs=tuple(_tensor_spec(argument) for argument in self._session.get_inputs()),
             outputs=tuple(_tensor_spec(argument) for argument in self._session.get_outputs()),
         )
-        _LOGGER.info("%s runs on %s (ONNX Runtime %s)", path.name, self.device, self._runtime.__version__)
+        _LOGGER.info("%s runs on %s (%s)", path.name, self.device, self.name)
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
         """The named outputs for these inputs. Raises BackendError where ONNX Runtime fails on them."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import BackendError, BundleError
+from ..errors import BundleError
 from .manifest import EXPORT_AGAIN, MANIFEST_NAME, CheckpointInfo, FileEntry, InputSpec, Manifest
 
 __all__ = [
@@ -75,36 +77,55 @@ class Bundle:
             self._verify(part)
         return self.root / name
 
+    def engine_bytes(self, name: str, remedy: str) -> bytes:
+        """The content of an engine file that the manifest lists; it is these very bytes that were verified.
+
+        Raises BundleError, which ends with `remedy`, where the file is missing or altered.
+        """
+        with self._reading(name, remedy) as path:
+            data = path.read_bytes()
+        self._check_digest(name, hashlib.sha256(data).hexdigest(), remedy)
+        return data
+
     def _tokenizer(self) -> str | None:
         return self.manifest.find("tokenizer")
 
     def _verify(self, name: str) -> None:
         if name in self._verified:
             return
+        with self._reading(name, EXPORT_AGAIN) as path:
+            digest = sha256_of(path)
+        self._check_digest(name, digest, EXPORT_AGAIN)
+        self._verified.add(name)
+
+    @contextmanager
+    def _reading(self, name: str, remedy: str) -> Iterator[Path]:
+        """The path of a listed file that is within the bundle and of the listed size; failing to read it is refused."""
         path, entry = self.root / name, self.manifest.files[name]
         try:
             resolved = path.resolve()
             if resolved.parent != self.root.resolve():
-                raise BundleError(f"{path} is a link that leaves the bundle: {EXPORT_AGAIN}")
+                raise BundleError(f"{path} is a link that leaves the bundle: {remedy}")
             if not resolved.is_file():
-                raise BundleError(f"{path} is missing, {MANIFEST_NAME} lists it: {EXPORT_AGAIN}")
+                raise BundleError(f"{path} is missing, {MANIFEST_NAME} lists it: {remedy}")
             size = resolved.stat().st_size
             if size != entry.bytes:
-                raise BundleError(f"{path} has {size} bytes, {MANIFEST_NAME} says {entry.bytes}: {EXPORT_AGAIN}")
-            digest = sha256_of(resolved)
+                raise BundleError(f"{path} has {size} bytes, {MANIFEST_NAME} says {entry.bytes}: {remedy}")
+            yield resolved
         except (OSError, RuntimeError) as error:
-            raise BundleError(f"{path} cannot be read ({_reason(error)}): {EXPORT_AGAIN}") from None
-        if digest != entry.sha256:
-            raise BundleError(f"{path} has another SHA-256 than {MANIFEST_NAME} says, it was altered: {EXPORT_AGAIN}")
-        self._verified.add(name)
+            raise BundleError(f"{path} cannot be read ({_reason(error)}): {remedy}") from None
+
+    def _check_digest(self, name: str, digest: str, remedy: str) -> None:
+        if digest != self.manifest.files[name].sha256:
+            raise BundleError(
+                f"{self.root / name} has another SHA-256 than {MANIFEST_NAME} says, it was altered: {remedy}"
+            )
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle by its folder, or by an .onnx file inside it. Reads `lavt.json` alone; files are verified later.
+    """Open a bundle by its folder, or by an .onnx or .engine file inside it; reads `lavt.json`, verifies files later.
 
-    Raises:
-        BundleError: no such path, not a bundle, or a manifest that is malformed or of another format version.
-        BackendError: a TensorRT engine, which this version cannot run.
+    Raises BundleError: no such path, not a bundle, or a manifest that is malformed or of another format version.
     """
     given = Path(path)
     try:
@@ -112,9 +133,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             root, selected = given, None
         elif not given.exists():
             raise BundleError(f"no such bundle: {given}; make one with lavt-export onnx")
-        elif given.suffix == ".engine":
-            raise BackendError(f"{given}: engines are not supported by this version; give the bundle's folder")
-        elif given.suffix == ".onnx":
+        elif given.suffix in (".onnx", ".engine"):
             root, selected = given.parent, given.name
         else:
             raise BundleError(f"{given} is not a bundle: give the folder that lavt-export onnx wrote")

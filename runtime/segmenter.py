@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, overload
@@ -12,14 +13,15 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BackendError, BundleError, PromptError
-from .backend import Backend, OnnxRuntimeBackend
+from ..errors import BackendError, PromptError
+from .backend import Backend
 from .bundle import Bundle, open_bundle
+from .graphs import open_graphs
 from .manifest import Manifest
 from .postprocess import foreground
 from .preprocess import ImageLike, resize, to_rgb_array
 from .prompt import Prompt, PromptCache, TruncationWarning
-from .signature import check_signature, segmenter_signature, text_signature
+from .streaming import prepared_ahead
 from .tokenizer import SentenceTokenizer
 
 _MAX_DYNAMIC_BATCH = 8
@@ -50,6 +52,9 @@ class Segmenter:
     Attributes:
         manifest: what the bundle says about itself.
         precision: of the image graph, such as "fp32".
+        device: where the image graph runs: "cpu" or "cuda".
+        runtime: what runs it, such as "TensorRT 10.3.0".
+        files: the bundle's files that run, of the text and the image graph.
     """
 
     def __init__(
@@ -60,7 +65,9 @@ class Segmenter:
         *,
         precision: str = "fp32",
         prompt_cache: int = 256,
+        files: tuple[str, ...] = (),
     ) -> None:
+        self.files = files
         self.manifest: Manifest = bundle.manifest
         self.precision = precision
         self._spec = bundle.manifest.input
@@ -68,7 +75,9 @@ class Segmenter:
         self._tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), self._spec.max_words)
         self._cache = PromptCache(prompt_cache)
         self._backends: tuple[Backend, Backend] | None = (text, image)
+        self._stacked: _Stacked | None = None
         self.device = image.device
+        self.runtime = image.name
 
     @classmethod
     def load(
@@ -82,32 +91,33 @@ class Segmenter:
     ) -> Segmenter:
         """Load a bundle; its files are verified first.
 
+        Of a folder the best engine that fits this machine is taken: verified ones before unverified ones, then fp16,
+        int8, fp32. It must be for this TensorRT, version and GPU. Where none fits, or on the CPU, it is the ONNX graph.
+
         Args:
-            path: the bundle's folder, or one of the image graphs (.onnx) inside it.
+            path: the bundle's folder, or one of the image graphs (.engine, .onnx) inside it.
             device: "cpu", "cuda", or "auto": CUDA where it can be used, else the CPU; `device` says which.
             threads: threads within an operator on the CPU (None: one per core).
-            precision: of the image graph (None: that of the given file, or fp32). The text encoder has the same where
-                the bundle has one, else fp32.
+            precision: of the image graph (None: that of the given file or the best engine, else fp32). The text encoder
+                has the same where the bundle has one, else fp32.
             prompt_cache: how many encoded sentences are kept (80 bytes per prompt channel each; 0: none).
+
+        An engine that was never compared with its graph is used with an UnverifiedEngineWarning.
 
         Raises:
             BundleError: no bundle, or one that is damaged, incomplete or of another format version.
-            BackendError: the backend or the device is not available.
+            BackendError: the backend or the device is not available, or the engine is for another.
         """
         bundle = open_bundle(path)
-        precision = _image_precision(bundle, precision)
-        text_precision = precision if bundle.has("text_encoder", precision) else "fp32"
-        spec = bundle.manifest.input
-        backends = []
-        for role, of, signature in (
-            ("text_encoder", text_precision, text_signature(spec)),
-            ("segmenter", precision, segmenter_signature(spec)),
-        ):
-            file = bundle.file(role, of)
-            backend = OnnxRuntimeBackend(file, device=device, threads=threads)
-            check_signature(backend.signature, signature, str(file))
-            backends.append(backend)
-        return cls(bundle, *backends, precision=precision, prompt_cache=prompt_cache)
+        graphs = open_graphs(bundle, device=device, threads=threads, precision=precision, stacklevel=2)
+        return cls(
+            bundle,
+            graphs.text,
+            graphs.image,
+            precision=graphs.precision,
+            prompt_cache=prompt_cache,
+            files=graphs.files,
+        )
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -153,13 +163,33 @@ class Segmenter:
         prompts = list(map(self._prompt, prompt if isinstance(prompt, (list, tuple)) else (prompt,)))
         if not prompts:
             raise PromptError("no sentence was given: give at least one")
-        pixels = to_rgb_array(image)
-        height, width = pixels.shape[:2]
-        results = [
-            Result(*foreground(logits, height, width), sentence=one.sentence)
-            for one, logits in zip(prompts, self._logits(resize(pixels, *self.input_size), prompts), strict=True)
-        ]
+        results = self._results(self._prepare(image), prompts)
         return results if several else results[0]
+
+    @overload
+    def stream(self, frames: Iterable[ImageLike], prompt: str | Prompt) -> Iterator[Result]: ...
+
+    @overload
+    def stream(
+        self, frames: Iterable[ImageLike], prompt: list[str | Prompt] | list[str] | list[Prompt]
+    ) -> Iterator[list[Result]]: ...
+
+    def stream(
+        self, frames: Iterable[ImageLike], prompt: str | Prompt | list[str | Prompt] | list[str] | list[Prompt]
+    ) -> Iterator[Result] | Iterator[list[Result]]:
+        """`segment` on one frame after another; a thread reads and resizes the next frames meanwhile.
+
+        At most two frames are taken ahead, each is read before the next is taken. What a frame, or `frames`, raises is
+        raised in that frame's place and ends the stream. Close the generator to stop taking frames.
+
+        Raises PromptError at once, ImageError at a frame.
+        """
+        several = isinstance(prompt, list)
+        prompts = list(map(self._prompt, prompt if isinstance(prompt, list) else (prompt,)))
+        if not prompts:
+            raise PromptError("no sentence was given: give at least one")
+        results = (self._results(prepared, prompts) for prepared in prepared_ahead(frames, self._prepare))
+        return results if several else (one for (one,) in results)
 
     def encode_graph(
         self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
@@ -178,8 +208,12 @@ class Segmenter:
         return logits
 
     def close(self) -> None:
-        """Let go of the graphs and the cached prompts; calls in other threads still finish. May be called twice."""
+        """Let go of the graphs, the device's memory and the cached prompts; calls in other threads still finish first.
+
+        May be called twice.
+        """
         self._backends = None
+        self._stacked = None
         self._cache.clear()
 
     def __enter__(self) -> Segmenter:
@@ -228,26 +262,54 @@ class Segmenter:
 
         return self._cache.get(input_ids.tobytes() + attention_mask.tobytes() + bytes([truncated]), sentence, compute)
 
+    def _prepare(self, image: ImageLike) -> _Prepared:
+        pixels = to_rgb_array(image)
+        return _Prepared(resize(pixels, *self.input_size), *pixels.shape[:2])
+
+    def _results(self, image: _Prepared, prompts: list[Prompt]) -> list[Result]:
+        return [
+            Result(*foreground(logits, image.height, image.width), sentence=one.sentence)
+            for one, logits in zip(prompts, self._logits(image.pixels, prompts), strict=True)
+        ]
+
     def _logits(self, image: npt.NDArray[np.uint8], prompts: list[Prompt]) -> Iterator[npt.NDArray[np.float32]]:
         """Logits (2, H, W) of each prompt on one image; one too small for a batch is filled with its last."""
-        size = self._spec.batch or _MAX_DYNAMIC_BATCH
+        limit = self._open_backends()[1].max_batch or _MAX_DYNAMIC_BATCH
+        size = self._spec.batch or min(limit, _MAX_DYNAMIC_BATCH)
         for start in range(0, len(prompts), size):
             part = prompts[start : start + size]
             rows = part + [part[-1]] * (size - len(part) if self._spec.batch else 0)
-            logits = self.run_graph(
-                np.repeat(image[None], len(rows), axis=0),
-                np.stack([one.prompt for one in rows]),
-                np.stack([one.word_mask for one in rows]),
-            )
+            stacked = self._stack(rows)
+            images = image[None] if len(rows) == 1 else np.repeat(image[None], len(rows), axis=0)
+            logits = self.run_graph(images, stacked.prompt, stacked.word_mask)
             yield from logits[: len(part)]
 
+    def _stack(self, rows: list[Prompt]) -> _Stacked:
+        """The rows as one batch; the same arrays while the prompts stay the same, so that a device can keep them."""
+        last = self._stacked
+        parts = [one.prompt for one in rows]
+        if last is None or len(last.parts) != len(parts) or any(map(operator.is_not, last.parts, parts)):
+            last = self._stacked = _Stacked(parts, np.stack(parts), np.stack([one.word_mask for one in rows]))
+        return last
 
-def _image_precision(bundle: Bundle, precision: str | None) -> str:
-    if bundle.selected is None:
-        return precision or "fp32"
-    entry = bundle.manifest.files[bundle.selected]
-    if entry.role != "segmenter" or entry.precision is None:
-        raise BundleError(f"{bundle.selected} is the bundle's {entry.role}, no image graph: give the bundle's folder")
-    if precision not in (None, entry.precision):
-        raise BundleError(f"{bundle.selected} is of precision {entry.precision}, not {precision}: give one of the two")
-    return entry.precision
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """An image resized to the graph's input, and the height and width it had."""
+
+    pixels: npt.NDArray[np.uint8]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Stacked:
+    """Prompts as the image graph takes them, read-only; `parts` are the arrays they were made of."""
+
+    parts: list[npt.NDArray[np.float32]]
+    prompt: npt.NDArray[np.float32]
+    word_mask: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        self.prompt.flags.writeable = False
+        self.word_mask.flags.writeable = False

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lavt_edge.errors import BackendError, BundleError, LavtError
+from lavt_edge.errors import BundleError, LavtError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.bundle import FileEntry, Manifest, file_entry, open_bundle, sha256_of
 from lavt_edge.tests.runtime_bundle import manifest_for, write_bundle
@@ -128,7 +128,7 @@ def test_paths_that_are_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
     assert "is not a bundle" in refusal(tmp_path / "photo.jpg")
     (tmp_path / "folder" / "model.engine").write_bytes(b"x")
-    assert "engines are not supported" in refusal(tmp_path / "folder" / "model.engine", BackendError)
+    assert "is not a bundle (it has no lavt.json)" in refusal(tmp_path / "folder" / "model.engine")
     assert "bundle" in refusal("a\0b")
     refusal("x" * 5000)
 

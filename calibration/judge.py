@@ -1,0 +1,106 @@
+"""What a changed graph costs: its masks on held-out sentences against the truth, and its logits against FP32's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ..benchmarks.accuracy import ReferringMetrics
+from ..runtime.bundle import Bundle
+from ..runtime.tokenizer import SentenceTokenizer
+from .calibrate import load_graph
+from .observe import Array, Session
+from .sample import Case, Sample, cases
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Over the held-out sentences, against the FP32 graphs.
+
+    `mean_iou` in percent, `drop` the points of it that are lost; `pixel_agreement` the share of mask pixels that are
+    equal; `relative_error` norm(difference) / norm(FP32) of the logits of the object less those of the background.
+    """
+
+    sentences: int
+    mean_iou: float
+    drop: float
+    pixel_agreement: float
+    relative_error: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class Judge:
+    """Holds the held-out cases and what FP32 makes of them, and runs other graphs on the same."""
+
+    def __init__(self, bundle: Bundle, sample: Sample, progress: Progress = lambda done, total: None) -> None:
+        spec = bundle.manifest.input
+        tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
+        self._batch = spec.batch or 1
+        self.cases: list[Case] = list(cases(sample.held_out, (spec.height, spec.width), tokenizer))
+        self._prompts = self.encode(load_graph(bundle, "text_encoder"))
+        self._truth = self._differences(load_graph(bundle, "segmenter"), self._prompts, True, progress)
+        self.mean_iou = self._mean_iou(self._truth)
+
+    def encode(self, text: ir.Model) -> list[Array]:
+        """Each case's prompt (T,P) by a text graph."""
+        session, prompts = Session(text), []
+        for group in self._groups():
+            feed = {
+                "input_ids": np.stack([self.cases[i].input_ids for i in group]),
+                "attention_mask": np.stack([self.cases[i].attention_mask for i in group]),
+            }
+            prompts += list(session.run(feed, ["prompt"])[0])
+        return prompts[: len(self.cases)]
+
+    def figures(
+        self,
+        image: ir.Model,
+        *,
+        text: ir.Model | None = None,
+        fused: bool = False,
+        progress: Progress = lambda done, total: None,
+    ) -> Figures:
+        """What an image graph makes of the cases, with the prompts of FP32 or of a text graph; see `Session`."""
+        prompts = self._prompts if text is None else self.encode(text)
+        found = self._differences(image, prompts, fused, progress)
+        squares = sum(float(((a - b).astype(np.float64) ** 2).sum()) for a, b in zip(found, self._truth, strict=True))
+        norm = sum(float((b.astype(np.float64) ** 2).sum()) for b in self._truth)
+        agreement = np.mean([np.mean((a > 0) == (b > 0)) for a, b in zip(found, self._truth, strict=True)])
+        mean_iou = self._mean_iou(found)
+        error = (squares / norm) ** 0.5 if norm else 0.0
+        return Figures(len(found), mean_iou, self.mean_iou - mean_iou, float(agreement), error)
+
+    def _groups(self) -> list[list[int]]:
+        """The cases by number in groups of the batch size, the last one filled with its last case."""
+        numbers = range(len(self.cases))
+        groups = [list(numbers[start : start + self._batch]) for start in range(0, len(numbers), self._batch)]
+        return [group + [group[-1]] * (self._batch - len(group)) for group in groups]
+
+    def _differences(self, image: ir.Model, prompts: Sequence[Array], fused: bool, progress: Progress) -> list[Array]:
+        """Logit of the object less that of the background, (H,W) for each case."""
+        session, found = Session(image, fused=fused), []
+        progress(0, len(self.cases))
+        for group in self._groups():
+            feed = {
+                "image": np.stack([self.cases[i].image for i in group]),
+                "word_mask": np.stack([self.cases[i].attention_mask for i in group]).astype(np.float32),
+                "prompt": np.stack([prompts[i] for i in group]),
+            }
+            logits = session.run(feed, ["logits"])[0]
+            # A mask of logits that are no numbers would look like a result.
+            found += [np.nan_to_num(one[1] - one[0], nan=-np.inf).clip(-1e9, 1e9) for one in logits]
+            progress(min(len(found), len(self.cases)), len(self.cases))
+        return found[: len(self.cases)]
+
+    def _mean_iou(self, differences: Sequence[Array]) -> float:
+        metrics = ReferringMetrics()
+        for case, difference in zip(self.cases, differences, strict=True):
+            metrics.update(difference > 0, case.target)
+        return float(metrics.compute()["mean_iou"])

@@ -1,0 +1,100 @@
+"""Graphs that report on their own tensors: extra outputs, and sessions that run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+
+from .graphs import MOVEMENT, is_float
+
+Array = npt.NDArray[Any]
+
+
+class Session:
+    """A graph on ONNX Runtime, run for all or some of its outputs.
+
+    `threads` is fixed, since the order of sums depends on it. With `fused` false quantised products run as they are
+    written, in FP32 between the rounding steps, and not in a CPU's INT8 kernels.
+    """
+
+    def __init__(self, model: ir.Model, *, threads: int | None = None, fused: bool = True) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        if not fused:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        providers = [one for one in ("CUDAExecutionProvider", "CPUExecutionProvider") if one in _providers()]
+        self._session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=providers)
+
+    def run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> list[Array]:
+        return [np.asarray(one) for one in self._session.run(list(outputs), feeds)]
+
+
+def _providers() -> list[str]:
+    from ..runtime.cuda import cuda_device_count
+
+    return list(ort.get_available_providers()) if cuda_device_count() else ["CPUExecutionProvider"]
+
+
+def watched(model: ir.Model) -> list[str]:
+    """The tensors whose ranges count: each float input, and what every node that changes numbers puts out."""
+    values = [value for value in model.graph.inputs if is_float(value)]
+    for node in model.graph:
+        if node.op_type not in MOVEMENT:
+            values += [value for value in node.outputs if is_float(value)]
+    return [str(value.name) for value in values]
+
+
+def report_ranges(model: ir.Model, tensors: Iterable[str]) -> list[str]:
+    """Adds, in place, two scalar outputs for each tensor: its smallest and its largest value. Returns their names."""
+    values, names = _values(model), []
+    for tensor in tensors:
+        for op in ("ReduceMin", "ReduceMax"):
+            names.append(_add(model, op, [values[tensor]], f"{tensor}/{op}.range", [], keepdims=0))
+    return names
+
+
+def report_channels(model: ir.Model, tensors: Iterable[str]) -> list[str]:
+    """Adds, in place, two outputs (C,) for each tensor (B,N,C): largest magnitude and sum of squares of each channel."""
+    values, names = _values(model), []
+    for tensor in tensors:
+        value = values[tensor]
+        assert value.shape is not None
+        channels = value.shape[-1]
+        axes = ir.Value(name=f"{tensor}/axes", const_value=ir.tensor(np.arange(len(value.shape) - 1)))
+        model.graph.register_initializer(axes)
+        magnitude = ir.node("Abs", [value], name=f"{tensor}/Abs.channels")
+        magnitude.outputs[0].name = str(magnitude.name)
+        model.graph.append(magnitude)
+        for op, source in (("ReduceMax", magnitude.outputs[0]), ("ReduceSumSquare", value)):
+            names.append(_add(model, op, [source, axes], f"{tensor}/{op}.channels", [channels], keepdims=0))
+    return names
+
+
+def report_tensors(model: ir.Model, tensors: Iterable[str]) -> None:
+    """Makes tensors outputs, in place."""
+    values = _values(model)
+    for tensor in tensors:
+        if values[tensor] not in model.graph.outputs:
+            model.graph.outputs.append(values[tensor])
+
+
+def _add(model: ir.Model, op: str, inputs: list[ir.Value], name: str, shape: list[Any], **attributes: int) -> str:
+    node = ir.node(op, inputs, attributes, name=name)
+    output = node.outputs[0]
+    output.name, output.dtype, output.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
+    model.graph.append(node)
+    model.graph.outputs.append(output)
+    return name
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    values = {str(value.name): value for value in model.graph.inputs}
+    values.update({str(value.name): value for node in model.graph for value in node.outputs})
+    return values

@@ -1,0 +1,241 @@
+"""`lavt-export quantize`: FP16 and INT8 graphs of a bundle, from calibration, judged before they get their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from .. import __version__
+from ..errors import ExportError
+from ..export.graph import save_graph
+from ..runtime.amend import Amendment, Change, amend
+from ..runtime.bundle import Bundle, FileEntry, file_entry, open_bundle
+from ..runtime.manifest import Manifest
+from .calibrate import apply_smoothing, calibrate, calibration_key, forget_state, image_products, load_graph
+from .chart import draw_ranking
+from .control import Placement, control
+from .half import Range, emulate_half, find_islands, to_half
+from .judge import Figures, Judge
+from .products import POLICIES, WEIGHTS, Product, candidates, group_macs
+from .qdq import quantize_products
+from .record import RECORD_NAME, Calibration, read_calibration
+from .sample import DataOptions, Sample, draw_sample
+from .thresholds import METHODS
+
+RESTS = ("fp16", "fp32")
+# Against the FP32 graphs on held-out sentences: what FP16 may cost before it is refused.
+HALF_MAX_DROP, HALF_MAX_ERROR = 0.25, 0.02
+
+Report = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How INT8 is placed (see products.candidates, thresholds.METHODS), what the rest is, and the budget in points."""
+
+    policy: str = "auto"
+    method: str = "mse"
+    rest: str = "fp16"
+    max_drop: float = 0.5
+    data: DataOptions = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("policy", self.policy, POLICIES),
+            ("method", self.method, METHODS),
+            ("rest", self.rest, RESTS),
+        ):
+            if value not in known:
+                raise ExportError(f"--{name} {value!r}: give one of {', '.join(known)}")
+        if not 0 <= self.max_drop <= 100:
+            raise ExportError(f"--max-drop {self.max_drop}: give points of mean IoU, 0 to 100")
+        if not 1 <= self.data.samples <= 1_000_000:
+            raise ExportError(f"--samples {self.data.samples}: give 1 to 1000000")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command prints: the manifest, the figures of the new graph, and for INT8 where it was placed."""
+
+    manifest: Manifest
+    precision: str
+    figures: Figures
+    int8_share: float = 0.0
+    placement: Placement | None = None
+
+
+def quantize_bundle(
+    root: Path,
+    precision: str,
+    options: QuantizeOptions | None = None,
+    *,
+    replace_existing: bool = False,
+    report: Report = lambda step: None,
+    progress: Progress = lambda done, total: None,
+) -> Outcome:
+    """Adds the graphs of `precision`, "fp16" or "int8", to the bundle in folder `root`.
+
+    "fp16" makes `segmenter.fp16.onnx` and `text_encoder.fp16.onnx`; "int8" makes `segmenter.int8.onnx`, or with FP32
+    for the rest `segmenter.int8-cpu.onnx`, and a chart of its ranking. The calibration is kept as `calibration.json`
+    and used again for the same graphs and data. `report` is told each step, `progress` its (done, total).
+
+    Raises BundleError and DatasetError for what is damaged, ExportError where the graph exists already or is too far
+    from FP32.
+    """
+    options = options or QuantizeOptions()
+    if precision not in ("fp16", "int8"):
+        raise ExportError(f"precision {precision!r}: give fp16 or int8")
+    name = "int8-cpu" if precision == "int8" and options.rest == "fp32" else precision
+    bundle = open_bundle(root)
+    if bundle.has("segmenter", name) and not replace_existing:
+        raise ExportError(f"{root} has a segmenter of precision {name} already; pass --force to make it again")
+    report("drawing the sample")
+    sample = draw_sample(options.data, progress)
+    with amend(root) as change:
+        bundle = open_bundle(root)
+        calibration = _calibration(bundle, sample, change, report, progress)
+        report("segmenting the held-out sentences in FP32")
+        judge = Judge(bundle, sample, progress)
+        if precision == "fp16":
+            return _half(bundle, calibration, judge, change, report, progress)
+        return _int8(bundle, calibration, judge, options, name, change, report)
+
+
+def _calibration(bundle: Bundle, sample: Sample, change: Amendment, report: Report, progress: Progress) -> Calibration:
+    """The bundle's own calibration if it is of these graphs and data, else a new one, which it then keeps."""
+    found = read_calibration(bundle.file("calibration", None)) if bundle.has("calibration") else None
+    if found is not None and found.key == calibration_key(bundle, sample):
+        report("using the calibration that the bundle holds")
+        return found
+    report("calibrating")
+    calibration = calibrate(bundle, sample, progress)
+    path = change.new(RECORD_NAME)
+    path.write_bytes(calibration.to_json())
+    change.commit({RECORD_NAME: file_entry(path, "calibration")})
+    forget_state(bundle.root)
+    return calibration
+
+
+def _half(
+    bundle: Bundle, calibration: Calibration, judge: Judge, change: Amendment, report: Report, progress: Progress
+) -> Outcome:
+    entries: dict[str, FileEntry] = {}
+    islands, emulated = {}, {}
+    for role in ("text_encoder", "segmenter"):
+        report(f"typing the {role}")
+        model = load_graph(bundle, role)
+        islands[role] = find_islands(model, calibration.ranges[role])
+        to_half(model, islands[role])
+        entries |= _save(change, model, f"{role}.fp16.onnx", role, "fp16")
+        emulate_half(model)
+        emulated[role] = model
+    report("checking against FP32")
+    figures = judge.figures(emulated["segmenter"], text=emulated["text_encoder"], progress=progress)
+    if figures.drop > HALF_MAX_DROP or figures.relative_error > HALF_MAX_ERROR:
+        raise ExportError(
+            f"FP16 loses too much: {figures.drop:.2f} points of mean IoU, relative error {figures.relative_error:.1e}; "
+            "nothing was written"
+        )
+    about = _about(calibration, figures, islands=islands)
+    return Outcome(change.commit(entries, _with_precision("fp16", about)), "fp16", figures)
+
+
+def _int8(
+    bundle: Bundle,
+    calibration: Calibration,
+    judge: Judge,
+    options: QuantizeOptions,
+    name: str,
+    change: Amendment,
+    report: Report,
+) -> Outcome:
+    on_cpu = options.rest == "fp32"
+    ranges = calibration.clipped(options.method)
+    products = image_products(bundle, load_graph(bundle, "segmenter"))
+    chosen = candidates(products, options.policy)
+    if on_cpu:  # activations times activations gain nothing in a CPU's INT8 kernels
+        chosen = [one for one in chosen if one.kind == WEIGHTS]
+
+    def build(kept: Sequence[Product]) -> ir.Model:
+        return _quantized(bundle, calibration, [one.name for one in kept], ranges, unsigned=on_cpu, half=not on_cpu)
+
+    placement = control(build, chosen, judge, options.max_drop, report)
+    if not placement.products:
+        raise ExportError(
+            f"no layer group keeps within {options.max_drop} points of mean IoU in INT8; allow more with --max-drop"
+        )
+    report("writing the graph")
+    model = build(placement.products)
+    figures, islands = placement.figures, {}
+    if not on_cpu:
+        extents = {tensor: (one.low, one.high) for tensor, one in calibration.histograms.items()}
+        islands = {"segmenter": find_islands(model, {**calibration.ranges["segmenter"], **extents})}
+        to_half(model, islands["segmenter"])
+    entries = _save(change, model, f"segmenter.{name}.onnx", "segmenter", name)
+    report("checking against FP32")
+    if not on_cpu:
+        emulate_half(model)
+    figures = judge.figures(model, fused=on_cpu)
+    if figures.drop > options.max_drop:
+        raise ExportError(
+            f"the whole graph loses {figures.drop:.2f} points of mean IoU, more than {options.max_drop}; allow more "
+            "with --max-drop, or give more --samples"
+        )
+    share = sum(group_macs(placement.products).values()) / bundle.manifest.model["macs"]["segmenter"]
+    chart = f"segmenter.{name}.png"
+    draw_ranking(placement.ranking, f"INT8 layer groups, {100 * share:.1f} % of the MACs", change.new(chart))
+    entries[chart] = file_entry(change.path(chart), "report")
+    about = _about(
+        calibration,
+        figures,
+        policy=options.policy,
+        method=options.method,
+        rest=options.rest,
+        max_drop=options.max_drop,
+        int8_share=share,
+        groups=[one.to_dict() for one in placement.ranking],
+        islands=islands,
+    )
+    return Outcome(change.commit(entries, _with_precision(name, about)), name, figures, share, placement)
+
+
+def _quantized(
+    bundle: Bundle,
+    calibration: Calibration,
+    products: Sequence[str],
+    ranges: Mapping[str, Range],
+    *,
+    unsigned: bool,
+    half: bool,
+) -> ir.Model:
+    """The image graph, smoothed, with these products in INT8 and the rest in FP32."""
+    model = load_graph(bundle, "segmenter")
+    apply_smoothing(model, calibration.channels, calibration.strengths)
+    quantize_products(model, products, ranges, unsigned=unsigned, half=half)
+    return model
+
+
+def _save(change: Amendment, model: ir.Model, name: str, role: str, precision: str) -> dict[str, FileEntry]:
+    graph, *weights = save_graph(model, change.new(name))
+    if weights:  # external data would carry the partial's name; a graph of this size is beyond protobuf's limit
+        raise ExportError(f"{name} would pass 2 GB; this model is too large to quantise")
+    return {name: file_entry(graph, role, precision)}
+
+
+def _about(calibration: Calibration, figures: Figures, **more: Any) -> dict[str, Any]:
+    data = calibration.key["data"]
+    return {
+        "generator": __version__,
+        "data": {key: data[key] for key in ("dataset", "split", "samples", "held_out", "seed")},
+        "against_fp32": figures.to_dict(),
+        **more,
+    }
+
+
+def _with_precision(name: str, about: dict[str, Any]) -> Change:
+    return lambda manifest: replace(manifest, precisions={**manifest.precisions, name: about})

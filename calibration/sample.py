@@ -1,0 +1,107 @@
+"""The sentences that a calibration sees, and those that accuracy is held against: drawn from a train split by seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..benchmarks.sentences import GENERATED, Sentence, open_split
+from ..data import resize_mask
+from ..errors import DatasetError
+from ..runtime.preprocess import resize
+from ..runtime.tokenizer import SentenceTokenizer
+
+DEFAULT_SAMPLES = 512
+HELD_OUT_PART = 4
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What to calibrate on: a data set under `root` (None: generated scenes), its split, and how many sentences."""
+
+    dataset: str = GENERATED
+    root: Path | None = None
+    split: str = "train"
+    split_by: str | None = None
+    samples: int = DEFAULT_SAMPLES
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sentences to calibrate on, and others, about other images, to hold accuracy against.
+
+    `origin` is plain JSON: equal for equal sentences, images and masks.
+    """
+
+    calibrated: Sequence[Sentence]
+    held_out: Sequence[Sentence]
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sentence as the graphs take it: image (H,W,3) uint8, ids (T,), attention mask (T,), and its mask (H,W)."""
+
+    image: npt.NDArray[np.uint8]
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+    target: npt.NDArray[np.bool_]
+
+
+def draw_sample(options: DataOptions, progress: Callable[[int, int], None] | None = None) -> Sample:
+    """Draws a sample, stratified over images: each gives one sentence before any gives a second.
+
+    A quarter as many sentences again are held out, at least eight, about images of their own.
+
+    Raises DatasetError where the data is missing, of another layout, or has too few images.
+    """
+    split = open_split(
+        options.dataset, options.split, data_root=options.root, split_by=options.split_by, progress=progress
+    )
+    by_image: dict[int, list[Sentence]] = {}
+    for sentence in split.sentences:
+        by_image.setdefault(sentence.target.image_id, []).append(sentence)
+    rng = np.random.default_rng(options.seed)
+    images = [by_image[image_id] for image_id in sorted(by_image)]
+    images = [images[i] for i in rng.permutation(len(images))]
+    wanted_held = max(8, options.samples // HELD_OUT_PART)
+    held_images = min(wanted_held, len(images) // 3)
+    if held_images == 0:
+        raise DatasetError(f"{split.name} has {len(images)} images; calibration needs three or more")
+    held_out = _take(images[:held_images], wanted_held, rng)
+    calibrated = _take(images[held_images:], options.samples, rng)
+    ids = [[one.sentence_id for one in part] for part in (calibrated, held_out)]
+    origin = {
+        **split.describe(),
+        "seed": options.seed,
+        "samples": len(calibrated),
+        "held_out": len(held_out),
+        "sentence_ids": hashlib.sha256(repr(ids).encode()).hexdigest(),
+    }
+    return Sample(calibrated, held_out, origin)
+
+
+def _take(images: Sequence[list[Sentence]], wanted: int, rng: np.random.Generator) -> list[Sentence]:
+    """Up to `wanted` sentences, image by image in turns."""
+    shuffled = [[image[i] for i in rng.permutation(len(image))] for image in images]
+    found: list[Sentence] = []
+    for turn in range(max(map(len, shuffled))):
+        found += [image[turn] for image in shuffled if turn < len(image)]
+        if len(found) >= wanted:
+            break
+    return found[:wanted]
+
+
+def cases(sentences: Sequence[Sentence], size: tuple[int, int], tokenizer: SentenceTokenizer) -> Iterator[Case]:
+    """The sentences as the graphs take them, one at a time. Raises DatasetError for a missing or damaged image."""
+    for sentence in sentences:
+        ids, mask, _ = tokenizer.encode(sentence.text)
+        target = resize_mask(sentence.target.mask, *size)
+        yield Case(resize(sentence.target.image, *size), ids, mask, target)

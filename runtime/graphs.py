@@ -1,0 +1,151 @@
+"""Which of a bundle's files run on this machine: the choice between engines and ONNX graphs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import BackendError, BundleError, LavtError
+from .backend import Backend, OnnxRuntimeBackend
+from .bundle import Bundle
+from .cuda import cuda_device_count
+from .signature import Signature, check_signature, segmenter_signature, text_signature
+from .tensorrt_engine import EngineRecord, UnverifiedEngineWarning, engine_record, preferred, text_engine_for
+
+if TYPE_CHECKING:
+    from .tensorrt_backend import TensorRTBackend
+
+_LOGGER = logging.getLogger("lavt_edge")
+_WITH_CUDA = ("auto", "cuda")
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The text and the image graph as they run, the image graph's precision, and the bundle's files they came from."""
+
+    text: Backend
+    image: Backend
+    precision: str
+    files: tuple[str, ...]
+
+
+def open_graphs(bundle: Bundle, *, device: str, threads: int | None, precision: str | None, stacklevel: int) -> Graphs:
+    """The graphs of a bundle, or the file in it that was selected; see `Segmenter.load`.
+
+    An engine that was never verified warns, `stacklevel` frames up. Raises BundleError and BackendError.
+    """
+    selected = bundle.selected
+    if selected is None:
+        return _best_engine(bundle, device, threads, precision, stacklevel + 1) or _onnx(
+            bundle, precision or "fp32", device, threads
+        )
+    entry = bundle.manifest.files[selected]
+    if entry.role == "engine":
+        record = engine_record(bundle.root, bundle.manifest, selected)
+        _refuse_unless(record.role, record.precision, precision, selected)
+        if device not in _WITH_CUDA:
+            raise BackendError(f"{selected} runs on a CUDA device, not on {device!r}: give the bundle's folder")
+        image = _load_engine(bundle, record, segmenter_signature(bundle.manifest.input))
+        return _with_text(bundle, record, image, device, threads, stacklevel + 1)
+    _refuse_unless(entry.role, entry.precision, precision, selected)
+    return _onnx(bundle, entry.precision or "fp32", device, threads)
+
+
+def _refuse_unless(role: str, of: str | None, precision: str | None, file: str) -> None:
+    if role != "segmenter" or of is None:
+        raise BundleError(f"{file} is the bundle's {role}, no image graph: give the bundle's folder")
+    if precision not in (None, of):
+        raise BundleError(f"{file} is of precision {of}, not {precision}: give one of the two")
+
+
+def _best_engine(
+    bundle: Bundle, device: str, threads: int | None, precision: str | None, stacklevel: int
+) -> Graphs | None:
+    """The first engine in the order of `preferred` that runs here, or None with a log line that says why."""
+    names = [name for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
+    names = [name for name in names if precision in (None, bundle.manifest.files[name].precision)]
+    if not names or device not in _WITH_CUDA:
+        return None
+    if not cuda_device_count():
+        _LOGGER.info("no CUDA device was found: %s runs on ONNX Runtime, not on its engines", bundle.root)
+        return None
+    for record in preferred(_readable(bundle, names)):
+        try:
+            image = _load_engine(bundle, record, segmenter_signature(bundle.manifest.input))
+        except LavtError as error:
+            _LOGGER.warning("%s is not used: %s", record.name, error)
+            continue
+        return _with_text(bundle, record, image, device, threads, stacklevel + 1)
+    _LOGGER.warning("no engine of %s fits this machine: it runs on ONNX Runtime", bundle.root)
+    return None
+
+
+def _readable(bundle: Bundle, names: list[str], role: str = "segmenter") -> list[EngineRecord]:
+    records = []
+    for name in names:
+        try:
+            record = engine_record(bundle.root, bundle.manifest, name)
+        except BundleError as error:
+            _LOGGER.warning("%s is not used: %s", name, error)
+            continue
+        if record.role == role:
+            records.append(record)
+    return records
+
+
+def _with_text(
+    bundle: Bundle, record: EngineRecord, image: Backend, device: str, threads: int | None, stacklevel: int
+) -> Graphs:
+    """The text graph beside an image engine: its engine where that runs here, else ONNX Runtime."""
+    names = [name for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
+    text_record = text_engine_for(record, _readable(bundle, names, "text_encoder"))
+    text: Backend | None = None
+    if text_record is not None:
+        try:
+            text = _load_engine(bundle, text_record, text_signature(bundle.manifest.input))
+        except LavtError as error:
+            _LOGGER.warning("%s is not used, the text encoder runs on ONNX Runtime: %s", text_record.name, error)
+    used = [record]
+    if text is None:
+        text, file = _onnx_graph(bundle, "text_encoder", record.precision, device, threads)
+    else:
+        assert text_record is not None
+        used, file = [text_record, record], text_record.name
+    unverified = [one.name for one in used if not one.verified]
+    if unverified:
+        warnings.warn(
+            f"{' and '.join(unverified)} of {bundle.root}: outputs were never compared with the graph's, "
+            f"masks may be wrong; build on this machine to verify: {record.rebuild}",
+            UnverifiedEngineWarning,
+            stacklevel=stacklevel + 1,
+        )
+    return Graphs(text, image, record.precision, (file, record.name))
+
+
+def _load_engine(bundle: Bundle, record: EngineRecord, signature: Signature) -> TensorRTBackend:
+    from .tensorrt_loading import load_engine
+
+    backend = load_engine(bundle, record)
+    check_signature(backend.signature, signature, str(bundle.root / record.name))
+    return backend
+
+
+def _onnx(bundle: Bundle, precision: str, device: str, threads: int | None) -> Graphs:
+    text, text_file = _onnx_graph(bundle, "text_encoder", precision, device, threads)
+    image, image_file = _onnx_graph(bundle, "segmenter", precision, device, threads)
+    return Graphs(text, image, precision, (text_file, image_file))
+
+
+def _onnx_graph(
+    bundle: Bundle, role: str, precision: str, device: str, threads: int | None
+) -> tuple[OnnxRuntimeBackend, str]:
+    """A graph and its file's name; the text encoder is of fp32 where the bundle has none of this precision."""
+    if role == "text_encoder" and not bundle.has(role, precision):
+        precision = "fp32"
+    file = bundle.file(role, precision)
+    backend = OnnxRuntimeBackend(file, device=device, threads=threads)
+    signature = text_signature if role == "text_encoder" else segmenter_signature
+    check_signature(backend.signature, signature(bundle.manifest.input), str(file))
+    return backend, file.name
