@@ -170,10 +170,9 @@ class _Store:
         self.path, self.key = path, key
         self._header = json.dumps(key, sort_keys=True)
         self._arrays: State = {}
-        with suppress(FileNotFoundError, ValueError, KeyError, OSError, zipfile.BadZipFile):
-            with np.load(path, allow_pickle=False) as found:
-                if str(found["key"]) == self._header:
-                    self._arrays = {name: found[name] for name in found.files if name != "key"}
+        with suppress(ValueError, KeyError, OSError, zipfile.BadZipFile), np.load(path, allow_pickle=False) as found:
+            if str(found["key"]) == self._header:
+                self._arrays = {name: found[name] for name in found.files if name != "key"}
 
     def restore(self, phase: int, state: State) -> int:
         """Fills `state` with what was saved of a pass; how many sentences that is (all of them: a huge number)."""

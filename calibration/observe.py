@@ -61,7 +61,7 @@ def report_ranges(model: ir.Model, tensors: Iterable[str]) -> list[str]:
 
 
 def report_channels(model: ir.Model, tensors: Iterable[str]) -> list[str]:
-    """Adds, in place, two outputs (C,) for each tensor (B,N,C): largest magnitude and sum of squares of each channel."""
+    """Adds, in place, two outputs (C,) for each tensor (B,N,C): each channel's largest magnitude and sum of squares."""
     values, names = _values(model), []
     for tensor in tensors:
         value = values[tensor]

@@ -26,7 +26,8 @@ class Calibration:
     """Ranges and histograms of tensors, by name, over a sample.
 
     `key` names the graphs and the data (see calibrate.py). `ranges` are those of the unchanged image and text graph;
-    `channels` belong to LayerNorm nodes, `strengths` to those that are smoothed; `histograms` are of the smoothed graph.
+    `channels` belong to LayerNorm nodes, `strengths` to those that are smoothed; `histograms` are of the
+    smoothed graph.
     """
 
     key: Mapping[str, Any]

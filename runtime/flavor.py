@@ -1,4 +1,4 @@
-"""Which TensorRT this process uses: `tensorrt` (PyPI, JetPack) or `tensorrt_rtx` (TensorRT for RTX). Decided here only."""
+"""Which TensorRT this process uses: `tensorrt` (PyPI, JetPack) or `tensorrt_rtx` (for RTX). Decided here alone."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ class CheckpointInfo:
 class Manifest:
     """`lavt.json`, format version 1. `files` maps a plain file name (no folders) to its entry.
 
-    `precisions` says of each precision but fp32 how it was made and what it costs, `engines` of each engine file what it
-    was built from and for; both are plain JSON objects, and empty in a bundle that has neither.
+    `precisions` says of each precision but fp32 how it was made and what it costs, `engines` of each engine file what
+    it was built from and for; both are plain JSON objects, and empty in a bundle that has neither.
     """
 
     generator: Mapping[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,11 +14,12 @@ import numpy.typing as npt
 
 from ..errors import BackendError, PromptError
 from .backend import Backend
+from .batches import PreparedImage, PromptBatch, prepare, stack
 from .bundle import Bundle, open_bundle
 from .graphs import open_graphs
 from .manifest import Manifest
 from .postprocess import foreground
-from .preprocess import ImageLike, resize, to_rgb_array
+from .preprocess import ImageLike
 from .prompt import Prompt, PromptCache, TruncationWarning
 from .streaming import prepared_ahead
 from .tokenizer import SentenceTokenizer
@@ -75,7 +75,7 @@ class Segmenter:
         self._tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), self._spec.max_words)
         self._cache = PromptCache(prompt_cache)
         self._backends: tuple[Backend, Backend] | None = (text, image)
-        self._stacked: _Stacked | None = None
+        self._stacked: PromptBatch | None = None
         self.device = image.device
         self.runtime = image.name
 
@@ -262,11 +262,10 @@ class Segmenter:
 
         return self._cache.get(input_ids.tobytes() + attention_mask.tobytes() + bytes([truncated]), sentence, compute)
 
-    def _prepare(self, image: ImageLike) -> _Prepared:
-        pixels = to_rgb_array(image)
-        return _Prepared(resize(pixels, *self.input_size), *pixels.shape[:2])
+    def _prepare(self, image: ImageLike) -> PreparedImage:
+        return prepare(image, *self.input_size)
 
-    def _results(self, image: _Prepared, prompts: list[Prompt]) -> list[Result]:
+    def _results(self, image: PreparedImage, prompts: list[Prompt]) -> list[Result]:
         return [
             Result(*foreground(logits, image.height, image.width), sentence=one.sentence)
             for one, logits in zip(prompts, self._logits(image.pixels, prompts), strict=True)
@@ -279,37 +278,7 @@ class Segmenter:
         for start in range(0, len(prompts), size):
             part = prompts[start : start + size]
             rows = part + [part[-1]] * (size - len(part) if self._spec.batch else 0)
-            stacked = self._stack(rows)
+            stacked = self._stacked = stack(rows, self._stacked)
             images = image[None] if len(rows) == 1 else np.repeat(image[None], len(rows), axis=0)
             logits = self.run_graph(images, stacked.prompt, stacked.word_mask)
             yield from logits[: len(part)]
-
-    def _stack(self, rows: list[Prompt]) -> _Stacked:
-        """The rows as one batch; the same arrays while the prompts stay the same, so that a device can keep them."""
-        last = self._stacked
-        parts = [one.prompt for one in rows]
-        if last is None or len(last.parts) != len(parts) or any(map(operator.is_not, last.parts, parts)):
-            last = self._stacked = _Stacked(parts, np.stack(parts), np.stack([one.word_mask for one in rows]))
-        return last
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """An image resized to the graph's input, and the height and width it had."""
-
-    pixels: npt.NDArray[np.uint8]
-    height: int
-    width: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Stacked:
-    """Prompts as the image graph takes them, read-only; `parts` are the arrays they were made of."""
-
-    parts: list[npt.NDArray[np.float32]]
-    prompt: npt.NDArray[np.float32]
-    word_mask: npt.NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        self.prompt.flags.writeable = False
-        self.word_mask.flags.writeable = False

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from ..errors import BackendError
 from .flavor import Flavor
 from .tensorrt_buffers import BufferPlan, TensorPlan, pieces, plan_buffers, rows_of, stays_as_it_is
-from .tensorrt_cuda import Cuda, host_array
+from .tensorrt_cuda import Cuda
 from .tensorrt_engine import DISPLAY_NAMES, EngineRecord
+from .tensorrt_memory import Held
 
 if TYPE_CHECKING:
     import tensorrt
@@ -57,17 +58,18 @@ class TensorRTBackend:
         self._resident: dict[str, npt.NDArray[Any]] = {}
         self._batch = 0
         self._runs = 0
-        self._held = held = _Held(cuda)
+        self._held = held = Held(cuda)
         self._close = weakref.finalize(self, held.free)
         try:
             held.runtime, held.engine = _deserialise(data, record, flavor)
             self._plan = _plan(held.engine, record)
             own_graphs = cuda_graphs and hasattr(flavor.module, "CudaGraphStrategy")
-            held.context = _create_context(held.engine, flavor.module, own_graphs)
-            if held.context is None:
-                raise _refused(record, flavor, "has no memory for")
+            context = _create_context(held.engine, flavor.module, own_graphs)
+            if context is None:
+                raise _refused(record, flavor, "could not prepare")
+            held.context = context
             self._capture = cuda_graphs and not own_graphs
-            held.allocate(self._plan, mapped=cuda.device().shares_memory)
+            held.allocate(self._plan, context, mapped=cuda.device().shares_memory)
         except BaseException:
             self._close()
             raise
@@ -129,7 +131,7 @@ class TensorRTBackend:
         self._held.drop_graph()
         if self._plan.dynamic:
             for tensor in self._plan.inputs:
-                if not self._held.context.set_input_shape(tensor.spec.name, tensor.at(batch)):
+                if not self._context.set_input_shape(tensor.spec.name, tensor.at(batch)):
                     raise BackendError(f"TensorRT refused the shape {tensor.at(batch)} of {tensor.spec.name}")
         self._batch = batch
 
@@ -158,78 +160,13 @@ class TensorRTBackend:
             raise BackendError(f"TensorRT could not enqueue it{_last_error(self._logger)}")
         self._runs += 1
 
+    @property
+    def _context(self) -> tensorrt.IExecutionContext:
+        assert self._held.context is not None
+        return self._held.context
+
     def _enqueue(self) -> bool:
-        return bool(self._held.context.execute_async_v3(int(self._held.stream)))
-
-
-class _Buffer:
-    """A tensor's memory: on the host as `array`, of the largest batch, and where the device reads or writes it."""
-
-    def __init__(self, plan: TensorPlan, host: int, device: int, mapped: bool) -> None:
-        self.host, self.device, self.mapped = host, device, mapped
-        self.array = host_array(host, plan.largest, plan.spec.dtype)
-        self._row_bytes = plan.nbytes // plan.largest[0]
-
-    def upload(self, cuda: Cuda, stream: Any, rows: int) -> None:
-        if not self.mapped:
-            cuda.upload(self.device, self.host, rows * self._row_bytes, stream)
-
-    def download(self, cuda: Cuda, stream: Any, rows: int) -> None:
-        if not self.mapped:
-            cuda.download(self.host, self.device, rows * self._row_bytes, stream)
-
-
-class _Held:
-    """All that must be given back, apart from the backend so that its finalizer does not keep it alive."""
-
-    def __init__(self, cuda: Cuda) -> None:
-        self.cuda = cuda
-        self.runtime: tensorrt.Runtime | None = None
-        self.engine: Any = None
-        self.context: Any = None
-        self.stream: Any = None
-        self.graph: Any = None
-        self.buffers: dict[str, _Buffer] = {}
-        self._host: list[int] = []
-        self._device: list[int] = []
-
-    def allocate(self, plan: BufferPlan, mapped: bool) -> None:
-        """One stream and all buffers; their addresses are the context's from now on."""
-        self.stream = self.cuda.create_stream()
-        for tensor in plan.tensors:
-            host = self.cuda.allocate_host(tensor.nbytes, mapped)
-            self._host.append(host)
-            if mapped:
-                device = self.cuda.device_address(host)
-            else:
-                device = self.cuda.allocate(tensor.nbytes)
-                self._device.append(device)
-            self.buffers[tensor.spec.name] = _Buffer(tensor, host, device, mapped)
-            if not self.context.set_tensor_address(tensor.spec.name, device):
-                raise BackendError(f"TensorRT refused the buffer of {tensor.spec.name}")
-
-    def drop_graph(self) -> None:
-        if self.graph is not None:
-            graph, self.graph = self.graph, None
-            self.cuda.destroy_graph(graph)
-
-    def free(self) -> None:
-        """Everything, in the reverse order; an error on the way is logged and stops nothing."""
-        steps = [self.cuda.use]
-        if self.stream is not None:
-            steps += [functools.partial(self.cuda.wait, self.stream)]
-        steps += [self.drop_graph, functools.partial(setattr, self, "context", None)]
-        steps += [functools.partial(self.cuda.release, address) for address in self._device]
-        steps += [functools.partial(self.cuda.release_host, address) for address in self._host]
-        if self.stream is not None:
-            steps += [functools.partial(self.cuda.destroy_stream, self.stream)]
-        self.buffers, self._device, self._host, self.stream = {}, [], [], None
-        for step in steps:
-            try:
-                step()
-            except BackendError as error:
-                _LOGGER.debug("while freeing the device: %s", error)
-        self.engine = self.runtime = None
+        return bool(self._context.execute_async_v3(int(self._held.stream)))
 
 
 def _deserialise(data: bytes, record: EngineRecord, flavor: Flavor) -> tuple[tensorrt.Runtime, tensorrt.ICudaEngine]:

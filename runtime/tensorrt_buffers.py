@@ -77,17 +77,18 @@ def plan_buffers(engine: tensorrt.ICudaEngine) -> BufferPlan:
     """
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
-    dynamic, batches = False, set()
+    dynamic = False
+    batches: set[int] = set()
     for name in inputs:
-        shape = tuple(engine.get_tensor_shape(name))
+        shape = _sizes(engine.get_tensor_shape(name))
         if not shape or any(size < 0 for size in shape[1:]):
             raise ValueError(f"the input {name} has the shape {shape}, only its first dimension may be dynamic")
         if shape[0] < 0:
             dynamic = True
             _, _, largest = engine.get_tensor_profile_shape(name, 0)
-            batches.add(int(tuple(largest)[0]))
+            batches.add(_sizes(largest)[0])
         else:
-            batches.add(int(shape[0]))
+            batches.add(shape[0])
     if len(batches) != 1:
         raise ValueError(f"its inputs take batches of {sorted(batches)}, expected one size")
     (max_batch,) = batches
@@ -99,11 +100,15 @@ def _tensor_plan(engine: tensorrt.ICudaEngine, name: str, is_input: bool, max_ba
     kind = engine.get_tensor_dtype(name).name
     if kind not in _DTYPES:
         raise ValueError(f"{name} is of type {kind}")
-    shape = tuple(int(size) for size in engine.get_tensor_shape(name))
+    shape = _sizes(engine.get_tensor_shape(name))
     if any(size < 0 for size in shape[1:]):
         raise ValueError(f"{name} has the shape {shape}, only its first dimension may be dynamic")
     spec = TensorSpec(name, _DTYPES[kind], (None if shape[0] < 0 else shape[0], *shape[1:]))
     return TensorPlan(spec, (max_batch, *shape[1:]), is_input)
+
+
+def _sizes(shape: tensorrt.Dims) -> tuple[int, ...]:
+    return tuple(int(shape[index]) for index in range(len(shape)))
 
 
 def rows_of(plan: BufferPlan, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> int:
