@@ -1,17 +1,21 @@
 # make demo: the main job, end to end, on the built-in model.   make test: the tests.
-# Both need Python 3.10 or later and make, nothing else: they set up .venv themselves.
+# make gpu-check: what only a CUDA machine or a Jetson can show; writes gpu-check.json.
+# All need Python 3.10 or later and make, nothing else: they set up .venv themselves.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.demo demo-output
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+gpu-check: $(VENV)/.installed
+	$(BIN)/python -m lavt_edge.benchmarks.gpu_check
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -128,21 +128,26 @@ def _half(
     islands, emulated = {}, {}
     for role in ("text_encoder", "segmenter"):
         report(f"typing the {role}")
-        model = load_graph(bundle, role)
-        islands[role] = find_islands(model, calibration.ranges[role])
-        to_half(model, islands[role])
-        entries |= _save(change, model, f"{role}.fp16.onnx", role, "fp16")
-        emulate_half(model)
-        emulated[role] = model
+        emulated[role], islands[role] = half_graph(bundle, role, calibration)
+        entries |= _save(change, emulated[role], f"{role}.fp16.onnx", role, "fp16")
+        emulate_half(emulated[role])
     report("checking against FP32")
     figures = judge.figures(emulated["segmenter"], text=emulated["text_encoder"], progress=progress)
-    if figures.drop > HALF_MAX_DROP or figures.relative_error > HALF_MAX_ERROR:
+    if not (figures.drop <= HALF_MAX_DROP and figures.relative_error <= HALF_MAX_ERROR):
         raise ExportError(
             f"FP16 loses too much: {figures.drop:.2f} points of mean IoU, relative error {figures.relative_error:.1e}; "
             "nothing was written"
         )
     about = _about(calibration, figures, islands=islands)
     return Outcome(change.commit(entries, _with_precision("fp16", about)), "fp16", figures)
+
+
+def half_graph(bundle: Bundle, role: str, calibration: Calibration) -> tuple[ir.Model, dict[str, str]]:
+    """A graph in FP16, and its islands of FP32 with their reasons."""
+    model = load_graph(bundle, role)
+    islands = find_islands(model, calibration.ranges[role])
+    to_half(model, islands)
+    return model, islands
 
 
 def _int8(
@@ -154,15 +159,14 @@ def _int8(
     change: Amendment,
     report: Report,
 ) -> Outcome:
-    on_cpu = options.rest == "fp32"
-    ranges = calibration.clipped(options.method)
-    products = image_products(bundle, load_graph(bundle, "segmenter"))
-    chosen = candidates(products, options.policy)
-    if on_cpu:  # activations times activations gain nothing in a CPU's INT8 kernels
+    rest = options.rest
+    chosen = candidates(image_products(bundle, load_graph(bundle, "segmenter")), options.policy)
+    if rest == "fp32":  # activations times activations gain nothing in a CPU's INT8 kernels
         chosen = [one for one in chosen if one.kind == WEIGHTS]
+    ranges = calibration.clipped(options.method)
 
     def build(kept: Sequence[Product]) -> ir.Model:
-        return _quantized(bundle, calibration, [one.name for one in kept], ranges, unsigned=on_cpu, half=not on_cpu)
+        return quantized_graph(bundle, calibration, kept, ranges, rest)
 
     placement = control(build, chosen, judge, options.max_drop, report)
     if not placement.products:
@@ -171,17 +175,13 @@ def _int8(
         )
     report("writing the graph")
     model = build(placement.products)
-    figures, islands = placement.figures, {}
-    if not on_cpu:
-        extents = {tensor: (one.low, one.high) for tensor, one in calibration.histograms.items()}
-        islands = {"segmenter": find_islands(model, {**calibration.ranges["segmenter"], **extents})}
-        to_half(model, islands["segmenter"])
+    islands = type_rest(model, calibration) if rest == "fp16" else {}
     entries = _save(change, model, f"segmenter.{name}.onnx", "segmenter", name)
     report("checking against FP32")
-    if not on_cpu:
+    if rest == "fp16":
         emulate_half(model)
-    figures = judge.figures(model, fused=on_cpu)
-    if figures.drop > options.max_drop:
+    figures = judge.figures(model, fused=rest == "fp32")
+    if not figures.drop <= options.max_drop:
         raise ExportError(
             f"the whole graph loses {figures.drop:.2f} points of mean IoU, more than {options.max_drop}; allow more "
             "with --max-drop, or give more --samples"
@@ -195,29 +195,35 @@ def _int8(
         figures,
         policy=options.policy,
         method=options.method,
-        rest=options.rest,
+        rest=rest,
         max_drop=options.max_drop,
         int8_share=share,
         groups=[one.to_dict() for one in placement.ranking],
-        islands=islands,
+        islands={"segmenter": islands},
     )
     return Outcome(change.commit(entries, _with_precision(name, about)), name, figures, share, placement)
 
 
-def _quantized(
-    bundle: Bundle,
-    calibration: Calibration,
-    products: Sequence[str],
-    ranges: Mapping[str, Range],
-    *,
-    unsigned: bool,
-    half: bool,
+def quantized_graph(
+    bundle: Bundle, calibration: Calibration, products: Sequence[Product], ranges: Mapping[str, Range], rest: str
 ) -> ir.Model:
-    """The image graph, smoothed, with these products in INT8 and the rest in FP32."""
+    """The image graph, smoothed, with these products in INT8, as a GPU (`rest` "fp16") or a CPU ("fp32") wants them.
+
+    The rest is FP32; see `type_rest`. `ranges` are what `Calibration.clipped` gives.
+    """
     model = load_graph(bundle, "segmenter")
     apply_smoothing(model, calibration.channels, calibration.strengths)
-    quantize_products(model, products, ranges, unsigned=unsigned, half=half)
+    names = [one.name for one in products]
+    quantize_products(model, names, ranges, unsigned=rest == "fp32", half=rest == "fp16")
     return model
+
+
+def type_rest(model: ir.Model, calibration: Calibration) -> dict[str, str]:
+    """Makes the rest of a quantised image graph FP16, in place; returns its islands of FP32 with their reasons."""
+    smoothed = {tensor: (one.low, one.high) for tensor, one in calibration.histograms.items()}
+    islands = find_islands(model, {**calibration.ranges["segmenter"], **smoothed})
+    to_half(model, islands)
+    return islands
 
 
 def _save(change: Amendment, model: ir.Model, name: str, role: str, precision: str) -> dict[str, FileEntry]:

@@ -30,7 +30,7 @@ def prepare(image: ImageLike, height: int, width: int) -> PreparedImage:
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch:
-    """Prompts (B, words, channels) and word masks (B, words), read-only; `parts` are the prompts they were made of."""
+    """Prompts (B, words, channels) and word masks (B, words), read-only; `parts` are the arrays they were made of."""
 
     parts: list[npt.NDArray[np.float32]]
     prompt: npt.NDArray[np.float32]
@@ -43,7 +43,8 @@ class PromptBatch:
 
 def stack(rows: Sequence[Prompt], last: PromptBatch | None) -> PromptBatch:
     """The rows as one batch: `last` again where it was made of the same prompts, so that a device can keep it."""
-    parts = [one.prompt for one in rows]
-    if last is not None and len(last.parts) == len(parts) and not any(map(operator.is_not, last.parts, parts)):
+    prompts, word_masks = [one.prompt for one in rows], [one.word_mask for one in rows]
+    parts = prompts + word_masks
+    if last is not None and len(last.parts) == len(parts) and all(map(operator.is_, last.parts, parts)):
         return last
-    return PromptBatch(parts, np.stack(parts), np.stack([one.word_mask for one in rows]))
+    return PromptBatch(parts, np.stack(prompts), np.stack(word_masks))

@@ -75,7 +75,7 @@ def _best_engine(
         try:
             image = _load_engine(bundle, record, segmenter_signature(bundle.manifest.input))
         except LavtError as error:
-            _LOGGER.warning("%s is not used: %s", record.name, error)
+            _LOGGER.warning("%s is not used: %s", record.name, str(error))
             continue
         return _with_text(bundle, record, image, device, threads, stacklevel + 1)
     _LOGGER.warning("no engine of %s fits this machine: it runs on ONNX Runtime", bundle.root)
@@ -88,7 +88,7 @@ def _readable(bundle: Bundle, names: list[str], role: str = "segmenter") -> list
         try:
             record = engine_record(bundle.root, bundle.manifest, name)
         except BundleError as error:
-            _LOGGER.warning("%s is not used: %s", name, error)
+            _LOGGER.warning("%s is not used: %s", name, str(error))
             continue
         if record.role == role:
             records.append(record)
@@ -106,7 +106,7 @@ def _with_text(
         try:
             text = _load_engine(bundle, text_record, text_signature(bundle.manifest.input))
         except LavtError as error:
-            _LOGGER.warning("%s is not used, the text encoder runs on ONNX Runtime: %s", text_record.name, error)
+            _LOGGER.warning("%s is not used, the text encoder runs on ONNX Runtime: %s", text_record.name, str(error))
     used = [record]
     if text is None:
         text, file = _onnx_graph(bundle, "text_encoder", record.precision, device, threads)

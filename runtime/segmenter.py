@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, overload
@@ -167,16 +168,16 @@ class Segmenter:
         return results if several else results[0]
 
     @overload
-    def stream(self, frames: Iterable[ImageLike], prompt: str | Prompt) -> Iterator[Result]: ...
+    def stream(self, frames: Iterable[ImageLike], prompt: str | Prompt) -> Generator[Result, None, None]: ...
 
     @overload
     def stream(
         self, frames: Iterable[ImageLike], prompt: list[str | Prompt] | list[str] | list[Prompt]
-    ) -> Iterator[list[Result]]: ...
+    ) -> Generator[list[Result], None, None]: ...
 
     def stream(
         self, frames: Iterable[ImageLike], prompt: str | Prompt | list[str | Prompt] | list[str] | list[Prompt]
-    ) -> Iterator[Result] | Iterator[list[Result]]:
+    ) -> Generator[Any, None, None]:
         """`segment` on one frame after another; a thread reads and resizes the next frames meanwhile.
 
         At most two frames are taken ahead, each is read before the next is taken. What a frame, or `frames`, raises is
@@ -188,8 +189,13 @@ class Segmenter:
         prompts = list(map(self._prompt, prompt if isinstance(prompt, list) else (prompt,)))
         if not prompts:
             raise PromptError("no sentence was given: give at least one")
-        results = (self._results(prepared, prompts) for prepared in prepared_ahead(frames, self._prepare))
-        return results if several else (one for (one,) in results)
+        return self._stream(frames, prompts, several)
+
+    def _stream(self, frames: Iterable[ImageLike], prompts: list[Prompt], several: bool) -> Generator[Any, None, None]:
+        with closing(prepared_ahead(frames, self._prepare)) as images:
+            for image in images:
+                results = self._results(image, prompts)
+                yield results if several else results[0]
 
     def encode_graph(
         self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -12,7 +12,9 @@ _Made = TypeVar("_Made")
 _PATIENCE_SECONDS = 5.0
 
 
-def prepared_ahead(items: Iterable[_Given], prepare: Callable[[_Given], _Made], ahead: int = 2) -> Iterator[_Made]:
+def prepared_ahead(
+    items: Iterable[_Given], prepare: Callable[[_Given], _Made], ahead: int = 2
+) -> Generator[_Made, None, None]:
     """`prepare(item)` for every item, in order; a thread takes and prepares up to `ahead` items in advance.
 
     What `items` or `prepare` raises is raised in the place of that item, and ends the stream. Closing the generator

@@ -153,7 +153,7 @@ class TensorRTBackend:
                 held.graph = held.cuda.capture(held.stream, self._enqueue)
             except BackendError as error:
                 self._capture = False
-                _LOGGER.warning("%s runs without a CUDA graph: %s", self._file, error)
+                _LOGGER.warning("%s runs without a CUDA graph: %s", self._file, str(error))
         if held.graph is not None:
             held.cuda.launch(held.graph, held.stream)
         elif not self._enqueue():
@@ -173,15 +173,18 @@ def _deserialise(data: bytes, record: EngineRecord, flavor: Flavor) -> tuple[ten
     runtime: tensorrt.Runtime = flavor.module.Runtime(_logger(flavor.module))
     if record.version_compatible and flavor.name == "tensorrt":
         runtime.engine_host_code_allowed = True  # such an engine brings its own runtime
-    _ask_rtx(data, record, flavor, runtime)
+    ask_rtx(data, record, flavor, runtime)
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise _refused(record, flavor, "could not load")
     return runtime, engine
 
 
-def _ask_rtx(data: bytes, record: EngineRecord, flavor: Flavor, runtime: Any) -> None:
-    """TensorRT for RTX judges an engine by its header, see IRuntime::getEngineValidity."""
+def ask_rtx(data: bytes, record: EngineRecord, flavor: Flavor, runtime: Any) -> None:
+    """Let TensorRT for RTX judge an engine by its header, see IRuntime::getEngineValidity.
+
+    Raises BackendError where it finds it invalid, with its reasons.
+    """
     if not hasattr(runtime, "get_engine_validity"):
         return
     validity, diagnostics = runtime.get_engine_validity(data)

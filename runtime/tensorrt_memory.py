@@ -82,5 +82,5 @@ class Held:
             try:
                 step()
             except BackendError as error:
-                _LOGGER.debug("while freeing the device: %s", error)
+                _LOGGER.debug("while freeing the device: %s", str(error))
         self.engine = self.runtime = None

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from lavt_edge.tests.base_export import CommandRun
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +34,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandRun]:
+    """The export of base with golden weights by the command; takes minutes and 1 GB of disk until the tests end."""
+    from lavt_edge.tests.base_export import export_base
+
+    run = export_base(tmp_path_factory.mktemp("base"))
+    yield run
+    for path in run.bundle.glob("*.onnx*"):
+        path.unlink()

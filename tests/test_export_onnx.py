@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
-import pty
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +31,8 @@ from lavt_edge.export.words import prompt_channels
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.bundle import CheckpointInfo, Manifest, sha256_of
-from lavt_edge.tests.golden import NO_TEXT, Case, byte_patches, golden_lavt, official_content
+from lavt_edge.tests.base_export import CommandRun
+from lavt_edge.tests.golden import NO_TEXT, Case, byte_patches, golden_lavt
 from onnx.utils import Extractor
 from polygraphy.backend.onnx import fold_constants
 from torch import nn
@@ -99,70 +96,7 @@ def one_tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# the command on an official file for base
-
-
-@dataclass(frozen=True)
-class CommandRun:
-    """A run of `lavt-export onnx`: the bundle, exit code, seconds, peak memory in bytes, what a terminal showed."""
-
-    bundle: Path
-    returncode: int
-    seconds: float
-    peak: int
-    shown: str
-
-
-def watch(command: list[str], bundle: Path) -> CommandRun:
-    """Runs a command with a terminal for its output."""
-    terminal, side = pty.openpty()
-    shown: list[bytes] = []
-
-    def read() -> None:
-        while True:
-            try:
-                data = os.read(terminal, 1 << 16)
-            except OSError:  # the other side is closed
-                return
-            shown.append(data)
-
-    start, peak = time.monotonic(), 0
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=side, stderr=side, env=environment)
-    os.close(side)
-    reader = threading.Thread(target=read)
-    reader.start()
-    while process.poll() is None:
-        # The kernel keeps the peak of the process's own memory; a child's resource usage would count its parent's.
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                peak = max(peak, int(line.split()[1]) * 1024)
-        time.sleep(0.1)
-    seconds = time.monotonic() - start
-    reader.join()
-    os.close(terminal)
-    return CommandRun(bundle, process.returncode, seconds, peak, b"".join(shown).decode(errors="replace"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandRun]:
-    """`lavt-export onnx` on an official-layout file for base with golden weights and BERT, optimizer state included."""
-    folder = tmp_path_factory.mktemp("base")
-    checkpoint, bundle = folder / "official.pth", folder / "bundle"
-    model = golden_lavt(LAVTConfig(swin="base", window=12, variant="lavt"))
-    torch.save(official_content(model, optimizer_bytes=600_000_000), checkpoint)
-    del model
-    gc.collect()
-    assert checkpoint.stat().st_size > 1_500_000_000
-    executable = Path(sys.executable).parent / "lavt-export"
-    command = [str(executable), "onnx", "--checkpoint", str(checkpoint), "--output", str(bundle)]
-    run = watch(command, bundle)
-    print(f"\nbase: {run.seconds:.0f} s, peak memory {run.peak / 1e9:.2f} GB\n{run.shown[-1000:]}")
-    assert run.returncode == 0, run.shown
-    checkpoint.unlink()
-    yield run
-    for path in bundle.glob("*.onnx*"):
-        path.unlink()
+# the command on an official file for base (the fixture `base` is in conftest.py)
 
 
 def test_base_takes_less_than_6_gigabytes_and_4_minutes(base: CommandRun) -> None:
@@ -255,7 +189,8 @@ def run_golden(case: Case, text: Path, image: Path) -> tuple[npt.NDArray[np.floa
         (words,) = (node.input[0] for node in onnx.load(text).graph.node if node.name == "prompt/Mul")
         feed = {words: case.words.transpose(1, 2).numpy(), "attention_mask": mask}
         prompt = run_graph(cut(text, list(feed), ["prompt"]), feed)["prompt"]
-    feed = {"patch_embed/Cast": byte_patches(case.image), "prompt": prompt, "word_mask": mask.astype(np.float32)}
+    (patches,) = (node.input[0] for node in onnx.load(image).graph.node if node.name == "patch_embed.proj/MatMul")
+    feed = {patches: byte_patches(case.image), "prompt": prompt, "word_mask": mask.astype(np.float32)}
     outputs = run_graph(cut(image, list(feed), ["logits", "mask"]), feed)
     return outputs["logits"], outputs["mask"]
 

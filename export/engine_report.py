@@ -1,0 +1,103 @@
+"""What an engine's layers run in: counted from TensorRT's own layer report.
+
+Two sources, one meaning. The inspector's JSON (`EngineInspector.get_engine_information`) needs a GPU; its fields are
+`Format/Datatype` in TensorRT 10 and `Datatype` beside `Format` in 11 and RTX. Without a GPU, TensorRT for RTX writes the
+same report as text to its log when a build ends, one layer a line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LOG_TITLE = "Layers:"
+
+# Names of types in both reports; formats of TensorRT 10 hold one of them among other words.
+_PRECISIONS = (
+    ("int8", re.compile(r"\b(int8|s8)\b", re.IGNORECASE)),
+    ("fp8", re.compile(r"\b(fp8|float8)\b", re.IGNORECASE)),
+    ("bf16", re.compile(r"\b(bf16|bfloat16)\b", re.IGNORECASE)),
+    ("fp16", re.compile(r"\b(half|fp16)\b", re.IGNORECASE)),
+    ("fp32", re.compile(r"\b(float|fp32)\b", re.IGNORECASE)),
+)
+# Signals between streams and the like compute nothing.
+_BOOKKEEPING = frozenset({"signal", "wait", "shape_call", "NoOp", "Constant"})
+_ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_LINE = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: (?P<inputs>.*?), Constants: ")
+_OUTPUTS = re.compile(r", Outputs: (?P<outputs>.*?), TacticName: ")
+_DATATYPE = re.compile(r"Datatype: (\w+)")
+_PRODUCT = re.compile(r"/(?:MatMul|Gemm|Conv)(?:_[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """A layer of an engine: what reads which type decides its precision. `onnx` are the graph's nodes in it."""
+
+    name: str
+    kind: str
+    precision: str
+    onnx: tuple[str, ...]
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The convolutions and matrix products of the graph that this layer computes."""
+        return tuple(name for name in self.onnx if _PRODUCT.search(name[name.rfind("/") :] if "/" in name else ""))
+
+
+def layers_from_log(text: str) -> list[EngineLayer]:
+    """The layers in the message that TensorRT for RTX logs under the title "Layers:" after a build."""
+    layers = []
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        outputs = _OUTPUTS.search(line)
+        if match and outputs:
+            types = _DATATYPE.findall(match["inputs"]) or _DATATYPE.findall(outputs["outputs"])
+            layers.append(_layer(match["name"], match["kind"], types, line))
+    return layers
+
+
+def layers_from_inspector(text: str) -> list[EngineLayer]:
+    """The layers in the inspector's JSON, of an engine built with detailed profiling verbosity."""
+    layers = []
+    for entry in json.loads(text).get("Layers", []):
+        if isinstance(entry, str):  # only names: another verbosity
+            layers.append(EngineLayer(entry, "", "other", ()))
+            continue
+        types = [_json_type(tensor) for tensor in entry.get("Inputs") or entry.get("Outputs") or []]
+        layers.append(
+            _layer(str(entry.get("Name", "")), str(entry.get("LayerType", "")), types, str(entry.get("Metadata", "")))
+        )
+    return layers
+
+
+def _json_type(tensor: Mapping[str, Any]) -> str:
+    return str(tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype") or "")
+
+
+def _layer(name: str, kind: str, types: Iterable[str], metadata: str) -> EngineLayer:
+    return EngineLayer(name, kind, _lowest(types), tuple(_ONNX_LAYER.findall(metadata)))
+
+
+def _lowest(types: Iterable[str]) -> str:
+    """The lowest precision among the types that a layer reads; a product of INT8 operands reads INT8 alone."""
+    found = {precision for text in types for precision, pattern in _PRECISIONS if pattern.search(text)}
+    return next((precision for precision, _ in _PRECISIONS if precision in found), "other")
+
+
+def count_precisions(layers: Iterable[EngineLayer]) -> dict[str, int]:
+    """Layers by the lowest precision that they read; such as {"int8": 206, "fp16": 61, "fp32": 12}."""
+    return dict(Counter(layer.precision for layer in layers if layer.kind not in _BOOKKEEPING))
+
+
+def count_products(layers: Iterable[EngineLayer]) -> dict[str, dict[str, int]]:
+    """The graph's convolutions and matrix products by precision: {"Conv": {"int8": 6, ...}, "MatMul": {...}}."""
+    counts: dict[str, Counter[str]] = {}
+    for layer in layers:
+        for name in layer.products:
+            kind = "Conv" if name.rpartition("/")[2].startswith("Conv") else "MatMul"
+            counts.setdefault(kind, Counter())[layer.precision] += 1
+    return {kind: dict(counter) for kind, counter in sorted(counts.items())}

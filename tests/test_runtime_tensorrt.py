@@ -1,0 +1,527 @@
+"""Engines on a simulated device: results, memory, copies, graphs, threads, and which engine a bundle runs."""
+
+import gc
+import json
+import logging
+import shutil
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lavt_edge.errors import BackendError, BundleError
+from lavt_edge.runtime import Segmenter, UnverifiedEngineWarning, graphs
+from lavt_edge.runtime.bundle import open_bundle
+from lavt_edge.runtime.tensorrt_backend import TensorRTBackend
+from lavt_edge.runtime.tensorrt_cuda import cuda_message, import_cuda_runtime
+from lavt_edge.runtime.tensorrt_engine import engine_record
+from lavt_edge.runtime.tensorrt_loading import load_engine
+from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, expected_logits, write_bundle
+from lavt_edge.tests.runtime_engines import add_engine
+from lavt_edge.tests.runtime_simulated_cuda import SimulatedCuda, SimulatedTensorRT, plan
+
+SENTENCES = ["the man in red", "a dog", "left zebra", "woman with an umbrella", "the big red bus on the right"]
+
+
+@dataclass
+class Machine:
+    """A simulated machine: what `import tensorrt` and cuda-python find there."""
+
+    cuda: SimulatedCuda
+    tensorrt: SimulatedTensorRT
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, version: str = "10.3.0", **device: Any) -> Machine:
+    cuda = SimulatedCuda(**device)
+    tensorrt = SimulatedTensorRT(cuda, version)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr(graphs, "cuda_device_count", lambda: 1)
+    return Machine(cuda, tensorrt)
+
+
+@pytest.fixture(params=["discrete", "integrated"])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    made = pretend(monkeypatch, integrated=request.param == "integrated")
+    yield made
+    gc.collect()
+    assert not made.cuda.live
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bundles")
+    return {"fixed": write_bundle(root / "fixed", 1), "free": write_bundle(root / "free", None)}
+
+
+@pytest.fixture
+def bundle(pristine: dict[str, Path], tmp_path: Path) -> Path:
+    return with_engines(pristine["fixed"], tmp_path)
+
+
+@pytest.fixture
+def free(pristine: dict[str, Path], tmp_path: Path) -> Path:
+    return with_engines(pristine["free"], tmp_path, max_batch=3)
+
+
+def with_engines(pristine: Path, folder: Path, max_batch: int = 1, **fields: Any) -> Path:
+    copy = Path(shutil.copytree(pristine, folder / "bundle"))
+    batch = json.loads((copy / "lavt.json").read_text())["input"]["batch"]
+    for role in ("segmenter", "text_encoder"):
+        add_engine(copy, f"{role}.fp16.engine", plan(role, batch, max_batch), max_batch=max_batch, **fields)
+    return copy
+
+
+def backend(bundle: Path, **options: Any) -> TensorRTBackend:
+    opened = open_bundle(bundle)
+    return load_engine(opened, engine_record(bundle, opened.manifest, "segmenter.fp16.engine"), **options)
+
+
+def photo(seed: int = 0, height: int = 60, width: int = 90) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def feeds(rows: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (rows, HEIGHT, WIDTH, 3), dtype=np.uint8),
+        "prompt": rng.standard_normal((rows, 20, 8), dtype=np.float32),
+        "word_mask": np.ones((rows, 20), np.float32),
+    }
+
+
+def assert_logits(logits: np.ndarray, given: dict[str, np.ndarray]) -> None:
+    assert len(logits) == len(given["image"])
+    for row, found in enumerate(logits):
+        wanted = expected_logits(given["image"][row], given["prompt"][row], given["word_mask"][row])
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bundle_runs_on_its_engines_and_agrees_with_onnx_runtime(machine: Machine, bundle: Path) -> None:
+    onnx = Segmenter.load(bundle / "segmenter.onnx", device="cpu", threads=1)
+    for path in (bundle, bundle / "segmenter.fp16.engine"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            engine = Segmenter.load(path)
+        assert (engine.device, engine.precision, engine.runtime) == ("cuda", "fp16", "TensorRT 10.3.0")
+        assert engine.files == ("text_encoder.fp16.engine", "segmenter.fp16.engine")
+        for seed in range(3):
+            for sentence in SENTENCES[:3]:
+                found, wanted = engine.segment(photo(seed), sentence), onnx.segment(photo(seed), sentence)
+                np.testing.assert_allclose(found.probability, wanted.probability, atol=1e-4)
+                assert (found.mask != wanted.mask).mean() < 0.001
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_a_free_batch_runs_in_pieces_of_the_profile(machine: Machine, free: Path, rows: int) -> None:
+    loaded = backend(free)
+    assert loaded.max_batch == 3
+    given = feeds(rows)
+    logits, mask = loaded.run(given, ["logits", "mask"])
+    assert_logits(logits, given)
+    np.testing.assert_array_equal(mask, logits.argmax(1))
+    (mask_alone,) = loaded.run(given, ["mask"])
+    np.testing.assert_array_equal(mask_alone, mask)
+
+
+def test_many_sentences_are_batched_to_the_profile(machine: Machine, free: Path) -> None:
+    engine = Segmenter.load(free)
+    onnx = Segmenter.load(free / "segmenter.onnx", device="cpu", threads=1)
+    machine.cuda.calls.clear()
+    results = engine.segment(photo(), SENTENCES)
+    assert machine.cuda.calls["compute"] == len(SENTENCES) + 2  # the text graph five times, the image graph for 3 + 2
+    for found, wanted in zip(results, onnx.segment(photo(), SENTENCES), strict=True):
+        np.testing.assert_allclose(found.probability, wanted.probability, atol=1e-4)
+
+
+def test_an_output_is_the_callers_own(machine: Machine, bundle: Path) -> None:
+    loaded = backend(bundle)
+    (first,) = loaded.run(feeds(seed=0), ["logits"])
+    kept = first.copy()
+    loaded.run(feeds(seed=1), ["logits"])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_buffers_are_allocated_once_and_only_what_is_asked_for_comes_back(machine: Machine, bundle: Path) -> None:
+    loaded = backend(bundle)
+    held = len(machine.cuda.live)
+    assert machine.cuda.calls["cudaHostAlloc"] == 5
+    assert machine.cuda.calls["cudaMalloc"] == (0 if machine.cuda.integrated else 5)
+    image, prompt, word_mask, logits, mask = (HEIGHT * WIDTH * 3, 640, 80, 8 * HEIGHT * WIDTH, HEIGHT * WIDTH)
+    for outputs, sizes in ((["logits"], [logits]), (["mask"], [mask]), (["logits", "mask"], [logits, mask])):
+        machine.cuda.copied.clear()
+        loaded.run(feeds(), outputs)
+        assert machine.cuda.copied == ([] if machine.cuda.integrated else [image, prompt, word_mask, *sizes])
+    assert machine.cuda.calls["cudaHostAlloc"] == 5
+    assert len(machine.cuda.live) == held + 1  # the captured graph
+
+
+def test_a_prompt_stays_on_the_device_while_it_is_the_same(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+    cuda = pretend(monkeypatch).cuda
+    engine = Segmenter.load(bundle)
+    first, second = engine.encode("the man in red"), engine.encode("a dog")
+    image, prompt, word_mask, logits = HEIGHT * WIDTH * 3, 640, 80, 8 * HEIGHT * WIDTH
+    everything, without_prompt = [image, prompt, word_mask, logits], [image, logits]
+    steps = [(first, everything), (first, without_prompt), ("the man in red", without_prompt), (second, everything)]
+    for one, wanted in [*steps, (first, everything), (first, without_prompt)]:
+        cuda.copied.clear()
+        engine.segment(photo(), one)
+        assert cuda.copied == wanted
+
+
+def test_an_array_that_may_change_is_copied_every_time(machine: Machine, bundle: Path) -> None:
+    loaded = backend(bundle)
+    given = feeds()
+    view = given["prompt"].view()
+    view.flags.writeable = False
+    for prompt in (given["prompt"], view):
+        for scale in (1, 2, 3):
+            given["prompt"] *= scale
+            assert_logits(loaded.run({**given, "prompt": prompt}, ["logits"])[0], given)
+
+
+def test_a_failed_call_forgets_what_is_on_the_device(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+    cuda = pretend(monkeypatch).cuda
+    loaded = backend(bundle)
+    given = feeds()
+    for array in given.values():
+        array.flags.writeable = False
+    loaded.run(given, ["logits"])
+    cuda.failing["cudaMemcpyAsync"] = 700
+    with pytest.raises(BackendError, match=r"segmenter\.fp16\.engine could not run: CUDA failed"):
+        loaded.run(feeds(seed=1), ["logits"])
+    cuda.failing.clear()
+    assert_logits(loaded.run(given, ["logits"])[0], given)
+
+
+def test_the_second_call_captures_and_the_next_ones_launch(machine: Machine, free: Path) -> None:
+    loaded, calls = backend(free), machine.cuda.calls
+    for rows, captures, launches in ((1, 0, 0), (1, 1, 1), (1, 1, 2), (2, 1, 2), (2, 2, 3), (1, 2, 3), (1, 3, 4)):
+        given = feeds(rows, seed=captures)
+        assert_logits(loaded.run(given, ["logits"])[0], given)
+        assert (calls["cudaStreamBeginCapture"], calls["cudaGraphLaunch"]) == (captures, launches)
+    assert loaded.uses_graph
+    plain = backend(free, cuda_graphs=False)
+    for _ in range(3):
+        np.testing.assert_array_equal(plain.run(given, ["logits"])[0], loaded.run(given, ["logits"])[0])
+    assert not plain.uses_graph
+
+
+def test_what_cannot_be_captured_is_enqueued_with_one_log_line(
+    machine: Machine, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.tensorrt.capturable = False
+    loaded = backend(bundle)
+    with caplog.at_level(logging.WARNING, "lavt_edge"):
+        for seed in range(5):
+            given = feeds(seed=seed)
+            assert_logits(loaded.run(given, ["logits"])[0], given)
+    assert [record.message for record in caplog.records] == [
+        "segmenter.fp16.engine runs without a CUDA graph: CUDA failed (error 901: simulated failure)"
+    ]
+    assert machine.cuda.calls["cudaStreamBeginCapture"] == 1
+    assert not loaded.uses_graph
+
+
+def test_rtx_captures_by_itself_and_says_what_it_thinks_of_an_engine(
+    machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.tensorrt.become_rtx()
+    machine.tensorrt.__version__ = "1.7.1"
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", machine.tensorrt)
+    data = plan("segmenter", 1, version="1.7.1")
+    data = b"vtrt" + data[4:16] + len(data).to_bytes(8, "little") + data[24:]
+    add_engine(bundle, "segmenter.fp16.engine", data, flavor="tensorrt_rtx", version="1.7.1", targets=["sm86", "sm87"])
+    for options, strategy in (({}, "whole"), ({"cuda_graphs": False}, None)):
+        loaded = backend(bundle, **options)
+        assert loaded.name == "TensorRT for RTX 1.7.1"
+        assert loaded._held.engine.strategy == strategy  # type: ignore[union-attr]
+        for seed in range(3):
+            given = feeds(seed=seed)
+            assert_logits(loaded.run(given, ["logits"])[0], given)
+        assert machine.cuda.calls["cudaStreamBeginCapture"] == 0
+    machine.tensorrt.validity = ["suboptimal", 0]
+    with caplog.at_level(logging.WARNING, "lavt_edge"):
+        backend(bundle)
+    assert "will run slower here" in caplog.text
+    machine.tensorrt.deserialised.clear()
+    machine.tensorrt.validity = ["invalid", 3]
+    with pytest.raises(BackendError, match=r"invalid here \(VERSION_MISMATCH, UNSUPPORTED_CC\): lavt-export trt"):
+        backend(bundle)
+    assert not machine.tensorrt.deserialised
+
+
+def test_threads_take_turns(machine: Machine, free: Path) -> None:
+    loaded = backend(free)
+    cases = [feeds(rows, seed) for seed, rows in enumerate((1, 2, 3, 5, 1, 2, 3, 4))]
+    barrier = threading.Barrier(8)
+
+    def work(worker: int) -> None:
+        barrier.wait()
+        for step in range(10):
+            given = cases[(worker + step) % len(cases)]
+            assert_logits(loaded.run(given, ["logits"])[0], given)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+
+
+@pytest.mark.parametrize("how", ["close", "forget"])
+def test_the_device_is_freed(machine: Machine, bundle: Path, how: str) -> None:
+    engine = Segmenter.load(bundle)
+    for _ in range(3):
+        engine.segment(photo(), "a dog")
+    assert machine.cuda.live
+    if how == "close":
+        engine.close()
+        with pytest.raises(BackendError, match="closed: load it again"):
+            engine.segment(photo(), "a dog")
+    else:
+        del engine
+    assert not machine.cuda.live
+
+
+def test_a_backend_that_is_closed_refuses_to_run(machine: Machine, bundle: Path) -> None:
+    loaded = backend(bundle)
+    loaded.close()
+    loaded.close()
+    assert not machine.cuda.live
+    with pytest.raises(BackendError, match=r"segmenter\.fp16\.engine is closed"):
+        loaded.run(feeds(), ["logits"])
+
+
+def test_closing_waits_for_the_call_under_way(machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Segmenter.load(bundle)
+    prompt = engine.encode("a dog")
+    running, go_on = threading.Event(), threading.Event()
+    image = engine._open_backends()[1]
+    original = type(image)._execute
+
+    def slow(self: TensorRTBackend) -> None:
+        running.set()
+        assert go_on.wait(10)
+        original(self)
+
+    monkeypatch.setattr(TensorRTBackend, "_execute", slow)
+    del image
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(engine.segment, photo(), prompt)
+        assert running.wait(10)
+        engine.close()
+        assert machine.cuda.live
+        go_on.set()
+        assert pending.result(timeout=10).mask.shape == (60, 90)
+    del pending
+    assert not machine.cuda.live
+
+
+@pytest.mark.parametrize("call", ["cudaHostAlloc", "cudaStreamCreateWithFlags", "cudaGetDeviceProperties"])
+def test_a_load_that_fails_frees_what_it_had(machine: Machine, bundle: Path, call: str) -> None:
+    machine.cuda.failing[call] = 2
+    with pytest.raises(BackendError, match=r"out of GPU memory: .*--max-batch") as caught:
+        Segmenter.load(bundle / "segmenter.fp16.engine")
+    assert "\n" not in str(caught.value)
+    del caught
+    gc.collect()
+    assert not machine.cuda.live
+
+
+def test_two_hundred_loads_leave_nothing(machine: Machine, bundle: Path) -> None:
+    for _ in range(200):
+        loaded = backend(bundle)
+        loaded.run(feeds(), ["mask"])
+        reference = weakref.ref(loaded)
+        del loaded
+        assert reference() is None
+    assert not machine.cuda.live
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda given: given.pop("prompt"), "the input prompt is missing"),
+        (lambda given: given.update(other=given["prompt"]), "it has no input other"),
+        (lambda given: given.update(prompt=given["prompt"][:, :5]), r"expected the input prompt float32 \(\?, 20, 8\)"),
+        (lambda given: given.update(prompt=given["prompt"].astype(np.float64)), "found float64"),
+        (lambda given: given.update(prompt=given["prompt"][:1]), "expected the input"),
+        (lambda given: given.update({name: array[:0] for name, array in given.items()}), "expected a batch of 3"),
+    ],
+)
+def test_inputs_that_do_not_fit(machine: Machine, free: Path, change: Callable[..., object], problem: str) -> None:
+    loaded = backend(free)
+    given = feeds(2)
+    change(given)
+    with pytest.raises(BackendError, match=rf"segmenter\.fp16\.engine could not run: .*{problem}"):
+        loaded.run(given, ["logits"])
+    with pytest.raises(BackendError, match="it has no output depth"):
+        loaded.run(feeds(2), ["depth"])
+
+
+def test_a_fixed_batch_takes_no_other(machine: Machine, bundle: Path) -> None:
+    loaded = backend(bundle)
+    assert loaded.max_batch is None
+    with pytest.raises(BackendError, match=r"expected a batch of 1, found 2|expected the input"):
+        loaded.run(feeds(2), ["logits"])
+
+
+def test_an_engine_of_another_graph_is_refused(machine: Machine, bundle: Path) -> None:
+    path = bundle / "segmenter.fp16.engine"
+    for extra, problem in (
+        ({"depth": ("FLOAT", (5,), False)}, "unexpected output depth"),
+        ({"image": ("FLOAT", (HEIGHT, WIDTH, 3), True)}, "expected the input image uint8"),
+        ({"image": ("FP8", (HEIGHT, WIDTH, 3), True)}, "image is of type FP8.*lavt-export trt .* --fp16"),
+        ({"image": ("UINT8", (-1, WIDTH, 3), True)}, "only its first dimension may be dynamic"),
+    ):
+        add_engine(bundle, path.name, plan("segmenter", 1, **extra))  # type: ignore[arg-type]
+        with pytest.raises((BundleError, BackendError), match=problem):
+            Segmenter.load(path)
+        gc.collect()
+
+
+def test_what_tensorrt_refuses_is_one_line_with_its_reason(machine: Machine, bundle: Path) -> None:
+    add_engine(bundle, "segmenter.fp16.engine", plan("segmenter", 1)[:-3])
+    with pytest.raises(BackendError) as caught:
+        Segmenter.load(bundle / "segmenter.fp16.engine")
+    assert str(caught.value) == (
+        f"TensorRT could not load segmenter.fp16.engine (the plan is damaged): lavt-export trt {bundle} --fp16"
+    )
+
+
+def test_the_best_engine_is_verified_first_then_fp16(machine: Machine, bundle: Path) -> None:
+    for precision, verified in (("int8", True), ("fp32", True)):
+        add_engine(bundle, f"segmenter.{precision}.engine", plan("segmenter", 1), verified=verified)
+    assert Segmenter.load(bundle).precision == "fp16"
+    assert Segmenter.load(bundle, precision="int8").files == ("text_encoder.fp16.engine", "segmenter.int8.engine")
+    add_engine(bundle, "segmenter.fp16.engine", plan("segmenter", 1), verified=False)
+    assert Segmenter.load(bundle).precision == "int8"
+    add_engine(bundle, "segmenter.int8.engine", plan("segmenter", 1), compute_capability="8.6")
+    assert Segmenter.load(bundle).precision == "fp32"
+    assert Segmenter.load(bundle, device="cpu").runtime.startswith("ONNX Runtime")
+
+
+def test_an_unverified_engine_warns_each_time_and_names_the_caller(machine: Machine, bundle: Path) -> None:
+    add_engine(bundle, "segmenter.fp16.engine", plan("segmenter", 1), verified=False)
+    for path in (bundle, bundle / "segmenter.fp16.engine", bundle):
+        with pytest.warns(UnverifiedEngineWarning, match=r"segmenter\.fp16\.engine of .*masks may be wrong") as caught:
+            Segmenter.load(path)
+        assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
+    add_engine(bundle, "text_encoder.fp16.engine", plan("text_encoder", 1), verified=False)
+    with pytest.warns(UnverifiedEngineWarning, match="text_encoder.fp16.engine and segmenter.fp16.engine of"):
+        Segmenter.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"version": "10.4.0"}, "was built with 10.3.0.0, lavt.json says 10.4.0"),
+        ({"flavor": "tensorrt_rtx", "version": "1.7.1"}, "is an engine of TensorRT, lavt.json says TensorRT for RTX"),
+        ({"gpu": "Other GPU"}, "was built for Other GPU (8.7), this machine has Simulated GPU (8.7)"),
+        ({"compute_capability": "8.6"}, "was built for Simulated GPU (8.6), this machine has Simulated GPU (8.7)"),
+        ({"onnx_sha256": "0" * 64}, "was built from another segmenter.onnx than the bundle has now"),
+        ({"max_batch": "1"}, "engines.segmenter.fp16.engine.max_batch is missing or malformed"),
+    ],
+)
+def test_a_bundle_whose_engine_does_not_fit_runs_on_onnx_runtime(
+    machine: Machine, bundle: Path, caplog: pytest.LogCaptureFixture, fields: dict[str, Any], reason: str
+) -> None:
+    path = add_engine(bundle, "segmenter.fp16.engine", plan("segmenter", 1), **fields)
+    with caplog.at_level(logging.WARNING, "lavt_edge"):
+        assert Segmenter.load(bundle, threads=1).runtime.startswith("ONNX Runtime")
+    messages = [record.message for record in caplog.records]
+    assert any(reason in message and f"lavt-export trt {bundle} --fp16" in message for message in messages)
+    with pytest.raises((BackendError, BundleError)) as caught:
+        Segmenter.load(path)
+    assert reason in str(caught.value)
+    assert str(caught.value).endswith(f"lavt-export trt {bundle} --fp16")
+    assert not machine.tensorrt.deserialised
+
+
+def test_an_engine_of_another_tensorrt(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+    machine = pretend(monkeypatch, version="10.13.3")
+    with pytest.raises(
+        BackendError, match=r"built with TensorRT 10\.3\.0, this machine has TensorRT 10\.13\.3: lavt-export trt"
+    ):
+        Segmenter.load(bundle / "segmenter.fp16.engine")
+    add_engine(bundle, "segmenter.fp16.engine", plan("segmenter", 1), version_compatible=True)
+    assert Segmenter.load(bundle).runtime == "TensorRT 10.13.3"
+    rtx = plan("segmenter", 1, version="1.7.1")
+    rtx = b"vtrt" + rtx[4:16] + len(rtx).to_bytes(8, "little") + rtx[24:]
+    add_engine(bundle, "segmenter.fp16.engine", rtx, flavor="tensorrt_rtx", version="1.7.1")
+    with pytest.raises(BackendError, match=r"TensorRT for RTX 1\.7\.1, this machine has TensorRT 10\.13\.3"):
+        Segmenter.load(bundle / "segmenter.fp16.engine")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match="needs TensorRT for RTX: no TensorRT can be imported"):
+        Segmenter.load(bundle / "segmenter.fp16.engine")
+    assert len(machine.tensorrt.deserialised) == 1  # the version-compatible one
+
+
+def test_a_text_engine_that_does_not_fit_leaves_the_text_to_onnx_runtime(
+    machine: Machine, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_engine(bundle, "text_encoder.fp16.engine", plan("text_encoder", 1), compute_capability="7.2")
+    with caplog.at_level(logging.WARNING, "lavt_edge"):
+        engine = Segmenter.load(bundle, threads=1)
+    assert engine.files == ("text_encoder.onnx", "segmenter.fp16.engine")
+    assert "the text encoder runs on ONNX Runtime" in caplog.text
+    assert engine.segment(photo(), "a dog").mask.shape == (60, 90)
+
+
+def test_without_a_device_a_bundle_runs_on_onnx_runtime_and_its_engine_does_not(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = pretend(monkeypatch)
+    monkeypatch.setattr(graphs, "cuda_device_count", lambda: 0)
+    with caplog.at_level(logging.INFO, "lavt_edge"):
+        assert Segmenter.load(bundle, threads=1).runtime.startswith("ONNX Runtime")
+    assert "no CUDA device was found" in caplog.text
+    machine.cuda.failing["cudaSetDevice"] = 35
+    with pytest.raises(BackendError, match="no usable CUDA device"):
+        Segmenter.load(bundle / "segmenter.fp16.engine")
+    with pytest.raises(BackendError, match="runs on a CUDA device, not on 'cpu'"):
+        Segmenter.load(bundle / "segmenter.fp16.engine", device="cpu")
+
+
+def test_only_the_image_graphs_engine_of_the_asked_precision_can_be_named(machine: Machine, bundle: Path) -> None:
+    with pytest.raises(BundleError, match="is the bundle's text_encoder, no image graph"):
+        Segmenter.load(bundle / "text_encoder.fp16.engine")
+    with pytest.raises(BundleError, match="is of precision fp16, not int8"):
+        Segmenter.load(bundle / "segmenter.fp16.engine", precision="int8")
+    shutil.copy(bundle / "segmenter.fp16.engine", bundle / "other.engine")
+    with pytest.raises(BundleError, match=r"is not listed in lavt\.json"):
+        Segmenter.load(bundle / "other.engine")
+
+
+def test_cuda_python_of_either_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old = SimulatedCuda(), SimulatedCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", new)
+    monkeypatch.setitem(sys.modules, "cuda.cudart", old)
+    assert import_cuda_runtime() is new
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    assert import_cuda_runtime() is old
+    monkeypatch.setitem(sys.modules, "cuda.cudart", None)
+    with pytest.raises(BackendError, match=r"cuda-python cannot be imported .*: pip install cuda-python"):
+        import_cuda_runtime()
+
+
+def test_every_cuda_call_exists_in_cuda_python() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    used = {name for name in vars(SimulatedCuda) if name.startswith("cuda")}
+    assert len(used) > 20
+    assert [name for name in sorted(used) if not hasattr(runtime, name)] == []
+    for group in ("cudaDeviceAttr", "cudaMemcpyKind", "cudaStreamCaptureMode"):
+        for name in vars(getattr(SimulatedCuda, group)):
+            assert hasattr(getattr(runtime, group), name)
+
+
+def test_cuda_errors_say_what_to_do() -> None:
+    assert "--max-batch" in cuda_message(2, "cudaErrorMemoryAllocation", "out of memory")
+    assert cuda_message(35, "cudaErrorInsufficientDriver", "too old").startswith("no usable CUDA device")
+    assert cuda_message(700, "cudaErrorIllegalAddress", "x") == "CUDA failed (cudaErrorIllegalAddress: x)"
