@@ -146,6 +146,62 @@ def export_quantize(
     )
 
 
+@export_app.command("trt")
+def export_trt(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to add to, a folder.")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 engines; the default.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="An INT8 image engine; the text encoder's is FP16.")] = False,
+    flavor: Annotated[
+        str | None, typer.Option(help="tensorrt or tensorrt_rtx; by default the one that is installed.")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Batches of 1 to this, where the graphs' batch is free.")
+    ] = None,
+    workspace: Annotated[str | None, typer.Option(help="Device memory for a layer's scratch, such as 512M.")] = None,
+    optimization_level: Annotated[int | None, typer.Option(help="0 (quick to build) to 5; TensorRT's is 3.")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="TensorRT's timings, kept for the next build; by default beside the bundle.")
+    ] = None,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="With TensorRT for RTX, what to compile for without a GPU, such as sm86,sm89.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Engines that newer TensorRT of the same major runs, too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Engines for every GPU since Ampere; slower.")
+    ] = False,
+) -> None:
+    """Build a bundle's TensorRT engines, on the device that is to run them."""
+    if fp16 and int8:
+        raise LavtError("give one of --fp16 and --int8")
+    from .export.engine import build_engines
+    from .export.engine_options import EngineOptions, parse_bytes, parse_targets
+
+    options = EngineOptions(
+        precision="int8" if int8 else "fp16",
+        flavor=flavor,
+        workspace=None if workspace is None else parse_bytes(workspace),
+        optimization_level=optimization_level,
+        timing_cache=timing_cache,
+        max_batch=max_batch,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        targets=() if compute_capability is None else parse_targets(compute_capability),
+    )
+    with _needs("trt"), _phases() as (report, progress):
+        outcome = build_engines(
+            bundle,
+            options,
+            report=report,
+            progress=progress,
+            warn=lambda line: err.print(f"warning: {line}", soft_wrap=True, highlight=False),
+        )
+    for engine in outcome.engines:
+        out.print(f"{bundle / engine.name}: {engine.describe()}", soft_wrap=True, highlight=False)
+    out.print(f"built by {outcome.plan.describe()}", soft_wrap=True, highlight=False)
+
+
 @run_app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle, or a segmenter .onnx inside one.")],
@@ -378,6 +434,18 @@ def _stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None
             progress.update(task, description=step, completed=0, total=None)
 
         yield report, lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _phases() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
+    """For work that names its phase as it goes: what tells the step, and what tells the phase and the share done."""
+    with _progress() as progress:
+        task = progress.add_task("starting", total=None)
+
+        def report(step: str) -> None:
+            progress.update(task, description=step, completed=0, total=None)
+
+        yield report, lambda phase, share: progress.update(task, description=phase, completed=share, total=1)
 
 
 def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

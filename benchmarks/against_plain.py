@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,14 @@ def session_runner(path: Path, threads: int) -> Callable[[], object]:
     return lambda: session.run(None, feeds)
 
 
-def interleave(
-    first: Callable[[], object], second: Callable[[], object], rounds: int, warmup: int = 3
-) -> npt.NDArray[np.float64]:
-    """Seconds of both, (rounds,2), measured in turn; which goes first alternates."""
-    seconds = np.zeros((warmup + rounds, 2))
+def interleave(sides: Sequence[Callable[[], object]], rounds: int, warmup: int = 3) -> npt.NDArray[np.float64]:
+    """Seconds of each side, (rounds,sides), measured in turn; which goes first changes from round to round."""
+    seconds = np.zeros((warmup + rounds, len(sides)))
     for number in track(range(warmup + rounds), "measuring", console=Console(stderr=True), transient=True):
-        for side in (0, 1) if number % 2 else (1, 0):
+        for turn in range(len(sides)):
+            side = (turn + number) % len(sides)
             start = time.perf_counter()
-            (first, second)[side]()
+            sides[side]()
             seconds[number, side] = time.perf_counter() - start
     return seconds[warmup:]
 
@@ -117,6 +116,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=480)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--graph", type=Path, nargs="*", default=[], help="image graphs of bundles to measure as well")
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
@@ -127,14 +127,20 @@ def main() -> None:
         export_plain(model, size, plain)
         export_rewritten(model, size, rewritten)
         del model
-        first, second = (session_runner(path, arguments.threads) for path in (plain, rewritten))
-    seconds = interleave(first, second, arguments.rounds)
-    for name, column in zip(("plain export", "rewritten"), seconds.T, strict=True):
-        median, low, high = 1e3 * np.median(column), 1e3 * column.min(), 1e3 * np.percentile(column, 90)
-        print(f"{name:13s} median {median:7.1f} ms, fastest {low:7.1f} ms, p90 {high:7.1f} ms")
-    ratio, low, high = ratio_interval(seconds)
-    fastest = seconds[:, 1].min() / seconds[:, 0].min()
-    print(f"ratio of medians {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}; of the fastest runs {fastest:.3f}")
+        paths = [plain, rewritten, *arguments.graph]
+        sides = [session_runner(path, arguments.threads) for path in paths]
+    seconds = interleave(sides, arguments.rounds)
+    names = ["plain export", "rewritten", *(path.name for path in arguments.graph)]
+    for name, column in zip(names, seconds.T, strict=True):
+        median, fastest, p90 = (1e3 * value for value in (np.median(column), column.min(), np.percentile(column, 90)))
+        print(f"{name:24s} median {median:7.1f} ms, fastest {fastest:7.1f} ms, p90 {p90:7.1f} ms")
+    for i, name in enumerate(names[1:], start=1):
+        ratio, low, high = ratio_interval(seconds[:, [0, i]])
+        least = seconds[:, i].min() / seconds[:, 0].min()
+        print(
+            f"{name} over plain export: ratio of medians {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}; "
+            f"of the fastest runs {least:.3f}"
+        )
 
 
 if __name__ == "__main__":

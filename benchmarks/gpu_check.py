@@ -167,8 +167,9 @@ def _logits(segmenter: Segmenter) -> list[npt.NDArray[np.float32]]:
         scene = scene_at(0, "val", index)
         prompt = segmenter.encode(scene.sentences()[0].text)
         image = resize(scene.render(), *segmenter.input_size)
-        feeds = (np.repeat(part[None], rows, axis=0) for part in (image, prompt.prompt, prompt.word_mask))
-        made.append(segmenter.run_graph(*feeds)[0])
+        images = np.repeat(image[None], rows, axis=0)
+        prompts, word_masks = (np.repeat(part[None], rows, axis=0) for part in (prompt.prompt, prompt.word_mask))
+        made.append(segmenter.run_graph(images, prompts, word_masks)[0])
     return made
 
 

@@ -1,5 +1,33 @@
-"""The exact rewrites of LAVT and their export to ONNX."""
+"""The exact rewrites of LAVT, their export to ONNX, and engines from that.
 
-from .bundle import ExportOptions, export_bundle
+Names are imported when they are used: building engines must not need torch.
+"""
 
-__all__ = ["ExportOptions", "export_bundle"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .bundle import ExportOptions, export_bundle
+    from .engine import build_engines
+    from .engine_options import EngineOptions
+
+__all__ = ["EngineOptions", "ExportOptions", "build_engines", "export_bundle"]
+
+_MODULES = {
+    "EngineOptions": "engine_options",
+    "ExportOptions": "bundle",
+    "build_engines": "engine",
+    "export_bundle": "bundle",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -65,6 +65,11 @@ class BuildPlan:
     max_batch: int
     timing_cache: Path | None
 
+    def describe(self) -> str:
+        """Such as "TensorRT for RTX 1.7.1 for sm86, sm89, batches of up to 4"."""
+        where = ", ".join(self.targets) or (f"{self.device.name} ({self.device.sm})" if self.device else "no device")
+        return f"{DISPLAY_NAMES[self.flavor]} {self.version} for {where}, batches of up to {self.max_batch}"
+
 
 def plan_build(
     root: Path,
@@ -106,8 +111,8 @@ def _check_tensorrt(options: EngineOptions, version: str, device: CudaDevice | N
         )
     if device is None:
         raise ExportError(
-            f"TensorRT {version} builds on the GPU that will run the engine, and there is no CUDA device here: run this "
-            "on that machine, or pass --flavor tensorrt_rtx --compute-capability sm86"
+            f"TensorRT {version} builds on the GPU that will run the engine, and there is no CUDA device here: run "
+            "this on that machine, or pass --flavor tensorrt_rtx --compute-capability sm86"
         )
 
 
@@ -190,9 +195,3 @@ def parse_targets(text: str) -> tuple[str, ...]:
             raise ExportError(f"--compute-capability {text!r}: give a list such as sm86,sm89")
         targets.append(f"sm{match[1]}{match[2]}")
     return tuple(dict.fromkeys(targets))
-
-
-def flavor_title(plan: BuildPlan) -> str:
-    """Such as "TensorRT for RTX 1.7.1 for sm86, sm89"."""
-    where = ", ".join(plan.targets) or (f"{plan.device.name} ({plan.device.sm})" if plan.device else "")
-    return f"{DISPLAY_NAMES[plan.flavor]} {plan.version} for {where}"

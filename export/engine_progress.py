@@ -40,6 +40,7 @@ class Phases:
             phase = self._find(name, self._roots)
             if phase is not None:
                 phase.done = min(max(phase.done, step + 1), phase.steps)
+                self._advance()
 
     def finish(self, name: str) -> None:
         with self._lock:
@@ -48,15 +49,21 @@ class Phases:
     def now(self) -> tuple[str, float]:
         """The deepest phase under way, and the share that is done, 0 to 1, which never falls."""
         with self._lock:
-            path, phases = [], self._roots
-            while phases:
-                path.append(phases[-1])
-                phases = phases[-1].children
-            share = 0.0
-            for phase in reversed(path):
-                share = min(1.0, (phase.done + share) / phase.steps)
-            self._most = max(self._most, share)
+            path = self._path()
             return (path[-1].name if path else ""), self._most
+
+    def _path(self) -> list[_Phase]:
+        path, phases = [], self._roots
+        while phases:
+            path.append(phases[-1])
+            phases = phases[-1].children
+        return path
+
+    def _advance(self) -> None:
+        share = 0.0
+        for phase in reversed(self._path()):
+            share = min(1.0, (phase.done + share) / phase.steps)
+        self._most = max(self._most, share)
 
     def _find(self, name: str, phases: list[_Phase]) -> _Phase | None:
         for phase in reversed(phases):
@@ -102,22 +109,24 @@ def run_stoppable(work: Callable[[], _Result], stop: threading.Event, refresh: C
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
+    done = threading.Event()  # Thread.join that a signal interrupts may take a running thread for ended
 
     def target() -> None:
         try:
             results.append(work())
         except BaseException as error:
             errors.append(error)
+        finally:
+            done.set()
 
-    worker = threading.Thread(target=target, name="engine-build", daemon=True)
-    worker.start()
+    # No daemon: the interpreter must not end while C++ code may call back into it.
+    threading.Thread(target=target, name="engine-build").start()
     try:
-        while worker.is_alive():
-            worker.join(_REFRESH_SECONDS)
+        while not done.wait(_REFRESH_SECONDS):
             refresh()
     except BaseException:
         stop.set()
-        worker.join()
+        done.wait()
         raise
     if errors:
         raise errors[0]

@@ -1,8 +1,8 @@
 """What an engine's layers run in: counted from TensorRT's own layer report.
 
 Two sources, one meaning. The inspector's JSON (`EngineInspector.get_engine_information`) needs a GPU; its fields are
-`Format/Datatype` in TensorRT 10 and `Datatype` beside `Format` in 11 and RTX. Without a GPU, TensorRT for RTX writes the
-same report as text to its log when a build ends, one layer a line.
+`Format/Datatype` in TensorRT 10 and `Datatype` beside `Format` in 11 and RTX. Without a GPU, TensorRT for RTX writes
+the same report as text to its log when a build ends, one layer a line.
 """
 
 from __future__ import annotations
@@ -30,22 +30,18 @@ _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _LINE = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: (?P<inputs>.*?), Constants: ")
 _OUTPUTS = re.compile(r", Outputs: (?P<outputs>.*?), TacticName: ")
 _DATATYPE = re.compile(r"Datatype: (\w+)")
-_PRODUCT = re.compile(r"/(?:MatMul|Gemm|Conv)(?:_[0-9]+)?")
+_PRODUCT = re.compile(r"/(MatMul|Gemm|Conv)(?:_[0-9]+)?$")
+_COMPUTES_PRODUCTS = re.compile(r"gemm|conv|correlation|matmul|matrix|mha|(?:^|_)Fc", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of an engine: what reads which type decides its precision. `onnx` are the graph's nodes in it."""
+    """A layer of an engine; its precision is the lowest that it reads; `onnx` are the graph's nodes in it."""
 
     name: str
     kind: str
     precision: str
     onnx: tuple[str, ...]
-
-    @property
-    def products(self) -> tuple[str, ...]:
-        """The convolutions and matrix products of the graph that this layer computes."""
-        return tuple(name for name in self.onnx if _PRODUCT.search(name[name.rfind("/") :] if "/" in name else ""))
 
 
 def layers_from_log(text: str) -> list[EngineLayer]:
@@ -93,11 +89,28 @@ def count_precisions(layers: Iterable[EngineLayer]) -> dict[str, int]:
     return dict(Counter(layer.precision for layer in layers if layer.kind not in _BOOKKEEPING))
 
 
-def count_products(layers: Iterable[EngineLayer]) -> dict[str, dict[str, int]]:
-    """The graph's convolutions and matrix products by precision: {"Conv": {"int8": 6, ...}, "MatMul": {...}}."""
-    counts: dict[str, Counter[str]] = {}
+def product_precisions(layers: Iterable[EngineLayer]) -> dict[str, str]:
+    """The precision that each convolution and matrix product of the graph is computed in, by its ONNX name.
+
+    A fused engine layer computes several; where others name a product too, such as what adds its bias, the layer that
+    is a product itself counts.
+    """
+    ranks = {precision: rank for rank, (precision, _) in enumerate(_PRECISIONS)}
+    found: dict[str, tuple[bool, int, str]] = {}
     for layer in layers:
-        for name in layer.products:
-            kind = "Conv" if name.rpartition("/")[2].startswith("Conv") else "MatMul"
-            counts.setdefault(kind, Counter())[layer.precision] += 1
+        own = not _COMPUTES_PRODUCTS.search(f"{layer.kind} {layer.name}")
+        for name in layer.onnx:
+            if _PRODUCT.search(name):
+                candidate = (own, ranks.get(layer.precision, len(ranks)), layer.precision)
+                found[name] = min(found.get(name, candidate), candidate)
+    return {name: precision for name, (_, _, precision) in found.items()}
+
+
+def count_products(layers: Iterable[EngineLayer]) -> dict[str, dict[str, int]]:
+    """The graph's products by kind and precision: {"Conv": {"int8": 6, "fp16": 1}, "MatMul": {...}}."""
+    counts: dict[str, Counter[str]] = {}
+    for name, precision in product_precisions(layers).items():
+        match = _PRODUCT.search(name)
+        assert match
+        counts.setdefault(match[1], Counter())[precision] += 1
     return {kind: dict(counter) for kind, counter in sorted(counts.items())}

@@ -2,7 +2,7 @@
 
 Step k sees the same scenes in every run, and a run that was stopped goes on with `--resume` to the same weights. The
 rate rises, stays and falls over the run's last part. DIR receives `checkpoint.pt`, `log.jsonl` (one line per 25 steps)
-and in the end `demo.safetensors`.
+and in the end `loss.png` and `demo.safetensors`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     output: Annotated[Path, typer.Option(help="Folder for checkpoint, log and weights.")],
-    steps: Annotated[int, typer.Option(min=1, help="Length of the whole run.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Length of the whole run.")] = 3000,
     minutes: Annotated[float, typer.Option(help="Stop after this long; --resume goes on from there.")] = 80,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1.5e-3,

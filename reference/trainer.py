@@ -20,6 +20,7 @@ from ..errors import CheckpointError
 from ..files import write_whole
 from .demo import DEMO_CONFIG, demo_bytes
 from .lavt import LAVT
+from .loss_curve import draw_loss_curve
 from .train_data import Batch, Example, batches, demo_tokenizer, examples, make_batch, normalise
 from .train_step import Crew, Phase, Trainee
 
@@ -31,7 +32,7 @@ _EVALUATED, _EVALUATION_SEED = 120, 1  # seed 0 is the data set that figures are
 class Options:
     """What a run's result depends on."""
 
-    steps: int = 2000
+    steps: int = 3000
     rate: float = 1.5e-3
     threads: int = 2
     seed: int = 1
@@ -239,5 +240,6 @@ def train(output: Path, options: Options, *, minutes: float, resume: bool, conso
             if out_of_time and not last:
                 console.print(f"time is up at step {run.step} of {options.steps}: --resume goes on from {checkpoint}")
                 return
+    draw_loss_curve(log, output / "loss.png")
     write_whole(output / "demo.safetensors", demo_bytes(run.average))
     console.print(f"wrote {output / 'demo.safetensors'}")

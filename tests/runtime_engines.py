@@ -21,6 +21,7 @@ def build(graph: onnx.ModelProto, flavor: Flavor, targets: tuple[str, ...] = (),
     parser = trt.OnnxParser(network, logger)
     assert parser.parse(graph.SerializeToString()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
     if targets:
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):

@@ -64,6 +64,8 @@ class SimulatedCuda(ModuleType):
         def call(*arguments: object) -> tuple[object, ...]:
             self.calls[name] += 1
             if name in self.failing:
+                if name == "cudaStreamSynchronize":
+                    arguments[0].work.clear()  # type: ignore[attr-defined]  # work that failed is not done later
                 return self.failing[name], None
             done = value(*arguments)
             return done if isinstance(done, tuple) else (SUCCESS, done)

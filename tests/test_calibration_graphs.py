@@ -220,9 +220,7 @@ class TestHalf:
 
 def normed(weight: Array, gamma: Array) -> ir.Model:
     nodes = [
-        helper.make_node(
-            "LayerNormalization", ["x", "g", "b"], ["n"], name="stage0.block0.norm1/LayerNormalization"
-        ),
+        helper.make_node("LayerNormalization", ["x", "g", "b"], ["n"], name="stage0.block0.norm1/LayerNormalization"),
         helper.make_node("Pad", ["n", "pads"], ["p"], name="stage0.block0.attn/Pad"),
         helper.make_node("MatMul", ["p", "w"], ["y"], name="stage0.block0.attn.qkv/MatMul"),
     ]

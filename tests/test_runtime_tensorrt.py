@@ -191,15 +191,17 @@ def test_an_array_that_may_change_is_copied_every_time(machine: Machine, bundle:
 def test_a_failed_call_forgets_what_is_on_the_device(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
     cuda = pretend(monkeypatch).cuda
     loaded = backend(bundle)
-    given = feeds()
-    for array in given.values():
+    given, other = feeds(), feeds(seed=1)
+    for array in (*given.values(), *other.values()):
         array.flags.writeable = False
     loaded.run(given, ["logits"])
-    cuda.failing["cudaMemcpyAsync"] = 700
-    with pytest.raises(BackendError, match=r"segmenter\.fp16\.engine could not run: CUDA failed"):
-        loaded.run(feeds(seed=1), ["logits"])
-    cuda.failing.clear()
-    assert_logits(loaded.run(given, ["logits"])[0], given)
+    for call in ("cudaMemcpyAsync", "cudaStreamSynchronize"):
+        cuda.failing[call] = 700
+        with pytest.raises(BackendError, match=r"segmenter\.fp16\.engine could not run: CUDA failed"):
+            loaded.run(other, ["logits"])
+        cuda.failing.clear()
+        for case in (other, given):
+            assert_logits(loaded.run(case, ["logits"])[0], case)
 
 
 def test_the_second_call_captures_and_the_next_ones_launch(machine: Machine, free: Path) -> None:

@@ -1,0 +1,356 @@
+"""What `lavt-export trt` decides without TensorRT: plans, progress, memory, layer reports, the timing cache."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lavt_edge.errors import ExportError
+from lavt_edge.export.engine_build import load_timing_cache, save_timing_cache
+from lavt_edge.export.engine_memory import NetworkLayer, memory_message, needed_bytes, peak_bytes, tensor_bytes
+from lavt_edge.export.engine_options import (
+    BuildPlan,
+    EngineOptions,
+    parse_bytes,
+    parse_targets,
+    plan_build,
+    profile_shapes,
+    wanted_graphs,
+)
+from lavt_edge.export.engine_progress import Phases, run_stoppable
+from lavt_edge.export.engine_report import (
+    count_precisions,
+    count_products,
+    layers_from_inspector,
+    layers_from_log,
+    product_precisions,
+)
+from lavt_edge.export.engine_verify import EngineParity, check_parity, pixel_agreement, relative_error
+from lavt_edge.runtime.manifest import InputSpec
+from lavt_edge.runtime.tensorrt_engine import CudaDevice, EngineRecord
+
+ORIN = CudaDevice("Orin", "8.7", shares_memory=True)
+FREE = InputSpec(height=480, width=480, batch=None, max_words=20, prompt_channels=8)
+KNOWN = ("sm75", "sm80", "sm86", "sm89", "sm120")
+
+
+def plan(options: EngineOptions, flavor: str = "tensorrt_rtx", device: CudaDevice | None = None) -> BuildPlan:
+    root = Path("/data/robot/bundle")
+    return plan_build(root, options, FREE, flavor=flavor, version="1.2", device=device, known_targets=KNOWN)
+
+
+def test_tensorrt_builds_for_the_device_at_hand_and_keeps_its_timings_beside_the_bundle() -> None:
+    made = plan(EngineOptions(max_batch=4), "tensorrt", ORIN)
+    assert (made.targets, made.max_batch) == ((), 4)
+    assert made.timing_cache == Path("/data/robot/bundle.timing-cache")
+    assert plan(EngineOptions(timing_cache=Path("mine")), "tensorrt", ORIN).timing_cache == Path("mine")
+    assert made.describe() == "TensorRT 1.2 for Orin (sm87), batches of up to 4"
+
+
+def test_rtx_builds_for_its_targets_and_has_no_timing_cache() -> None:
+    assert plan(EngineOptions(targets=("sm89", "sm75"))).targets == ("sm89", "sm75")
+    assert plan(EngineOptions()).targets == ("sm80", "sm86", "sm89", "sm120")
+    assert plan(EngineOptions()).timing_cache is None
+    assert plan(EngineOptions()).max_batch == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "said"),
+    [
+        (EngineOptions(), None, "no CUDA device here"),
+        (EngineOptions(targets=("sm86",)), ORIN, "--compute-capability is for TensorRT for RTX"),
+    ],
+)
+def test_what_tensorrt_cannot_do_is_refused(options: EngineOptions, device: CudaDevice | None, said: str) -> None:
+    with pytest.raises(ExportError, match=said):
+        plan(options, "tensorrt", device)
+
+
+def test_int8_takes_the_fp16_text_encoder() -> None:
+    assert wanted_graphs("int8") == (("text_encoder", "fp16"), ("segmenter", "int8"))
+    assert wanted_graphs("fp16") == (("text_encoder", "fp16"), ("segmenter", "fp16"))
+
+
+def test_one_profile_covers_batches_of_one_to_the_largest() -> None:
+    shapes = profile_shapes({"image": (-1, 480, 480, 3), "fixed": (2, 20)}, 8)
+    assert shapes["image"] == ((1, 480, 480, 3), (8, 480, 480, 3), (8, 480, 480, 3))
+    assert shapes["fixed"] == ((2, 20),) * 3
+    with pytest.raises(ExportError, match="only the batch"):
+        profile_shapes({"image": (1, -1, 480, 3)}, 8)
+
+
+def test_sizes_and_targets_are_read_as_people_write_them() -> None:
+    assert [parse_bytes(text) for text in ("64", "512M", "2G", "2GiB", "1536k", "1mb")] == [
+        64 * 2**20,
+        512 * 2**20,
+        2 * 2**30,
+        2 * 2**30,
+        1536 * 2**10,
+        2**20,
+    ]
+    assert parse_targets("sm86, 8.9,SM_120,sm86") == ("sm86", "sm89", "sm120")
+    for text in ("", "sm", "86,", "sm8x"):
+        with pytest.raises(ExportError, match="--compute-capability"):
+            parse_targets(text)
+
+
+def test_nested_phases_make_one_bar() -> None:
+    phases = Phases()
+    assert phases.now() == ("", 0.0)
+    phases.start("Building engine", None, 2)
+    phases.start("Optimizing graph", "Building engine", 4)
+    phases.step("Optimizing graph", 1)
+    assert phases.now() == ("Optimizing graph", 0.25)
+    phases.finish("Optimizing graph")
+    assert phases.now() == ("Building engine", 0.25)  # never falls
+    phases.step("Building engine", 0)
+    assert phases.now() == ("Building engine", 0.5)
+    phases.start("Timing", "Building engine", 1)
+    phases.start("Timing", "Timing", 2)  # TensorRT uses a name again within itself
+    phases.step("Timing", 0)
+    assert phases.now() == ("Timing", 0.75)
+    phases.finish("Timing")
+    phases.finish("Timing")
+    phases.step("Building engine", 1)
+    phases.finish("Building engine")
+    assert phases.now() == ("", 1.0)
+
+
+def test_an_interrupt_stops_the_work_and_waits_for_it() -> None:
+    stop, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        assert stop.wait(10)
+        ended.set()
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stoppable(work, stop, interrupted)
+    assert ended.is_set()
+
+
+def test_errors_of_the_work_come_back() -> None:
+    def work() -> None:
+        raise ExportError("no")
+
+    with pytest.raises(ExportError, match="no"):
+        run_stoppable(work, threading.Event(), lambda: None)
+    assert run_stoppable(lambda: 7, threading.Event(), lambda: None) == 7
+
+
+def test_a_tensor_takes_memory_until_its_last_reader() -> None:
+    layers = [
+        NetworkLayer(("image",), (("a", 100),)),
+        NetworkLayer(("a",), (("b", 10),)),  # a and b: 110, then a is gone
+        NetworkLayer(("b",), (("c", 50), ("unread", 60))),  # b, c and unread: 120
+        NetworkLayer(("b", "c"), (("d", 1),)),  # b, c and d: 61
+    ]
+    assert peak_bytes(layers) == 120
+    assert peak_bytes([]) == 0
+    assert tensor_bytes((-1, 20, 8), "HALF", 4) == 4 * 20 * 8 * 2
+    assert needed_bytes(weights=100, activations=30, workspace=5) == 235
+
+
+def test_too_little_memory_says_what_to_do() -> None:
+    line, short = memory_message("x.engine", 3 * 2**30, 2**30)
+    assert short
+    assert "needs about 3.0 GiB" in line
+    assert "1.0 GiB are free" in line
+    assert "--max-batch" in line
+    assert memory_message("x.engine", 2**20, 2**30)[1] is False
+
+
+def line(name: str, kind: str, inputs: str, outputs: str, onnx: str) -> str:
+    """A layer as TensorRT for RTX 1.7 logs it; types and ONNX nodes are words."""
+
+    def tensors(types: str) -> str:
+        parts = [
+            f"{{ Name: t{i}, Dimensions: [-1,24], Strides: [24,1], StrideOrder: [1,0], Datatype: {one}, "
+            "Format: (Linear) Row major linear format }"
+            for i, one in enumerate(types.split())
+        ]
+        return "[" + "".join(f" {part}," for part in parts).rstrip(",") + "]"
+
+    return (
+        f"Name: {name}, LayerType: {kind}, Inputs: {tensors(inputs)}, Constants: {tensors('Float Half')}, "
+        f"Outputs: {tensors(outputs)}, TacticName: __myelin_CASK_STUB, StreamId: 0, "
+        f"Metadata: {''.join(f'[ONNX Layer: {one}]' for one in onnx.split())}"
+    )
+
+
+LOG = "\n".join(
+    (
+        "Layers:",
+        line(
+            "stage0.qkv/MatMul_U487_myl0_4",
+            "gemm",
+            "Int8",
+            "Half",
+            "stage0.qkv/MatMul stage0.qkv.weight/DequantizeLinear",
+        ),
+        line("_gemm_mha_v2_myl0_53", "kgen", "Int8 Int8", "Int8", "stage1.attn/MatMul stage1.attn/MatMul_2"),
+        line("decoder.skip/Conv_U13_myl0_232", "correlation", "Half", "Half", "decoder.skip/Conv"),
+        line("__myl_AddReluRounCast_myl0_233", "kgen", "Int8 Half", "Int8", "decoder.skip/Conv decoder/Relu"),
+        line("__mye294017_myl0_254", "signal", "", "", ""),
+        "",
+        "I/O Tensors:",
+        " Name: image, IOMode: Input, DataType: UInt8, Dimensions: [-1,240,240,3], Location: Device",
+    )
+)
+
+
+def test_the_layer_report_in_the_log_is_read() -> None:
+    layers = layers_from_log(LOG)
+    assert [layer.kind for layer in layers] == ["gemm", "kgen", "correlation", "kgen", "signal"]
+    assert count_precisions(layers) == {"int8": 3, "fp16": 1}
+    assert product_precisions(layers) == {
+        "stage0.qkv/MatMul": "int8",
+        "stage1.attn/MatMul": "int8",
+        "stage1.attn/MatMul_2": "int8",
+        "decoder.skip/Conv": "fp16",  # the layer that only adds to it reads INT8
+    }
+    assert count_products(layers) == {"Conv": {"fp16": 1}, "MatMul": {"int8": 3}}
+
+
+def inspector(key: str, conv: str, gemm: str) -> str:
+    """The inspector's JSON with types under `key`."""
+    return json.dumps(
+        {
+            "Layers": [
+                {
+                    "Name": "decoder.skip/Conv",
+                    "LayerType": "CaskConvolution",
+                    "Inputs": [{"Name": "x", "Dimensions": [1, 96, 15, 15], key: conv}],
+                    "Outputs": [{"Name": "y", "Dimensions": [1, 96, 15, 15], key: gemm}],
+                    "Metadata": "[ONNX Layer: decoder.skip/Conv]",
+                },
+                {
+                    "Name": "mlp.fc1/MatMul",
+                    "LayerType": "gemm",
+                    "Inputs": [{"Name": "y", "Dimensions": [225, 96], key: gemm}],
+                    "Outputs": [{"Name": "z", "Dimensions": [225, 96], key: gemm}],
+                    "Metadata": "[ONNX Layer: mlp.fc1/MatMul]",
+                },
+                {"Name": "n", "LayerType": "NoOp", "Inputs": [{"Name": "z", key: gemm}], "Outputs": []},
+            ]
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        inspector(
+            "Format/Datatype",
+            "Thirty-two wide channel vectorized row major Int8 format",
+            "Row major linear FP16 format",
+        ),
+        inspector("Datatype", "Int8", "Half"),
+    ],
+    ids=["TensorRT 10", "TensorRT 11"],
+)
+def test_the_inspectors_report_is_read(text: str) -> None:
+    layers = layers_from_inspector(text)
+    assert count_precisions(layers) == {"int8": 1, "fp16": 1}
+    assert count_products(layers) == {"Conv": {"int8": 1}, "MatMul": {"fp16": 1}}
+
+
+def test_a_report_of_names_alone_has_no_precisions() -> None:
+    assert count_precisions(layers_from_inspector('{"Layers": ["a", "b"]}')) == {"other": 2}
+
+
+class Cache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> bytes:
+        return self.data
+
+
+class Config:
+    """The part of IBuilderConfig that timing caches take; it knows the cache `good` alone."""
+
+    def __init__(self, timed: bytes = b"") -> None:
+        self.cache: Cache | None = Cache(timed)
+
+    def create_timing_cache(self, data: bytes) -> Cache | None:
+        return Cache(data) if data in (b"", b"good") else None
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self.cache = cache
+        return not ignore_mismatch
+
+    def get_timing_cache(self) -> Cache | None:
+        return self.cache
+
+
+def test_timings_are_kept_and_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.timing-cache"
+    save_timing_cache(Config(b"good"), path)  # type: ignore[arg-type]
+    assert path.read_bytes() == b"good"
+    config = Config()
+    load_timing_cache(config, path)  # type: ignore[arg-type]
+    assert config.cache is not None
+    assert config.cache.data == b"good"
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_damaged_timing_cache_costs_time_and_no_build(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "bundle.timing-cache"
+    path.write_bytes(b"of another GPU")
+    config = Config(b"unset")
+    with caplog.at_level(logging.WARNING):
+        load_timing_cache(config, path)  # type: ignore[arg-type]
+    assert config.cache is not None
+    assert config.cache.data == b""
+    assert "made again" in caplog.text
+    save_timing_cache(Config(b"good"), tmp_path)  # type: ignore[arg-type]
+    assert "cannot be written" in caplog.text
+
+
+def test_parity_measures_the_worst_case() -> None:
+    wanted = [np.zeros((1, 2, 2, 2), np.float32), np.zeros((1, 2, 2, 2), np.float32)]
+    for one in wanted:
+        one[:, 1] = 3.0
+    found = [one.copy() for one in wanted]
+    found[1][0, :, 0, 0] = (4.0, 0.0)
+    assert pixel_agreement(found, wanted) == 0.75
+    assert relative_error(found, wanted) == pytest.approx(5 / 6)
+    found[0][0, 0, 0, 0] = np.nan
+    assert relative_error(found, wanted) > 1e300
+
+
+def test_an_engine_far_from_its_graph_is_refused() -> None:
+    record = EngineRecord(
+        name="segmenter.fp16.engine",
+        role="segmenter",
+        precision="fp16",
+        flavor="tensorrt",
+        version="10.3.0",
+        gpu="Orin",
+        compute_capability="8.7",
+        targets=(),
+        max_batch=1,
+        version_compatible=False,
+        hardware_compatible=False,
+        verified=True,
+        rebuild="lavt-export trt bundle",
+    )
+    good = EngineParity(1e-3, 0.9995, 2e-3, 3, "segmenter.fp16.onnx", "ONNX Runtime", None)
+    check_parity(good, record)
+    for bad in (
+        replace(good, relative_error=0.03),
+        replace(good, pixel_agreement=0.98),
+        replace(good, relative_error=np.nan),
+    ):
+        with pytest.raises(ExportError, match="computes something else"):
+            check_parity(bad, record)
+    check_parity(replace(good, pixel_agreement=None), record)

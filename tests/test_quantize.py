@@ -1,0 +1,315 @@
+"""`lavt-export quantize`: FP16 and INT8 graphs of the demo bundle, and what the manifest says of them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from lavt_edge.calibration import quantize
+from lavt_edge.calibration.calibrate import image_products, load_graph
+from lavt_edge.calibration.control import control
+from lavt_edge.calibration.half import emulate_half, find_islands
+from lavt_edge.calibration.judge import Figures, Judge
+from lavt_edge.calibration.products import WEIGHTS, Product, candidates, int8_macs
+from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle, quantized_graph
+from lavt_edge.calibration.record import read_calibration
+from lavt_edge.calibration.sample import DataOptions, draw_sample
+from lavt_edge.data.shapes import scene_at
+from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.errors import BundleError, ExportError
+from lavt_edge.export import ExportOptions, export_bundle
+from lavt_edge.export.macs import count_macs
+from lavt_edge.export.source import open_source
+from lavt_edge.runtime import Segmenter
+from lavt_edge.runtime.amend import amend
+from lavt_edge.runtime.bundle import open_bundle, sha256_of
+from PIL import Image
+
+SAMPLES = 12
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_refcoco(tmp_path_factory.mktemp("data") / "shapes", seed=5, scenes={"train": 24})
+
+
+@pytest.fixture(scope="module")
+def options(root: Path) -> QuantizeOptions:
+    return QuantizeOptions(data=DataOptions(root=root, samples=SAMPLES), max_drop=1.5)
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    executable = Path(sys.executable).parent / "lavt-export"
+    return subprocess.run([str(executable), *map(str, arguments)], capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def quantized(demo_bundle: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo bundle with FP16 and INT8 graphs, by the commands."""
+    bundle = tmp_path_factory.mktemp("quantized") / "bundle"
+    shutil.copytree(demo_bundle, bundle)
+    for flags in (["--fp16"], ["--int8", "--max-drop", "1.5"]):
+        run = command("quantize", bundle, *flags, "--calibration-data", root, "--samples", str(SAMPLES))
+        assert run.returncode == 0, run.stderr
+        assert run.stderr == ""  # no progress bars in a pipe
+        assert "held-out sentences" in run.stdout
+    return bundle
+
+
+class TestBundle:
+    def test_every_file_is_listed_with_its_hash_and_nothing_else_lies_there(self, quantized: Path) -> None:
+        files = open_bundle(quantized).manifest.files
+        assert {path.name for path in quantized.iterdir()} == {*files, "lavt.json"}
+        assert {name: entry.sha256 for name, entry in files.items()} == {
+            name: sha256_of(quantized / name) for name in files
+        }
+        roles = {(entry.role, entry.precision) for entry in files.values()}
+        assert {("segmenter", "fp16"), ("text_encoder", "fp16"), ("segmenter", "int8"), ("calibration", None)} <= roles
+
+    @pytest.mark.parametrize("precision", ["fp16", "int8"])
+    def test_the_runtime_takes_it_and_the_masks_stay(self, quantized: Path, precision: str) -> None:
+        scene = scene_at(9, "val", 3)
+        image, sentences = scene.render(), [one.text for one in scene.sentences()[:4]]
+        masks = []
+        for chosen in ("fp32", precision):
+            with Segmenter.load(quantized, precision=chosen, device="cpu") as segmenter:
+                assert segmenter.precision == chosen
+                masks.append([result.mask for result in segmenter.segment(image, sentences)])
+        assert np.mean(np.array(masks[0]) == np.array(masks[1])) > 0.99
+
+    def test_figures_are_in_the_manifest(self, quantized: Path) -> None:
+        precisions = open_bundle(quantized).manifest.precisions
+        half, int8 = precisions["fp16"]["against_fp32"], precisions["int8"]["against_fp32"]
+        assert half["sentences"] == int8["sentences"] == 8
+        assert 0 < half["relative_error"] < 0.005
+        assert half["pixel_agreement"] >= 0.999
+        assert abs(half["drop"]) <= 0.1
+        assert half["relative_error"] < int8["relative_error"] < 0.15
+        assert int8["drop"] <= 1.5
+
+    def test_fp16_islands_have_their_reasons(self, quantized: Path) -> None:
+        islands = open_bundle(quantized).manifest.precisions["fp16"]["islands"]["segmenter"]
+        assert islands["stage1.block2.norm1/LayerNormalization"] == "LayerNorm statistics"
+        assert islands["stage0.pwam.word_norm/MatMul"].startswith("PWAM statistics")
+        assert "prompt/Mul reaches 1e+04" in islands["stage0.pwam/Add"]
+        assert not any(name.startswith("decoder.") or ".mlp" in name for name in islands)
+
+    def test_fp16_weights_take_half_the_room(self, quantized: Path) -> None:
+        for role in ("segmenter", "text_encoder"):
+            sizes = {}
+            for suffix in ("", ".fp16"):
+                graph = onnx.load(quantized / f"{role}{suffix}.onnx").graph
+                floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+                sizes[suffix] = sum(len(one.raw_data) for one in graph.initializer if one.data_type in floats)
+            assert sizes[".fp16"] < 0.53 * sizes[""]
+
+    def test_int8_covers_what_the_manifest_says(self, quantized: Path) -> None:
+        about = open_bundle(quantized).manifest.precisions["int8"]
+        model = ir.load(quantized / "segmenter.int8.onnx")
+        macs = count_macs(quantized / "segmenter.onnx")
+        share = int8_macs(model, macs) / sum(macs.values())
+        assert share == pytest.approx(about["int8_share"])
+        assert share >= 0.9
+        groups = about["groups"]
+        assert sum(one["macs"] for one in groups if one["int8"]) / sum(macs.values()) == pytest.approx(share)
+        assert [one["drop"] for one in groups] == sorted((one["drop"] for one in groups), reverse=True)
+        assert {"stage2.mlp.fc1", "decoder.level0.conv", "stage0.attn.values"} <= {one["group"] for one in groups}
+
+    def test_what_must_stay_in_floating_point_does(self, quantized: Path) -> None:
+        model = ir.load(quantized / "segmenter.int8.onnx")
+        quantised = {
+            str(node.name)
+            for node in model.graph
+            for value in node.inputs
+            if value is not None and (made := value.producer()) is not None and made.op_type == "DequantizeLinear"
+        }
+        assert quantised
+        assert not any("word_norm" in name or "query_norm" in name or ".pwam/" in name for name in quantised)
+        assert not any(name.startswith(("patch_embed", "decoder/", "decoder.classifier")) for name in quantised)
+        assert not any(name.endswith(("/Add", "/Softmax", "/Gelu")) for name in quantised)
+
+    def test_the_chart_has_a_bar_for_each_group(self, quantized: Path) -> None:
+        with Image.open(quantized / "segmenter.int8.png") as chart:
+            assert chart.height > 20 * len(open_bundle(quantized).manifest.precisions["int8"]["groups"])
+            assert len(chart.convert("RGB").getcolors(1 << 16)) > 10
+
+    def test_the_calibration_was_made_once(self, quantized: Path, options: QuantizeOptions) -> None:
+        steps: list[str] = []
+        before = sha256_of(quantized / "calibration.json")
+        quantize_bundle(quantized, "fp16", options, replace_existing=True, report=steps.append)
+        assert "using the calibration that the bundle holds" in steps
+        assert "calibrating" not in steps
+        assert sha256_of(quantized / "calibration.json") == before
+
+    def test_again_is_refused_before_any_work(self, quantized: Path, options: QuantizeOptions) -> None:
+        with pytest.raises(ExportError, match="has a segmenter of precision int8 already; pass --force"):
+            quantize_bundle(quantized, "int8", options)
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ([], "give one of --fp16 and --int8"),
+            (["--fp16", "--int8"], "give one of --fp16 and --int8"),
+            (["--int8", "--method", "best"], "--method 'best': give one of mse"),
+            (["--int8", "--policy", "all"], "--policy 'all': give one of auto"),
+            (["--int8", "--rest", "bf16"], "--rest 'bf16': give one of fp16"),
+            (["--int8", "--samples", "0"], "--samples 0: give 1"),
+            (["--int8", "--max-drop", "-1"], "--max-drop -1.0: give points"),
+            (["--fp16", "--calibration-data", "/nowhere"], "/nowhere"),
+        ],
+    )
+    def test_what_cannot_be_is_one_line(self, arguments: list[str], said: str, demo_bundle: Path) -> None:
+        run = command("quantize", demo_bundle, *arguments)
+        assert run.returncode == 1
+        assert said in run.stderr
+        assert run.stderr.count("\n") == 1
+
+    def test_what_is_no_bundle_is_one_line(self, tmp_path: Path) -> None:
+        run = command("quantize", tmp_path / "none", "--fp16")
+        assert (run.returncode, run.stderr.count("\n")) == (1, 1)
+        assert "no such bundle" in run.stderr
+
+
+LOSSES = {"a": 0.1, "b": 2.0, "c": 0.0, "d": 0.4}
+PRODUCTS = [Product(f"{group}{i}", group, WEIGHTS, 10) for group in LOSSES for i in range(2)]
+
+
+class TestAccuracyControl:
+    """The search itself, on a judge whose losses are known."""
+
+    def judged(self, max_drop: float):
+        class Known:
+            def figures(self, model: ir.Model) -> Figures:
+                drop = sum(LOSSES[group] for group in model)  # type: ignore[attr-defined]
+                return Figures(8, 70 - drop, drop, 1, drop / 100)
+
+        def groups(products):
+            return sorted({one.group for one in products})
+
+        return control(groups, PRODUCTS, Known(), max_drop)  # type: ignore[arg-type]
+
+    def test_the_worst_are_returned_until_the_budget_holds(self) -> None:
+        placed = self.judged(0.2)
+        assert {one.group for one in placed.products} == {"a", "c"}
+        assert [one.group for one in placed.ranking] == ["b", "d", "a", "c"]
+        assert [one.int8 for one in placed.ranking] == [False, False, True, True]
+        assert placed.figures.drop == pytest.approx(0.1)
+        assert [one.macs for one in placed.ranking] == [20] * 4
+
+    def test_all_stay_within_a_large_budget_and_none_within_none(self) -> None:
+        assert len(self.judged(2.5).products) == 8
+        assert {one.group for one in self.judged(0.0).products} == {"c"}
+
+    def test_a_group_that_ruins_the_masks_is_found(self, quantized: Path, options: QuantizeOptions) -> None:
+        bundle, calibration = open_bundle(quantized), read_calibration(quantized / "calibration.json")
+        assert calibration is not None
+        judge = Judge(bundle, draw_sample(options.data))
+        products = [
+            one
+            for one in image_products(bundle, load_graph(bundle, "segmenter"))
+            if one.group in ("decoder.level0.conv", "stage3.merge", "stage2.mlp.fc1")
+        ]
+        ranges = calibration.clipped("mse")
+        tensor = "decoder.level0/Relu"
+        ranges[tensor] = (0.0, ranges[tensor][1] * 300)  # a scale that leaves nearly nothing
+        placed = control(
+            lambda kept: quantized_graph(bundle, calibration, kept, ranges, "fp16"), products, judge, max_drop=1.0
+        )
+        assert placed.ranking[0].group == "decoder.level0.conv"
+        assert {one.group for one in placed.products} == {"stage2.mlp.fc1"}
+
+
+def test_policies_differ_in_what_they_start_from(demo_bundle: Path) -> None:
+    bundle = open_bundle(demo_bundle)
+    products = image_products(bundle, load_graph(bundle, "segmenter"))
+    total = bundle.manifest.model["macs"]["segmenter"]
+    policies = ("decoder", "full", "auto")
+    share = {policy: sum(one.macs for one in candidates(products, policy)) / total for policy in policies}
+    assert 0.45 < share["decoder"] < 0.5
+    assert 0.7 < share["full"] < 0.8
+    assert share["auto"] > 0.97
+
+
+class TestOverflow:
+    """A demo model whose values pass FP16's largest number in stage 2: V scaled up, the projection down."""
+
+    factor = 2.0**18
+
+    @pytest.fixture(scope="class")
+    def bundle(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        source = open_source(None)
+        model = source.load()
+        attention = model.backbone.stages[2].swin_blocks[1].attn
+        channels = attention.qkv.in_features
+        for tensor in (attention.qkv.weight, attention.qkv.bias):
+            tensor.data[2 * channels :] *= self.factor
+        attention.proj.weight.data /= self.factor
+        output = tmp_path_factory.mktemp("overflow") / "bundle"
+        export_options = ExportOptions(size=source.size, batch=None)
+        export_bundle(model, output, source.info(), vocabulary=source.vocabulary, options=export_options)
+        return output
+
+    def test_it_is_right_in_fp16(self, bundle: Path, options: QuantizeOptions) -> None:
+        outcome = quantize_bundle(bundle, "fp16", options)
+        assert outcome.figures.relative_error < 0.005
+        assert outcome.figures.pixel_agreement > 0.999
+        islands = outcome.manifest.precisions["fp16"]["islands"]["segmenter"]
+        assert "reaches" in islands["stage2.block1.attn.qkv/Add"]
+        assert "stage2.block0.attn.qkv/Add" not in islands
+        calibration = read_calibration(bundle / "calibration.json")
+        assert calibration is not None
+        low, high = calibration.ranges["segmenter"]["stage2.block1.attn.qkv/Add"]
+        assert max(-low, high) > 65504
+
+    def test_without_the_islands_it_is_refused(
+        self, bundle: Path, options: QuantizeOptions, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(quantize, "find_islands", lambda model, ranges: {})
+        with pytest.raises(ExportError, match="FP16 loses too much"):
+            quantize_bundle(bundle, "fp16", options, replace_existing=True)
+
+    def test_the_emulated_masks_are_wrong_with_the_structural_islands_alone(
+        self, bundle: Path, options: QuantizeOptions
+    ) -> None:
+        opened = open_bundle(bundle)
+        model = load_graph(opened, "segmenter")
+        structural = {
+            name: reason
+            for name, reason in find_islands(model, {}).items()
+            if "reaches" not in reason and "below" not in reason
+        }
+        quantize.to_half(model, structural)
+        emulate_half(model)
+        figures = Judge(opened, draw_sample(options.data)).figures(model)
+        assert figures.drop > 10
+
+
+class TestAmendment:
+    def test_a_second_writer_is_told_to_wait(self, demo_bundle: Path, tmp_path: Path) -> None:
+        bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+        code = "import sys, pathlib, lavt_edge.runtime.amend as a\nwith a.amend(pathlib.Path(sys.argv[1])): pass"
+        with amend(bundle):
+            run = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True)
+        assert "another command is changing this bundle" in run.stderr
+        assert subprocess.run([sys.executable, "-c", code, str(bundle)]).returncode == 0
+
+    def test_an_error_leaves_the_bundle_as_it_was(self, demo_bundle: Path, tmp_path: Path) -> None:
+        bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+        before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+
+        def fail() -> None:
+            with amend(bundle) as change:
+                change.new("extra.bin").write_bytes(b"half")
+                raise OSError(28, "No space left on device")
+
+        with pytest.raises(BundleError, match="cannot be written"):
+            fail()
+        assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before

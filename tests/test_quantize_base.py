@@ -1,0 +1,122 @@
+"""FP16 and INT8 of the full-size graph, Swin-base at 480x480 with golden weights, down to engines."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+from lavt_edge.calibration.calibrate import calibrate, image_products, load_graph
+from lavt_edge.calibration.half import emulate_half
+from lavt_edge.calibration.observe import Session
+from lavt_edge.calibration.products import WEIGHTS, int8_macs
+from lavt_edge.calibration.quantize import half_graph, quantized_graph, type_rest
+from lavt_edge.calibration.record import Calibration
+from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
+from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.export.engine import build_engines
+from lavt_edge.export.engine_options import EngineOptions
+from lavt_edge.export.graph import save_graph
+from lavt_edge.export.macs import count_macs
+from lavt_edge.runtime.amend import amend
+from lavt_edge.runtime.bundle import Bundle, file_entry, open_bundle
+from lavt_edge.runtime.tokenizer import SentenceTokenizer
+from lavt_edge.tests.base_export import CommandRun
+
+
+@pytest.fixture(scope="module")
+def bundle(base: CommandRun, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The base bundle under a name of its own; its large files are shared."""
+    root = tmp_path_factory.mktemp("base") / "bundle"
+    root.mkdir()
+    for path in base.bundle.iterdir():
+        os.link(path, root / path.name)
+    return open_bundle(root)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    root = write_refcoco(tmp_path_factory.mktemp("data") / "shapes", seed=5, scenes={"train": 12})
+    drawn = draw_sample(DataOptions(root=root, samples=3))
+    return replace(drawn, held_out=drawn.held_out[:1])
+
+
+@pytest.fixture(scope="module")
+def calibration(bundle: Bundle, sample: Sample) -> Calibration:
+    return calibrate(bundle, sample)
+
+
+class Chain:
+    """Both graphs on the held-out sentence."""
+
+    def __init__(self, bundle: Bundle, sample: Sample) -> None:
+        spec = bundle.manifest.input
+        tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
+        (self.case,) = cases(sample.held_out, (spec.height, spec.width), tokenizer)
+        self.mask = self.case.attention_mask[None]
+
+    def logits(self, text: ir.Model, image: ir.Model) -> npt.NDArray[np.float64]:
+        tokens = {"input_ids": self.case.input_ids[None], "attention_mask": self.mask}
+        (prompt,) = Session(text).run(tokens, ["prompt"])
+        feed = {"image": self.case.image[None], "prompt": prompt, "word_mask": self.mask.astype(np.float32)}
+        return np.asarray(Session(image, fused=False).run(feed, ["logits"])[0], np.float64)
+
+
+@pytest.fixture(scope="module")
+def typed(bundle: Bundle, sample: Sample, calibration: Calibration) -> dict[str, float]:
+    """Puts FP16 and INT8 graphs into the bundle, INT8 wherever the policy lets it; relative errors of the logits."""
+    chain = Chain(bundle, sample)
+    truth = chain.logits(load_graph(bundle, "text_encoder"), load_graph(bundle, "segmenter"))
+    text, _ = half_graph(bundle, "text_encoder", calibration)
+    half, _ = half_graph(bundle, "segmenter", calibration)
+    products = image_products(bundle, load_graph(bundle, "segmenter"))
+    int8 = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp16")
+    type_rest(int8, calibration)
+    graphs = {
+        "text_encoder.fp16.onnx": (text, "text_encoder", "fp16"),
+        "segmenter.fp16.onnx": (half, "segmenter", "fp16"),
+        "segmenter.int8.onnx": (int8, "segmenter", "int8"),
+    }
+    with amend(bundle.root) as change:
+        entries = {}
+        for name, (model, role, precision) in graphs.items():
+            (path,) = save_graph(model, change.new(name))
+            entries[name] = file_entry(path, role, precision)
+        change.commit(entries)
+    errors = {}
+    emulate_half(text)
+    for name, model in (("fp16", half), ("int8", int8)):
+        emulate_half(model)
+        errors[name] = float(np.linalg.norm(chain.logits(text, model) - truth) / np.linalg.norm(truth))
+    print(f"\nbase, golden weights: relative error of the logits {errors}")
+    return errors
+
+
+def test_fp16_keeps_the_logits_to_half_a_percent(typed: dict[str, float]) -> None:
+    assert 1e-5 < typed["fp16"] < 0.005
+
+
+def test_int8_file_is_at_most_three_tenths_of_fp32(typed: dict[str, float], bundle: Bundle) -> None:
+    sizes = {name: (bundle.root / name).stat().st_size for name in ("segmenter.onnx", "segmenter.int8.onnx")}
+    assert sizes["segmenter.int8.onnx"] <= 0.30 * sizes["segmenter.onnx"]
+
+
+def test_int8_covers_nine_tenths_of_the_macs_even_without_attention(bundle: Bundle, typed: dict[str, float]) -> None:
+    model, macs = ir.load(bundle.root / "segmenter.int8.onnx"), count_macs(bundle.file("segmenter"))
+    assert int8_macs(model, macs) / sum(macs.values()) > 0.98
+    weights = [one for one in image_products(bundle, load_graph(bundle, "segmenter")) if one.kind == WEIGHTS]
+    assert sum(one.macs for one in weights) / sum(macs.values()) > 0.9
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_engines_are_built_and_run_their_products_so(precision: str, bundle: Bundle, typed: dict[str, float]) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is for x86-64")
+    outcome = build_engines(bundle.root, EngineOptions(precision=precision, targets=("sm86",)))
+    record = outcome.manifest.engines[f"segmenter.{precision}.engine"]
+    products = record["products"]
+    print(products)
+    assert products["Conv"][precision] >= 6
+    assert products["MatMul"][precision] >= 150

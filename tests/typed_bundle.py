@@ -1,0 +1,51 @@
+"""Bundles with FP16 and INT8 graphs for the engine tests: typed and quantised as by the command, but not calibrated."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from lavt_edge.calibration.calibrate import image_products, load_graph
+from lavt_edge.calibration.half import find_islands, to_half
+from lavt_edge.calibration.products import candidates
+from lavt_edge.calibration.qdq import quantize_products
+from lavt_edge.runtime.amend import amend
+from lavt_edge.runtime.bundle import file_entry, open_bundle
+
+ROLES = ("text_encoder", "segmenter")
+
+
+def copy_bundle(source: Path, target: Path) -> Path:
+    """A copy whose files are links to the same data: nothing writes into a bundle's file, files are replaced."""
+    shutil.copytree(source, target, copy_function=os.link)
+    return target
+
+
+def add_typed_graphs(root: Path) -> None:
+    """Adds the FP16 graphs, and an INT8 image graph with every product that may be quantised; scales are invented."""
+    bundle = open_bundle(root)
+    models = {}
+    for role in ROLES:
+        models[f"{role}.fp16.onnx"] = load_graph(bundle, role)
+    image = load_graph(bundle, "segmenter")
+    products = candidates(image_products(bundle, image), "auto")
+    ranges = {str(value.name): (-3.0, 3.0) for node in image.graph for value in node.inputs if value is not None}
+    quantize_products(image, [one.name for one in products], ranges, half=True)
+    models["segmenter.int8.onnx"] = image
+    with amend(root) as change:
+        entries = {}
+        for name, model in models.items():
+            role, precision, _ = name.split(".")
+            to_half(model, find_islands(model, {}))
+            ir.save(model, change.new(name))
+            entries[name] = file_entry(change.path(name), role, precision)
+        change.commit(entries)
+
+
+def count_nodes(path: Path) -> Counter[str]:
+    """How many nodes of each type a graph has."""
+    return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
