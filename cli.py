@@ -189,7 +189,7 @@ def export_trt(
         hardware_compatible=hardware_compatible,
         targets=() if compute_capability is None else parse_targets(compute_capability),
     )
-    with _needs("trt"), _phases() as (report, progress):
+    with _needs("rtx"), _phases() as (report, progress):
         outcome = build_engines(
             bundle,
             options,

@@ -112,7 +112,6 @@ def run_demo(folder: Path) -> None:
     panels, figures = segment_scenes(folder / "bundle")
     write_sheet(panels, folder / "sheet.png")
     out.print(f"{folder / 'sheet.png'}: image, target and prediction of {len(panels)} generated scenes")
-    out.print("the built-in model's training was stopped early: expect ragged masks")
     out.print(
         f"{figures['sentences']} sentences on {SCENES} scenes: mean IoU {figures['mean_iou']:.2f}, "
         f"overall IoU {figures['overall_iou']:.2f}, precision@0.5 {figures['precision@0.5']:.2f}, "

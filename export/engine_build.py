@@ -134,7 +134,8 @@ def _configure(
         config = polygraphy.trt.create_config(builder, network, version_compatible=options.version_compatible, **common)
         if plan.timing_cache is not None:
             load_timing_cache(config, plan.timing_cache)
-    config.clear_flag(module.BuilderFlag.TF32)  # what is FP32 in the graph is so because it needs the digits
+    if hasattr(module.BuilderFlag, "TF32"):
+        config.clear_flag(module.BuilderFlag.TF32)  # what is FP32 in the graph is so because it needs the digits
     return config
 
 

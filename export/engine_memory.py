@@ -108,8 +108,12 @@ def network_layers(network: tensorrt.INetworkDefinition, batch: int) -> Iterable
         outputs = [layer.get_output(k) for k in range(layer.num_outputs)]
         yield NetworkLayer(
             tuple(tensor.name for tensor in inputs if tensor is not None),
-            tuple((tensor.name, tensor_bytes(tuple(tensor.shape), tensor.dtype.name, batch)) for tensor in outputs),
+            tuple((tensor.name, tensor_bytes(_sizes(tensor.shape), tensor.dtype.name, batch)) for tensor in outputs),
         )
+
+
+def _sizes(shape: tensorrt.Dims) -> tuple[int, ...]:
+    return tuple(int(shape[i]) for i in range(len(shape)))
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str, batch: int) -> int:

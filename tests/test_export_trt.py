@@ -354,6 +354,29 @@ assert np.array_equal(before, run())
     assert len(open_bundle(bundle).manifest.engines) == 2
 
 
+def test_graphs_that_are_missing_are_made_first(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the code of `lavt-export quantize`, for which types without calibration stand in here."""
+    from lavt_edge.calibration import quantize
+
+    asked = []
+
+    def instead(root: Path, precision: str, *, report: Any) -> None:
+        report(f"quantising to {precision}")
+        asked.append(precision)
+        if precision == "fp16":
+            add_typed_graphs(root)
+
+    monkeypatch.setattr(quantize, "quantize_bundle", instead)
+    bundle = copy_bundle(demo_bundle, tmp_path / "bundle")
+    build_engines(bundle, EngineOptions(precision="int8", targets=TARGETS, flavor="tensorrt_rtx"))
+    assert asked == ["fp16", "int8"]
+    build_engines(bundle, EngineOptions(precision="int8", targets=TARGETS, flavor="tensorrt_rtx"))
+    assert asked == ["fp16", "int8"]
+    assert sorted(open_bundle(bundle).manifest.engines) == ["segmenter.int8.engine", "text_encoder.fp16.engine"]
+
+
 def test_a_fixed_batch_is_the_engines_batch(bundle: Path) -> None:
     manifest = json.loads((bundle / "lavt.json").read_text())
     manifest["input"]["batch"] = 1

@@ -31,7 +31,8 @@ def device_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     (site,) = folder.glob("lib/python*/site-packages")
     for name in PACKAGES:  # as large as they are, they are linked instead of installed
         spec = importlib.util.find_spec(name)
-        assert spec and spec.submodule_search_locations
+        assert spec is not None
+        assert spec.submodule_search_locations
         (site / name).symlink_to(spec.submodule_search_locations[0])
     return python
 
@@ -68,7 +69,7 @@ def test_without_polygraphy_or_tensorrt_it_says_what_to_install(
 ) -> None:
     bundle = copy_bundle(demo_bundle, tmp_path / "bundle")
     add_typed_graphs(bundle)
-    for name, said in (("polygraphy", "lavt-edge[trt]"), ("tensorrt_rtx", "no TensorRT can be imported")):
+    for name, said in (("polygraphy", "lavt-edge[rtx]"), ("tensorrt_rtx", "no TensorRT can be imported")):
         code = (
             f"import sys; sys.modules[{name!r}] = None\n"
             "sys.argv = ['lavt-export', 'trt', 'bundle', '--compute-capability', 'sm86']\n"

@@ -238,48 +238,49 @@ def test_policies_differ_in_what_they_start_from(demo_bundle: Path) -> None:
     assert share["auto"] > 0.97
 
 
-class TestOverflow:
+OVERFLOW = 2.0**18
+
+
+@pytest.fixture(scope="module")
+def overflow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo model whose values pass FP16's largest number in stage 2: V scaled up, the projection down."""
+    source = open_source(None)
+    model = source.load()
+    attention = model.backbone.stages[2].swin_blocks[1].attn
+    channels = attention.qkv.in_features
+    for tensor in (attention.qkv.weight, attention.qkv.bias):
+        tensor.data[2 * channels :] *= OVERFLOW
+    attention.proj.weight.data /= OVERFLOW
+    output = tmp_path_factory.mktemp("overflow") / "bundle"
+    export_options = ExportOptions(size=source.size, batch=None)
+    export_bundle(model, output, source.info(), vocabulary=source.vocabulary, options=export_options)
+    return output
 
-    factor = 2.0**18
 
-    @pytest.fixture(scope="class")
-    def bundle(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        source = open_source(None)
-        model = source.load()
-        attention = model.backbone.stages[2].swin_blocks[1].attn
-        channels = attention.qkv.in_features
-        for tensor in (attention.qkv.weight, attention.qkv.bias):
-            tensor.data[2 * channels :] *= self.factor
-        attention.proj.weight.data /= self.factor
-        output = tmp_path_factory.mktemp("overflow") / "bundle"
-        export_options = ExportOptions(size=source.size, batch=None)
-        export_bundle(model, output, source.info(), vocabulary=source.vocabulary, options=export_options)
-        return output
-
-    def test_it_is_right_in_fp16(self, bundle: Path, options: QuantizeOptions) -> None:
-        outcome = quantize_bundle(bundle, "fp16", options)
+class TestOverflow:
+    def test_it_is_right_in_fp16(self, overflow_bundle: Path, options: QuantizeOptions) -> None:
+        outcome = quantize_bundle(overflow_bundle, "fp16", options)
         assert outcome.figures.relative_error < 0.005
         assert outcome.figures.pixel_agreement > 0.999
         islands = outcome.manifest.precisions["fp16"]["islands"]["segmenter"]
         assert "reaches" in islands["stage2.block1.attn.qkv/Add"]
         assert "stage2.block0.attn.qkv/Add" not in islands
-        calibration = read_calibration(bundle / "calibration.json")
+        calibration = read_calibration(overflow_bundle / "calibration.json")
         assert calibration is not None
         low, high = calibration.ranges["segmenter"]["stage2.block1.attn.qkv/Add"]
         assert max(-low, high) > 65504
 
     def test_without_the_islands_it_is_refused(
-        self, bundle: Path, options: QuantizeOptions, monkeypatch: pytest.MonkeyPatch
+        self, overflow_bundle: Path, options: QuantizeOptions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(quantize, "find_islands", lambda model, ranges: {})
         with pytest.raises(ExportError, match="FP16 loses too much"):
-            quantize_bundle(bundle, "fp16", options, replace_existing=True)
+            quantize_bundle(overflow_bundle, "fp16", options, replace_existing=True)
 
     def test_the_emulated_masks_are_wrong_with_the_structural_islands_alone(
-        self, bundle: Path, options: QuantizeOptions
+        self, overflow_bundle: Path, options: QuantizeOptions
     ) -> None:
-        opened = open_bundle(bundle)
+        opened = open_bundle(overflow_bundle)
         model = load_graph(opened, "segmenter")
         structural = {
             name: reason
