@@ -92,8 +92,9 @@ def to_half(model: ir.Model, islands: Mapping[str, str]) -> None:
             caster.align(node)
             continue
         wanted = FLOAT if node.name in islands else HALF
-        if node.op_type in MOVEMENT and node.inputs[0] is not None and node.name not in islands:
-            wanted = caster.type_of(node.inputs[0])
+        source = node.inputs[0]
+        if node.op_type in MOVEMENT and source is not None and source.const_value is None and node.name not in islands:
+            wanted = caster.type_of(source)
         if node.op_type == "Cast":
             node.attributes["to"] = ir.AttrInt64("to", int(wanted))
         else:

@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(root: Path) -> QuantizeOptions:
-    return QuantizeOptions(data=DataOptions(root=root, samples=SAMPLES), max_drop=1.5)
+    return QuantizeOptions(data=DataOptions(dataset="refcoco", root=root, samples=SAMPLES), max_drop=1.5)
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
