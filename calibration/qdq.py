@@ -1,8 +1,11 @@
 """Explicit quantisation: QuantizeLinear and DequantizeLinear around the operands of chosen products.
 
-Activations per tensor, weights per output channel, both symmetric with zero point 0, as TensorRT wants them. CPUs do
-better with `unsigned`: uint8 activations with a zero point, and quantised outputs of convolutions, without which ONNX
-Runtime would not run them in INT8. Biases and what stands between the products stay as they are.
+Activations per tensor, weights per output channel, both symmetric with zero point 0, as TensorRT wants them. Biases
+and what stands between the products stay as they are.
+
+CPUs do better with `unsigned`: uint8 activations with a zero point, and two things without which ONNX Runtime runs a
+product in FP32: quantised outputs of convolutions, and int32 biases of matrix products, in steps of (step of the
+activations) x (step of the weights), which is as good as exact.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ def quantize_products(
             assert value is not None
             made = inserter.weight(node, i) if value.const_value is not None else inserter.activation(value)
             node.replace_input_with(i, made)
+        if unsigned and node.op_type == "MatMul":
+            inserter.bias(node)
     if unsigned:
         for value in convolution_outputs(model, chosen):
             readers = list(value.uses())
@@ -111,6 +116,35 @@ class _Inserter:
             insert_after(self._graph, value, made)
             self._made[value] = made.outputs[0]
         return self._made[value]
+
+    def bias(self, node: ir.Node) -> None:
+        """The bias that is added to a product of an activation with a weight, as int32."""
+        readers = list(node.outputs[0].uses())
+        scales = [self._scale_of(value) for value in node.inputs[:2]]
+        if len(readers) != 1 or readers[0][0].op_type != "Add" or scales[1] is None or scales[1].ndim != 1:
+            return
+        add, i = readers[0][0], 1 - readers[0][1]
+        value = add.inputs[i]
+        if value is None or value.const_value is None or value.const_value.numpy().shape != scales[1].shape:
+            return
+        assert scales[0] is not None
+        step = (scales[0] * scales[1]).astype(np.float32)
+        largest = np.iinfo(np.int32).max
+        rounded = np.rint(value.const_value.numpy() / step.astype(np.float64)).clip(-largest, largest)
+        inputs = [
+            constant(self._graph, f"{node.name}.bias.{n}", a)
+            for n, a in (("int32", rounded.astype(np.int32)), ("scale", step), ("zero", np.zeros(step.shape, np.int32)))
+        ]
+        made = self._dequantize(inputs, f"{node.name}.bias/DequantizeLinear", value, axis=0)
+        insert_after(self._graph, value, made)
+        add.replace_input_with(i, made.outputs[0])
+
+    @staticmethod
+    def _scale_of(value: ir.Value | None) -> npt.NDArray[np.float32] | None:
+        """The scale that a dequantised value has."""
+        producer = value.producer() if value is not None else None
+        scale = producer.inputs[1] if producer is not None and producer.op_type == "DequantizeLinear" else None
+        return scale.const_value.numpy() if scale is not None and scale.const_value is not None else None
 
     def _dequantize(self, inputs: list[ir.Value], name: str, value: ir.Value, **attributes: int) -> ir.Node:
         node = ir.node("DequantizeLinear", inputs, attributes, name=name)

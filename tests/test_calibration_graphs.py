@@ -120,6 +120,22 @@ class TestQuantisation:
         exact = run(convolution(weight), x.clip(-1, 4))
         assert np.abs(run(model, x) - exact).max() < 0.02 * exact.max()
 
+    def test_unsigned_products_have_int32_biases_in_steps_of_the_product(self) -> None:
+        weight, x = RNG.normal(size=(16, 5)).astype(np.float32), RNG.normal(size=(4, 16)).astype(np.float32)
+        model = linear(weight)
+        quantize_products(model, ["stage0.block0.attn.qkv/MatMul"], {"x": (-3.0, 4.0)}, unsigned=True)
+        name = "stage0.block0.attn.qkv/MatMul.bias"
+        bias, step = (model.graph.initializers[f"{name}.{n}"].const_value.numpy() for n in ("int32", "scale"))
+        assert bias.dtype == np.int32
+        np.testing.assert_allclose(step, np.abs(weight).max(axis=0) / 127 * 7 / 255, rtol=1e-5)
+        np.testing.assert_allclose(bias * step, 1, rtol=1e-3)
+        scale, zero = 7 / 255, round(3 * 255 / 7)
+        product = rounded(x, scale, zero, 0, 255) @ rounded(weight, np.abs(weight).max(axis=0) / 127)
+        np.testing.assert_allclose(run(model, x), product + bias * step, rtol=1e-4, atol=1e-4)
+        symmetric = linear(weight)
+        quantize_products(symmetric, ["stage0.block0.attn.qkv/MatMul"], {"x": (-3.0, 4.0)})
+        assert f"{name}.int32" not in symmetric.graph.initializers
+
     def test_a_channel_of_zeros_stays_zero(self) -> None:
         weight = RNG.normal(size=(16, 5)).astype(np.float32)
         weight[:, 1] = 0
