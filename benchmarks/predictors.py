@@ -61,13 +61,11 @@ class BundlePredictor:
 
     def describe(self) -> dict[str, Any]:
         segmenter, manifest = self._segmenter, self._segmenter.manifest
-        precision = segmenter.precision
-        text = manifest.find("text_encoder", precision) or manifest.find("text_encoder", "fp32")
-        names = [manifest.find("segmenter", precision), text, manifest.find("tokenizer")]
+        names = [*segmenter.files, manifest.find("tokenizer")]
         used = [part for name in names if name for part in (name, *manifest.weights_of(name))]
         return {
-            "runtime": segmenter.device,
-            "precision": precision,
+            "runtime": f"{segmenter.runtime} on {segmenter.device}",
+            "precision": segmenter.precision,
             "checkpoint": manifest.checkpoint.sha256,
             "files": {name: manifest.files[name].sha256 for name in used},
         }
