@@ -10,9 +10,11 @@ them; INT8 runs as it is written, without a CPU's own kernels.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +94,18 @@ def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
         text.run({"input_ids": case.input_ids[None], "attention_mask": mask}, ["prompt"])[0]
         for case, mask in zip(chosen, masks, strict=True)
     ]
-    quantize(
-        str(bundle.file("segmenter")),
-        calibration_data={
-            "image": np.stack([case.image for case in chosen]),
-            "prompt": np.concatenate(prompts),
-            "word_mask": np.concatenate(masks).astype(np.float32),
-        },
-        calibration_eps=["cpu"],
-        output_path=str(output),
-        log_level="ERROR",
-    )
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints a line for every sentence
+        quantize(
+            str(bundle.file("segmenter")),
+            calibration_data={
+                "image": np.stack([case.image for case in chosen]),
+                "prompt": np.concatenate(prompts),
+                "word_mask": np.concatenate(masks).astype(np.float32),
+            },
+            calibration_eps=["cpu"],
+            output_path=str(output),
+            log_level="ERROR",
+        )
     return output
 
 

@@ -99,6 +99,8 @@ class TestBundle:
         assert islands["stage0.pwam.word_norm/MatMul"].startswith("PWAM statistics")
         assert "prompt/Mul reaches 1e+04" in islands["stage0.pwam/Add"]
         assert not any(name.startswith("decoder.") or ".mlp" in name for name in islands)
+        words = open_bundle(quantized).manifest.precisions["fp16"]["islands"]["text_encoder"]
+        assert "layer1.fc1/MatMul" not in words
 
     def test_fp16_weights_take_half_the_room(self, quantized: Path) -> None:
         for role in ("segmenter", "text_encoder"):

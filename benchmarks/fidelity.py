@@ -1,0 +1,154 @@
+"""What each precision of a bundle keeps: logits and masks against FP32's, accuracy, and pictures of the worst cases."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from PIL import Image
+
+from ..calibration.judge import Figures, Judge, Progress
+from ..calibration.sample import Sample
+from ..errors import LavtError
+from ..runtime.bundle import Bundle, open_bundle
+from ..runtime.overlay import overlay
+from .precisions import judge_file
+from .sentences import Sentence, open_split
+
+DEFAULT_SENTENCES = 200
+DEFAULT_CASES = 4
+_OVERLAY_SIDE = 320
+_OVERLAY_COLOURS = 96
+
+Masks = list[npt.NDArray[np.bool_]]
+
+
+class MaskJudge(Judge):
+    """A judge that keeps the masks (H,W) of the graph that it ran last, one for each case."""
+
+    masks: Masks
+
+    def _differences(
+        self, image: ir.Model, prompts: Sequence[npt.NDArray[Any]], fused: bool, progress: Progress
+    ) -> list[npt.NDArray[Any]]:
+        found = super()._differences(image, prompts, fused, progress)
+        self.masks = [one > 0 for one in found]
+        return found
+
+
+def measure_fidelity(
+    path: Path,
+    sentences: Sequence[Sentence] | None = None,
+    *,
+    precisions: Sequence[str] | None = None,
+    cases: int = DEFAULT_CASES,
+    report: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """A row for each precision of the bundle's image graph, FP32 first, over `sentences` (default: generated val).
+
+    A row holds `name`, the fields of `judge.Figures`, `iou_with_fp32` (mean over sentences, in percent; two empty masks
+    agree) and `overlays`, one for each of the `cases` on which a precision's mask differs most from FP32's: `sentence`,
+    `pixel_agreement`, `iou_with_fp32` (percent) and `image_png_base64`. No overlays where all masks are equal. FP16 is
+    rounded tensor by tensor as a GPU stores it, behind its own text graph.
+
+    Raises:
+        LavtError: no sentences, or a precision that the bundle has no graph of.
+        BundleError, DatasetError: files are missing or damaged.
+    """
+    bundle = open_bundle(path)
+    names = chosen_precisions(bundle, precisions)
+    if sentences is None:
+        sentences = open_split("shapes", "val").sentences[:DEFAULT_SENTENCES]
+    if not sentences:
+        raise LavtError("fidelity needs one sentence or more")
+    report("fp32")
+    judge = MaskJudge(bundle, Sample((), sentences, {}), progress)
+    truth = judge.masks
+    masks = {"fp32": truth}
+    rows = [_row("fp32", Figures(len(truth), judge.mean_iou, 0.0, 1.0, 0.0), truth, truth)]
+    for name in names[1:]:
+        report(name)
+        figures = _figures(judge, bundle, name, progress)
+        masks[name] = judge.masks
+        rows.append(_row(name, figures, judge.masks, truth))
+    worst = most_disagreed(list(masks.values()), cases)
+    for row in rows:
+        row["overlays"] = [
+            _overlay(judge, sentences[i].text, i, masks[row["name"]][i], truth[i]) for i in worst
+        ]  # the same cases in each row, worst first
+    return rows
+
+
+def chosen_precisions(bundle: Bundle, wanted: Sequence[str] | None) -> list[str]:
+    """FP32, then the other precisions of image graphs in the bundle, or those `wanted`. Raises LavtError."""
+    found = sorted(
+        entry.precision
+        for entry in bundle.manifest.files.values()
+        if entry.role == "segmenter" and entry.precision not in (None, "fp32")
+    )
+    if wanted is None:
+        return ["fp32", *found]
+    unknown = [name for name in wanted if name not in ("fp32", *found)]
+    if unknown:
+        raise LavtError(
+            f"{bundle.root} has no image graph in {', '.join(unknown)}; it has {', '.join(['fp32', *found])}"
+        )
+    return ["fp32", *(name for name in wanted if name != "fp32")]
+
+
+def most_disagreed(masks: Sequence[Masks], count: int) -> list[int]:
+    """Up to `count` cases by number, worst first, on which one side's mask differs in most pixels from the first's.
+
+    `masks` holds each side's masks (H,W), case by case. Cases without a difference are left out.
+    """
+    differing = np.max([[np.mean(a != b) for a, b in zip(side, masks[0], strict=True)] for side in masks], axis=0)
+    order = np.argsort(-differing, kind="stable")[:count]
+    return [int(i) for i in order if differing[i] > 0]
+
+
+def mask_iou(mask: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
+    """IoU of two masks (H,W), in percent; 100 where both are empty, for then they agree."""
+    union = np.count_nonzero(mask | other)
+    return 100 * np.count_nonzero(mask & other) / union if union else 100.0
+
+
+def _figures(judge: Judge, bundle: Bundle, name: str, progress: Progress) -> Figures:
+    path = bundle.file("segmenter", name)
+    if name == "int8-cpu":  # made for a CPU's INT8 kernels, so judged with them
+        return judge.figures(ir.load(path), fused=True, progress=progress)
+    return judge_file(judge, bundle, path, text=name == "fp16" and bundle.has("text_encoder", "fp16"))
+
+
+def _row(name: str, figures: Figures, masks: Masks, truth: Masks) -> dict[str, Any]:
+    iou = float(np.mean([mask_iou(a, b) for a, b in zip(masks, truth, strict=True)]))
+    return {"name": name, **figures.to_dict(), "iou_with_fp32": iou, "overlays": []}
+
+
+def _overlay(
+    judge: Judge, sentence: str, case: int, mask: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    picture = overlay(judge.cases[case].image, mask, sentence)
+    return {
+        "case": case,
+        "sentence": sentence,
+        "pixel_agreement": float(np.mean(mask == truth)),
+        "iou_with_fp32": mask_iou(mask, truth),
+        "image_png_base64": png_base64(picture),
+    }
+
+
+def png_base64(picture: Image.Image) -> str:
+    """A small PNG, at most 320 pixels wide and in few colours, as base64 text."""
+    if picture.width > _OVERLAY_SIDE:
+        height = round(picture.height * _OVERLAY_SIDE / picture.width)
+        picture = picture.resize((_OVERLAY_SIDE, height), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    picture.convert("RGB").quantize(_OVERLAY_COLOURS, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    return base64.b64encode(content.getvalue()).decode("ascii")
