@@ -1,4 +1,4 @@
-"""The README is true: each of its commands and its Python runs, in its order, on a machine that has a checkpoint."""
+"""README and docs are true: each command and all Python in them runs, in order, on a machine that has a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 MAKE = [command for command in COMMANDS if command[0] == "make"]
 OTHER = [command for command in COMMANDS if command[0] != "make"]
 
@@ -43,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def execute(command: list[str], folder: Path) -> str:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment["XDG_CACHE_HOME"] = str(folder / "cache")
+    environment["COLUMNS"] = "120"
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -55,13 +57,7 @@ def test_every_block_is_run_or_a_make_target() -> None:
 
 def test_commands(folder: Path) -> None:
     for command in OTHER:
-        if "lavt_edge.benchmarks.against_plain" in command:
-            # The full size takes minutes; the command is the same with a small model and one round.
-            command = [*command, "--swin", "demo", "--image-size", "96", "--rounds", "2"]
-        if "quantize" in command:
-            # The usual 512 sentences take minutes as well; so few are a noisy measure of what INT8 costs.
-            command = [*command, "--samples", "8", "--max-drop", "5"]
-        assert execute(command, folder).strip()
+        assert execute(small(command), folder).strip()
     for name in ("result.png", "mask.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     mask = np.asarray(Image.open(folder / "mask.png"))
@@ -72,6 +68,32 @@ def test_commands(folder: Path) -> None:
         if language == "python":
             shown = execute([sys.executable, "-c", block], folder)
             assert "(240, 240)" in shown
+
+
+def small(command: list[str]) -> list[str]:
+    """The same command on less data: the usual sizes take minutes, so few sentences are a noisy measure."""
+    if "lavt_edge.benchmarks.against_plain" in command:
+        return [*command, "--swin", "demo", "--image-size", "96", "--rounds", "2"]
+    if "lavt_edge.benchmarks.precisions" in command:
+        return [*command, "--sentences", "8", "--samples", "4"]
+    if "quantize" in command:
+        return [*command, "--samples", "8", "--max-drop", "5"]
+    return command
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_docs(page: Path, folder: Path) -> None:
+    if not (folder / "demo-bundle").exists():
+        execute(["lavt-export", "onnx", "--output", "demo-bundle", "--batch", "dynamic"], folder)
+    text = page.read_text(encoding="utf-8")
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        assert language == "sh", f"{page.name}: a block of {language or 'no language'}"
+        for line in block.splitlines():
+            command = shlex.split(line, comments=True)
+            if "lavt_edge.benchmarks.precisions" in command:
+                pytest.importorskip("modelopt", reason="ModelOpt needs Python 3.11 and x86-64")
+            if command:
+                assert execute(small(command), folder).strip()
 
 
 def test_make_demo(folder: Path) -> None:
