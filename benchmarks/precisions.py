@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from rich.console import Console
 
-from ..calibration.calibrate import load_graph
+from ..calibration.passes import load_graph
 from ..calibration.half import emulate_half
 from ..calibration.judge import Figures, Judge
 from ..calibration.observe import Session
@@ -83,7 +83,7 @@ def judge_file(judge: Judge, bundle: Bundle, path: Path, *, text: bool) -> Figur
 
 def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
     """What `modelopt.onnx.quantization.quantize` makes of the FP32 image graph when only the data is given."""
-    from modelopt.onnx.quantization import quantize  # type: ignore[import-untyped]
+    from modelopt.onnx.quantization import quantize
 
     spec = bundle.manifest.input
     tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)

@@ -49,9 +49,9 @@ def find_islands(model: ir.Model, ranges: Mapping[str, Range]) -> dict[str, str]
         if node.op_type in MOVEMENT:
             continue
         for value in [*node.inputs, *node.outputs]:
-            reason = _unfit(value, ranges)
-            if reason and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-                islands.setdefault(name, reason)
+            unfit = _unfit(value, ranges)
+            if unfit and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                islands.setdefault(name, unfit)
     return islands
 
 
@@ -63,11 +63,10 @@ def _unfit(value: ir.Value | None, ranges: Mapping[str, Range]) -> str | None:
         array = np.abs(value.const_value.numpy())
         low, high, what = 0.0, float(array.max(initial=0.0)), f"the constant {value.name}"
     else:
-        source = moved_from(value)
-        if source.name not in ranges:
+        what = str(moved_from(value).name)
+        if what not in ranges:
             return None
-        low, high = ranges[source.name]
-        what = source.name
+        low, high = ranges[what]
     largest = max(abs(low), abs(high))
     if largest * HEADROOM >= MAX_HALF:
         return f"{what} reaches {largest:.4g}, within a factor {HEADROOM:g} of FP16's largest number"

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from ..benchmarks.accuracy import ReferringMetrics
 from ..runtime.bundle import Bundle
 from ..runtime.tokenizer import SentenceTokenizer
-from .calibrate import load_graph
 from .observe import Array, Session
+from .passes import load_graph
 from .sample import Case, Sample, cases
 
 Progress = Callable[[int, int], None]
@@ -88,7 +88,7 @@ class Judge:
         session, found = Session(image, fused=fused), []
         progress(0, len(self.cases))
         for group in self._groups():
-            feed = {
+            feed: dict[str, Array] = {
                 "image": np.stack([self.cases[i].image for i in group]),
                 "word_mask": np.stack([self.cases[i].attention_mask for i in group]).astype(np.float32),
                 "prompt": np.stack([prompts[i] for i in group]),

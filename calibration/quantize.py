@@ -15,11 +15,12 @@ from ..export.graph import save_graph
 from ..runtime.amend import Amendment, Change, amend
 from ..runtime.bundle import Bundle, FileEntry, file_entry, open_bundle
 from ..runtime.manifest import Manifest
-from .calibrate import apply_smoothing, calibrate, calibration_key, forget_state, image_products, load_graph
+from .calibrate import apply_smoothing, calibrate, calibration_key, forget_state
 from .chart import draw_ranking
 from .control import Placement, control
 from .half import Range, emulate_half, find_islands, to_half
 from .judge import Figures, Judge
+from .passes import image_products, load_graph
 from .products import POLICIES, WEIGHTS, Product, candidates, group_macs
 from .qdq import quantize_products
 from .record import RECORD_NAME, Calibration, read_calibration
@@ -154,12 +155,11 @@ def half_text(
     `error` gives the relative error of the logits behind a text graph. What tells words apart may be small beside what
     they share, most of all in a BERT that was never trained, and FP16 rounds the sum of both.
     """
-    model, islands = half_graph(bundle, "text_encoder", calibration)
-    emulated = model.clone()
+    emulated, _ = half_graph(bundle, "text_encoder", calibration)
     emulate_half(emulated)
     cost = error(emulated)
     if cost <= TEXT_MAX_ERROR:
-        return model, islands
+        return half_graph(bundle, "text_encoder", calibration)
     model = load_graph(bundle, "text_encoder")
     reason = f"FP16 words move the logits by {cost:.1e}, more than {TEXT_MAX_ERROR:g}"
     return model, {str(node.name): reason for node in model.graph}

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..benchmarks.sentences import GENERATED, Sentence, open_split
+from ..benchmarks.sentences import GENERATED as GENERATED
+from ..benchmarks.sentences import Sentence, open_split
 from ..data import resize_mask
 from ..errors import DatasetError
 from ..runtime.preprocess import resize

@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from lavt_edge.calibration.calibrate import calibrate, calibration_key, load_graph
+from lavt_edge.calibration.calibrate import calibrate, calibration_key
 from lavt_edge.calibration.observe import report_tensors
+from lavt_edge.calibration.passes import load_graph
 from lavt_edge.calibration.record import Calibration, read_calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
 from lavt_edge.data.shapes_write import write_refcoco

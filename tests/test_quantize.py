@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 from lavt_edge.calibration import quantize
-from lavt_edge.calibration.calibrate import image_products, load_graph
 from lavt_edge.calibration.control import control
 from lavt_edge.calibration.half import emulate_half, find_islands
 from lavt_edge.calibration.judge import Figures, Judge
+from lavt_edge.calibration.passes import image_products, load_graph
 from lavt_edge.calibration.products import WEIGHTS, Product, candidates, int8_macs
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle, quantized_graph
 from lavt_edge.calibration.record import read_calibration
@@ -24,6 +24,8 @@ from lavt_edge.data.shapes import scene_at
 from lavt_edge.data.shapes_write import write_refcoco
 from lavt_edge.errors import BundleError, ExportError
 from lavt_edge.export import ExportOptions, export_bundle
+from lavt_edge.export.engine import build_engines
+from lavt_edge.export.engine_options import EngineOptions
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.source import open_source
 from lavt_edge.runtime import Segmenter
@@ -140,6 +142,15 @@ class TestBundle:
         with Image.open(quantized / "segmenter.int8.png") as chart:
             assert chart.height > 20 * len(open_bundle(quantized).manifest.precisions["int8"]["groups"])
             assert len(chart.convert("RGB").getcolors(1 << 16)) > 10
+
+    @pytest.mark.parametrize("precision", ["fp16", "int8"])
+    def test_engines_are_built_and_run_their_products_so(self, precision: str, quantized: Path, tmp_path: Path) -> None:
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is for x86-64")
+        bundle = shutil.copytree(quantized, tmp_path / "bundle")
+        outcome = build_engines(bundle, EngineOptions(precision=precision, targets=("sm86",)))
+        products = outcome.manifest.engines[f"segmenter.{precision}.engine"]["products"]
+        assert products["Conv"][precision] == (7 if precision == "fp16" else 6)  # the classifier stays
+        assert products["MatMul"][precision] >= 100
 
     def test_the_calibration_was_made_once(self, quantized: Path, options: QuantizeOptions) -> None:
         steps: list[str] = []
