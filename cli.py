@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import io
-import signal
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from .cli_bench import bench_app
+from .cli_common import (
+    Device,
+    err,
+    needs,
+    out,
+    parse_batch,
+    parse_heads,
+    parse_size,
+    phases,
+    print_table,
+    run_app_main,
+    stages,
+    steps,
+)
 from .errors import ExportError, LavtError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-out = Console(markup=False, emoji=False)
-err = Console(stderr=True, markup=False, emoji=False)
 
 export_app = typer.Typer(
     help="Take a LAVT checkpoint to what an edge device runs.", no_args_is_help=True, add_completion=False
 )
 run_app = typer.Typer(add_completion=False)
-bench_app = typer.Typer(add_completion=False)
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where it can be used, else the CPU.")]
 
 
 @export_app.callback()
@@ -55,8 +56,8 @@ def export_onnx(
     force: Force = False,
 ) -> None:
     """Write a bundle: the rewritten graphs, checked against PyTorch, the tokenizer and the manifest."""
-    size, count, heads = _parse_size(image_size), _parse_batch(batch), _parse_heads(fusion_heads)
-    with _needs("export"):
+    size, count, heads = parse_size(image_size), parse_batch(batch), parse_heads(fusion_heads)
+    with needs("export"):
         from .export import ExportOptions, export_bundle
         from .export.bundle import check_output
         from .export.source import open_source
@@ -66,7 +67,7 @@ def export_onnx(
     check_output(output, force)
     if source.path.resolve().is_relative_to(output.resolve()):
         raise ExportError(f"{source.path} lies in {output}, which would be replaced; name another folder")
-    with _steps(9) as report:
+    with steps(9) as report:
         report(f"reading {source.path.name}")
         manifest = export_bundle(
             source.load(heads),
@@ -111,7 +112,7 @@ def export_quantize(
     """Add FP16 or INT8 graphs to a bundle: calibrated, with the accuracy that they keep measured."""
     if fp16 == int8:
         raise LavtError("give one of --fp16 and --int8")
-    with _needs("export"):
+    with needs("export"):
         from .calibration.quantize import QuantizeOptions, quantize_bundle
         from .calibration.sample import GENERATED, DataOptions
 
@@ -123,7 +124,7 @@ def export_quantize(
         seed=seed,
     )
     options = QuantizeOptions(policy=policy, method=method, rest=rest, max_drop=max_drop, data=data)
-    with _stages() as (report, progress):
+    with stages() as (report, progress):
         outcome = quantize_bundle(
             bundle, "fp16" if fp16 else "int8", options, replace_existing=force, report=report, progress=progress
         )
@@ -136,7 +137,7 @@ def export_quantize(
             for kept in ("int8" if one.int8 else rest,)
         ]
         header = ("layer group", "% of MACs", "mIoU lost alone", "logit error alone", "precision")
-        _print_table(f"{100 * outcome.int8_share:.1f} % of the image graph's MACs in INT8", header, rows)
+        print_table(f"{100 * outcome.int8_share:.1f} % of the image graph's MACs in INT8", header, rows)
     out.print(
         f"{bundle}: segmenter.{outcome.precision}.onnx, {figures.drop:+.3f} points of mean IoU lost against FP32 "
         f"({figures.mean_iou:.2f} over {figures.sentences} held-out sentences), pixel agreement "
@@ -189,7 +190,7 @@ def export_trt(
         hardware_compatible=hardware_compatible,
         targets=() if compute_capability is None else parse_targets(compute_capability),
     )
-    with _needs("rtx"), _phases() as (report, progress):
+    with needs("rtx"), phases() as (report, progress):
         outcome = build_engines(
             bundle,
             options,
@@ -239,249 +240,13 @@ def run(
     out.print(f"{output}: {share:.1f} % of the pixels, on {segmenter.device}", soft_wrap=True, highlight=False)
 
 
-@bench_app.command()
-def bench(
-    context: typer.Context,
-    engine: Annotated[Path | None, typer.Option(help="A bundle, or a segmenter .onnx inside one.")] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="Accuracy of PyTorch instead: an official checkpoint (.pth), or 'demo', the built-in model."),
-    ] = None,
-    image: Annotated[Path | None, typer.Option(help="An image to measure on; by default 640x480 of noise.")] = None,
-    text: Annotated[str, typer.Option(help="The sentence.")] = "the man in red",
-    warmup: Annotated[int, typer.Option(min=0, help="Rounds that do not count.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 20,
-    dataset: Annotated[
-        str | None, typer.Option(help="Measure accuracy: refcoco, refcoco+, refcocog, or shapes, generated here.")
-    ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="The folder with the data sets; shapes needs none.")] = None,
-    split: Annotated[str, typer.Option(help="val, test, testA, testB, train.")] = "val",
-    split_by: Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first sentences, in the file's order.")] = None,
-    swap: Annotated[
-        bool, typer.Option("--swap", help="Control: each sentence is another object's, same image.")
-    ] = False,
-    results: Annotated[
-        Path | None, typer.Option(help="JSON lines with each sentence's result; a stopped run goes on from there.")
-    ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin the results file again.")] = False,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per call, where the model is free.")] = None,
-    image_size: Annotated[
-        str | None, typer.Option(help="Of a checkpoint: 480 or HEIGHTxWIDTH; by default 480, the demo model's 240.")
-    ] = None,
-    fusion_heads: Annotated[
-        str | None, typer.Option(help="Of a checkpoint that does not say, such as 4-4-4-4.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")] = None,
-    device: Device = "auto",
-) -> None:
-    """Measure a bundle's latency; or, with --dataset, the accuracy of a bundle or a checkpoint."""
-    if dataset is None:
-        _refuse(context, _ACCURACY_OPTIONS, "measures accuracy; name a data set with --dataset")
-        _bench_latency(engine, image, text, warmup, rounds, threads, device)
-        return
-    _refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
-    if engine is not None:
-        _refuse(
-            context, _CHECKPOINT_OPTIONS, "is for a checkpoint and says nothing of a bundle; leave it or --engine out"
-        )
-    size, heads = _parse_size(image_size), _parse_heads(fusion_heads)
-    from .benchmarks.evaluate import HEADER, evaluate
-    from .benchmarks.predictors import Predictor, load_bundle
-    from .benchmarks.sentences import open_split
-
-    with _bar("opening the data set") as progress:
-        sentences = open_split(dataset, split, data_root=data_root, split_by=split_by, swap=swap, progress=progress)
-    predictor: Predictor
-    if engine is not None:
-        predictor = load_bundle(engine, batch_size=batch_size, device=device, threads=threads)
-    else:
-        with _needs("export"):
-            from .benchmarks.reference_predictor import DEMO, load_reference
-
-        predictor = load_reference(
-            checkpoint or DEMO,
-            image_size=size,
-            batch_size=batch_size,
-            fusion_heads=heads,
-            device=device,
-            threads=threads,
-        )
-    with _bar("sentences") as progress:
-        evaluation = evaluate(predictor, sentences, results, limit=limit, restart=restart, progress=progress)
-    words = ", each with the words of another object in its image" if swap else ""
-    height, width = predictor.size
-    _print_table(f"{predictor.name} on {sentences.name}, {width}x{height}{words}", HEADER, evaluation.table())
-    out.print(f"each sentence's result: {evaluation.results}", soft_wrap=True, highlight=False, markup=False)
-
-
-_LATENCY_OPTIONS = ("image", "text", "warmup", "rounds")
-_CHECKPOINT_OPTIONS = ("checkpoint", "image_size", "fusion_heads")
-_ACCURACY_OPTIONS = (
-    *_CHECKPOINT_OPTIONS,
-    *("data_root", "split", "split_by", "limit", "swap", "results", "restart", "batch_size"),
-)
-
-
-def _refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> None:
-    """Refuses the first of `options` that was given."""
-    for option in options:
-        source = context.get_parameter_source(option)
-        if source is not None and source.name == "COMMANDLINE":
-            raise LavtError(f"--{option.replace('_', '-')} {reason}")
-
-
-def _bench_latency(
-    engine: Path | None, image: Path | None, text: str, warmup: int, rounds: int, threads: int | None, device: str
-) -> None:
-    if engine is None:
-        raise LavtError("--engine is missing: name the bundle to measure, or a data set with --dataset")
-    import numpy as np
-
-    from .benchmarks.latency import PARTS, measure_latency
-    from .runtime import Segmenter
-    from .runtime.preprocess import to_rgb_array
-
-    with Segmenter.load(engine, device=device, threads=threads) as segmenter, _bar("measuring") as progress:
-        noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-        pixels = noise if image is None else to_rgb_array(image)
-        latencies = measure_latency(segmenter, pixels, text, warmup=warmup, rounds=rounds, progress=progress)
-    height, width = pixels.shape[:2]
-    rows = [(part, *(f"{value:.2f}" for value in latencies.summary(part))) for part in PARTS]
-    _print_table(
-        f"{engine} on {segmenter.device}, image {width}x{height}, {rounds} rounds",
-        ("milliseconds", "median", "p90", "p99"),
-        rows,
-    )
-
-
-def _parse_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
-        raise ExportError(f"--image-size {text!r}: give a number such as 480, or HEIGHTxWIDTH such as 480x640")
-    return int(parts[0]), int(parts[-1])
-
-
-def _parse_batch(text: str) -> int | None:
-    if text == "dynamic":
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 6):
-        raise ExportError(f"--batch {text!r}: give a number, or 'dynamic'")
-    return int(text)
-
-
-def _parse_heads(text: str | None) -> tuple[int, int, int, int] | None:
-    if text is None:
-        return None
-    parts = text.split("-")
-    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and 0 < len(part) < 4 for part in parts):
-        raise ExportError(f"--fusion-heads {text!r}: give four numbers such as 4-4-4-4")
-    first, second, third, fourth = map(int, parts)
-    return first, second, third, fourth
-
-
-@contextmanager
-def _needs(extra: str) -> Iterator[None]:
-    """Turns a missing package into the line that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise LavtError(f"{error.name} is not installed: pip install 'lavt-edge[{extra}]'") from error
-
-
-class _Steps:
-    """Shows the step that is under way; silent where nobody watches."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task("starting", total=total)
-        self._begun = 0
-
-    def __call__(self, step: str) -> None:
-        self._progress.update(self._task, description=step, completed=self._begun)
-        self._begun += 1
-
-
-def _progress() -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-
-
-@contextmanager
-def _steps(total: int) -> Iterator[_Steps]:
-    with _progress() as progress:
-        yield _Steps(progress, total)
-
-
-@contextmanager
-def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    with _progress() as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """For work in several steps of known length: what tells the step, and what tells how far it is."""
-    with _progress() as progress:
-        task = progress.add_task("starting", total=None)
-
-        def report(step: str) -> None:
-            progress.update(task, description=step, completed=0, total=None)
-
-        yield report, lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _phases() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
-    """For work that names its phase as it goes: what tells the step, and what tells the phase and the share done."""
-    with _progress() as progress:
-        task = progress.add_task("starting", total=None)
-
-        def report(step: str) -> None:
-            progress.update(task, description=step, completed=0, total=None)
-
-        yield report, lambda phase, share: progress.update(task, description=phase, completed=share, total=1)
-
-
-def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    out.print(title, soft_wrap=True, highlight=False, markup=False)
-    table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=max(out.width, 100)).print(table)  # a figure that is cut short is none
-
-
-def _main(app: typer.Typer) -> None:
-    """Runs a command; bad input ends in one line and exit code 1."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    # A polite kill unwinds like Ctrl-C does, so that nothing half-written stays.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        app()
-    except LavtError as error:
-        err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
-        sys.exit(1)
-
-
 def export_main() -> None:
-    _main(export_app)
+    run_app_main(export_app)
 
 
 def run_main() -> None:
-    _main(run_app)
+    run_app_main(run_app)
 
 
 def bench_main() -> None:
-    _main(bench_app)
+    run_app_main(bench_app)

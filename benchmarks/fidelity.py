@@ -18,6 +18,7 @@ from ..calibration.sample import Sample
 from ..errors import LavtError
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.overlay import overlay
+from .accuracy import ReferringMetrics
 from .precisions import judge_file
 from .sentences import Sentence, open_split
 
@@ -72,7 +73,11 @@ def measure_fidelity(
     judge = MaskJudge(bundle, Sample((), sentences, {}), progress)
     truth = judge.masks
     masks = {"fp32": truth}
-    rows = [_row("fp32", Figures(len(truth), judge.mean_iou, 0.0, 1.0, 0.0), truth, truth)]
+    metrics = ReferringMetrics()
+    for mask, case in zip(truth, judge.cases, strict=True):
+        metrics.update(mask, case.target)
+    unchanged = Figures(len(truth), metrics.compute()["mean_iou"], 0.0, 1.0, 0.0)
+    rows = [_row("fp32", unchanged, truth, truth)]
     for name in names[1:]:
         report(name)
         figures = _figures(judge, bundle, name, progress)

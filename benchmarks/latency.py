@@ -1,75 +1,107 @@
-"""Latency of a bundle on this machine, with and without what surrounds the graphs."""
+"""Where a bundle's call spends its time: everything around the two graphs, and the graphs themselves."""
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ..runtime import Segmenter
+from ..runtime.batches import prepare, stack
 from ..runtime.postprocess import foreground
-from ..runtime.preprocess import resize, to_rgb_array
+from ..runtime.preprocess import to_rgb_array
 from ..runtime.prompt import Prompt
 
-PARTS = ("segment", "image graph", "preprocessing", "postprocessing", "text graph")
+PARTS = ("decode", "preprocess", "text_cold", "text_cached", "copies", "image", "postprocess")
+PER_CALL = ("preprocess", "copies", "image", "postprocess")  # of a frame in memory, its sentence being encoded
+_JPEG_QUALITY = 90
 
 
-@dataclass
-class Latencies:
-    """Milliseconds of each round by part; see PARTS.
+@dataclass(frozen=True)
+class Split:
+    """Seconds of each round, by part.
 
-    "segment" is a whole call with a cached prompt: preprocessing, image graph, postprocessing. "text graph" is what a
-    new sentence costs once.
+    "decode" is a JPEG of the image to RGB; "preprocess" the resize to the input's size; "text_cold" a new sentence,
+    tokeniser and text graph, "text_cached" one that was met before; "copies" what puts image and prompt in a batch;
+    "image" the image graph, with its copies to a device and back; "postprocess" logits to probability and mask at the
+    image's size. `calls` are whole calls of `Segmenter.segment` with an encoded sentence, measured beside their parts.
     """
 
-    milliseconds: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    parts: dict[str, list[float]]
+    calls: list[float]
 
-    def summary(self, part: str) -> tuple[float, float, float]:
-        """Median, 90th and 99th percentile of a part, in milliseconds."""
-        median, p90, p99 = np.percentile(self.milliseconds[part], (50, 90, 99))
-        return float(median), float(p90), float(p99)
+    def overhead(self) -> tuple[float, float]:
+        """Seconds of a call beside the image graph, and their share of the call: medians over the rounds."""
+        image = np.array(self.parts["image"])
+        around = np.sum([self.parts[part] for part in PER_CALL if part != "image"], axis=0)
+        return float(np.median(around)), float(np.median(around / (around + image)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """`split` (medians), `call` (median of whole calls), `overhead` (seconds and share)."""
+        seconds, share = self.overhead()
+        return {
+            "split": {part: float(np.median(values)) for part, values in self.parts.items()},
+            "call": float(np.median(self.calls)),
+            "overhead": {"seconds": seconds, "share": share},
+        }
 
 
-def measure_latency(
-    segmenter: Segmenter,
-    image: npt.NDArray[np.uint8],
-    sentence: str,
-    *,
-    warmup: int = 3,
-    rounds: int = 20,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Latencies:
-    """Times every part once per round, after `warmup` rounds that do not count. `image` is (H,W,3) RGB."""
-    latencies = Latencies()
+def measure_split(
+    segmenter: Segmenter, image: npt.NDArray[np.uint8], sentence: str, *, warmup: int = 1, rounds: int = 10
+) -> Split:
+    """Times every part once per round, in the order of a call, after `warmup` rounds. `image` is (H,W,3) RGB.
+
+    The segmenter must have been loaded with `prompt_cache=1`: another sentence then makes this one new again.
+    """
+    parts: dict[str, list[float]] = {part: [] for part in PARTS}
+    calls: list[float] = []
+    jpeg = _jpeg(image)
     prompt = segmenter.encode(sentence)
+    other = "a a" if len(sentence.split()) == 1 else "a"
+    rows = [prompt] * (segmenter.manifest.input.batch or 1)
     height, width = image.shape[:2]
-    feeds = _graph_feeds(segmenter, image, prompt)
-    logits = segmenter.run_graph(*feeds)[0]
-    tokens = np.tile(prompt.word_mask.astype(np.int64), (len(feeds[0]), 1))
-    parts: dict[str, Callable[[], object]] = {
-        "segment": lambda: segmenter.segment(image, prompt),
-        "image graph": lambda: segmenter.run_graph(*feeds),
-        "preprocessing": lambda: resize(to_rgb_array(image), *segmenter.input_size),
-        "postprocessing": lambda: foreground(logits, height, width),
-        "text graph": lambda: segmenter.encode_graph(tokens, tokens),
-    }
-    for number in range(warmup + rounds):
-        for part, run in parts.items():
-            start = time.perf_counter()
-            run()
-            elapsed = time.perf_counter() - start
-            if number >= warmup:
-                latencies.milliseconds[part].append(1e3 * elapsed)
-        progress(number + 1, warmup + rounds)
-    return latencies
+    for number in range(-warmup, rounds):
+        seconds: dict[str, float] = {}
+        pixels = _timed(seconds, "decode", _decode, jpeg)
+        prepared = _timed(seconds, "preprocess", prepare, pixels, *segmenter.input_size)
+        segmenter.encode(other)
+        _timed(seconds, "text_cold", segmenter.encode, sentence)
+        _timed(seconds, "text_cached", segmenter.encode, sentence)
+        feeds = _timed(seconds, "copies", _feeds, prepared.pixels, rows)
+        logits = _timed(seconds, "image", segmenter.run_graph, *feeds)
+        _timed(seconds, "postprocess", foreground, logits[0], height, width)
+        _timed(seconds, "call", segmenter.segment, image, prompt)
+        if number >= 0:
+            calls.append(seconds.pop("call"))
+            for part, value in seconds.items():
+                parts[part].append(value)
+    return Split(parts, calls)
 
 
-def _graph_feeds(
-    segmenter: Segmenter, image: npt.NDArray[np.uint8], prompt: Prompt
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    batch = segmenter.manifest.input.batch or 1
-    pixels = resize(to_rgb_array(image), *segmenter.input_size)
-    return tuple(np.repeat(part[None], batch, axis=0) for part in (pixels, prompt.prompt, prompt.word_mask))  # type: ignore[return-value]
+def _timed(seconds: dict[str, float], part: str, work: Callable[..., Any], *arguments: Any) -> Any:
+    start = time.perf_counter()
+    result = work(*arguments)
+    seconds[part] = time.perf_counter() - start
+    return result
+
+
+def _decode(jpeg: bytes) -> npt.NDArray[np.uint8]:
+    return to_rgb_array(Image.open(io.BytesIO(jpeg)))
+
+
+def _feeds(pixels: npt.NDArray[np.uint8], rows: list[Prompt]) -> tuple[npt.NDArray[Any], ...]:
+    stacked = stack(rows, None)
+    images = pixels[None] if len(rows) == 1 else np.repeat(pixels[None], len(rows), axis=0)
+    return images, stacked.prompt, stacked.word_mask
+
+
+def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, format="JPEG", quality=_JPEG_QUALITY)
+    return stream.getvalue()

@@ -22,10 +22,10 @@ import numpy as np
 import onnx_ir as ir
 from rich.console import Console
 
-from ..calibration.passes import load_graph
 from ..calibration.half import emulate_half
 from ..calibration.judge import Figures, Judge
 from ..calibration.observe import Session
+from ..calibration.passes import load_graph
 from ..calibration.products import int8_macs
 from ..calibration.quantize import QuantizeOptions, quantize_bundle
 from ..calibration.sample import DataOptions, Sample, cases, draw_sample

@@ -99,7 +99,7 @@ def block_length(rounds: int, period: int) -> int:
 
 
 def student_factor(freedom: float) -> float:
-    """Student's 97.5 % quantile over the normal one, by Cornish and Fisher's expansion; within 1 % from 3 degrees up."""
+    """Student's 97.5 % quantile over the normal one, by Cornish and Fisher's expansion; within 1 % from 3 degrees."""
     z, v = _Z, max(freedom, 1.0)
     terms = (
         (z**3 + z) / 4 / v,

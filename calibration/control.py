@@ -11,6 +11,9 @@ import onnx_ir as ir
 from .judge import Figures, Judge
 from .products import Product, group_macs
 
+# A group is ranked on so many cases that its MACs stay below this: all of a small model's, 32 of base's.
+RANKING_MACS = 5e12
+
 Build = Callable[[Sequence[Product]], ir.Model]
 Report = Callable[[str], None]
 
@@ -39,19 +42,26 @@ class Placement:
 
 
 def control(
-    build: Build, products: Sequence[Product], judge: Judge, max_drop: float, report: Report = lambda step: None
+    build: Build,
+    products: Sequence[Product],
+    judge: Judge,
+    max_drop: float,
+    report: Report = lambda step: None,
+    *,
+    total_macs: int = 0,
 ) -> Placement:
     """Ranks the groups by the loss that each causes alone, then returns the worst to higher precision, one by one,
     until all that stay cost at most `max_drop` points of mean IoU together.
 
     `build` makes the graph with the given products in INT8. The loss is noisy where few sentences are held out, so
-    groups of equal drop are ranked by the error of their logits.
+    groups of equal drop are ranked by the error of their logits. `total_macs` of the graph bounds what ranking costs.
     """
     macs = group_macs(products)
+    limit = max(8, int(RANKING_MACS / total_macs)) if total_macs else None
     alone: dict[str, Figures] = {}
     for i, group in enumerate(macs):
         report(f"loss of {group} alone, {i + 1} of {len(macs)}")
-        alone[group] = judge.figures(build(_of(products, [group])))
+        alone[group] = judge.figures(build(_of(products, [group])), limit=limit)
     worst_first = sorted(macs, key=lambda group: (alone[group].drop, alone[group].relative_error), reverse=True)
     kept, returned = list(products), 0
     while True:

@@ -51,7 +51,7 @@ class Judge:
     def encode(self, text: ir.Model) -> list[Array]:
         """Each case's prompt (T,P) by a text graph."""
         session, prompts = Session(text), []
-        for group in self._groups():
+        for group in self._groups(len(self.cases)):
             feed = {
                 "input_ids": np.stack([self.cases[i].input_ids for i in group]),
                 "attention_mask": np.stack([self.cases[i].attention_mask for i in group]),
@@ -65,29 +65,34 @@ class Judge:
         *,
         text: ir.Model | None = None,
         fused: bool = False,
+        limit: int | None = None,
         progress: Progress = lambda done, total: None,
     ) -> Figures:
-        """What an image graph makes of the cases, with the prompts of FP32 or of a text graph; see `Session`."""
+        """What an image graph makes of the cases, with the prompts of FP32 or of a text graph; see `Session`.
+
+        `limit` takes the first cases alone.
+        """
         prompts = self._prompts if text is None else self.encode(text)
-        found = self._differences(image, prompts, fused, progress)
-        squares = sum(float(((a - b).astype(np.float64) ** 2).sum()) for a, b in zip(found, self._truth, strict=True))
-        norm = sum(float((b.astype(np.float64) ** 2).sum()) for b in self._truth)
-        agreement = np.mean([np.mean((a > 0) == (b > 0)) for a, b in zip(found, self._truth, strict=True)])
+        found = self._differences(image, prompts[:limit], fused, progress)
+        truth = self._truth[:limit]
+        squares = sum(float(((a - b).astype(np.float64) ** 2).sum()) for a, b in zip(found, truth, strict=True))
+        norm = sum(float((b.astype(np.float64) ** 2).sum()) for b in truth)
+        agreement = np.mean([np.mean((a > 0) == (b > 0)) for a, b in zip(found, truth, strict=True)])
         mean_iou = self._mean_iou(found)
         error = (squares / norm) ** 0.5 if norm else 0.0
-        return Figures(len(found), mean_iou, self.mean_iou - mean_iou, float(agreement), error)
+        return Figures(len(found), mean_iou, self._mean_iou(truth) - mean_iou, float(agreement), error)
 
-    def _groups(self) -> list[list[int]]:
-        """The cases by number in groups of the batch size, the last one filled with its last case."""
-        numbers = range(len(self.cases))
+    def _groups(self, count: int) -> list[list[int]]:
+        """The first cases by number in groups of the batch size, the last one filled with its last case."""
+        numbers = range(count)
         groups = [list(numbers[start : start + self._batch]) for start in range(0, len(numbers), self._batch)]
         return [group + [group[-1]] * (self._batch - len(group)) for group in groups]
 
     def _differences(self, image: ir.Model, prompts: Sequence[Array], fused: bool, progress: Progress) -> list[Array]:
-        """Logit of the object less that of the background, (H,W) for each case."""
+        """Logit of the object less that of the background, (H,W) for each prompt's case."""
         session, found = Session(image, fused=fused), []
-        progress(0, len(self.cases))
-        for group in self._groups():
+        progress(0, len(prompts))
+        for group in self._groups(len(prompts)):
             feed: dict[str, Array] = {
                 "image": np.stack([self.cases[i].image for i in group]),
                 "word_mask": np.stack([self.cases[i].attention_mask for i in group]).astype(np.float32),
@@ -96,11 +101,11 @@ class Judge:
             logits = session.run(feed, ["logits"])[0]
             # A mask of logits that are no numbers would look like a result.
             found += [np.nan_to_num(one[1] - one[0], nan=-np.inf).clip(-1e9, 1e9) for one in logits]
-            progress(min(len(found), len(self.cases)), len(self.cases))
-        return found[: len(self.cases)]
+            progress(min(len(found), len(prompts)), len(prompts))
+        return found[: len(prompts)]
 
     def _mean_iou(self, differences: Sequence[Array]) -> float:
         metrics = ReferringMetrics()
-        for case, difference in zip(self.cases, differences, strict=True):
+        for case, difference in zip(self.cases, differences, strict=False):
             metrics.update(difference > 0, case.target)
         return float(metrics.compute()["mean_iou"])

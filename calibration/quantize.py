@@ -191,7 +191,8 @@ def _int8(
     def build(kept: Sequence[Product]) -> ir.Model:
         return quantized_graph(bundle, calibration, kept, ranges, rest)
 
-    placement = control(build, chosen, judge, options.max_drop, report)
+    total = bundle.manifest.model["macs"]["segmenter"]
+    placement = control(build, chosen, judge, options.max_drop, report, total_macs=total)
     if not placement.products:
         raise ExportError(
             f"no layer group keeps within {options.max_drop} points of mean IoU in INT8; allow more with --max-drop"
@@ -209,7 +210,7 @@ def _int8(
             f"the whole graph loses {figures.drop:.2f} points of mean IoU, more than {options.max_drop}; allow more "
             "with --max-drop, or give more --samples"
         )
-    share = sum(group_macs(placement.products).values()) / bundle.manifest.model["macs"]["segmenter"]
+    share = sum(group_macs(placement.products).values()) / total
     chart = f"segmenter.{name}.png"
     draw_ranking(placement.ranking, f"INT8 layer groups, {100 * share:.1f} % of the MACs", change.new(chart))
     entries[chart] = file_entry(change.path(chart), "report")

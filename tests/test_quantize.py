@@ -200,7 +200,7 @@ class TestAccuracyControl:
 
     def judged(self, max_drop: float):
         class Known:
-            def figures(self, model: ir.Model) -> Figures:
+            def figures(self, model: ir.Model, limit: int | None = None) -> Figures:
                 drop = sum(LOSSES[group] for group in model)  # type: ignore[attr-defined]
                 return Figures(8, 70 - drop, drop, 1, drop / 100)
 
@@ -220,6 +220,27 @@ class TestAccuracyControl:
     def test_all_stay_within_a_large_budget_and_none_within_none(self) -> None:
         assert len(self.judged(2.5).products) == 8
         assert {one.group for one in self.judged(0.0).products} == {"c"}
+
+    def test_ranking_a_large_model_takes_fewer_sentences_and_the_whole_all(self) -> None:
+        seen: list[int | None] = []
+
+        class Counting:
+            def figures(self, model: ir.Model, limit: int | None = None) -> Figures:
+                seen.append(limit)
+                return Figures(128, 70, 0, 1, 0)
+
+        base = 154_000_000_000
+        control(lambda kept: kept, PRODUCTS, Counting(), 0.5, total_macs=base)  # type: ignore[arg-type,return-value]
+        assert seen == [32] * 4 + [None]
+
+    def test_figures_of_fewer_cases_are_those_of_the_cases(self, quantized: Path, options: QuantizeOptions) -> None:
+        bundle = open_bundle(quantized)
+        judge, model = Judge(bundle, draw_sample(options.data)), ir.load(quantized / "segmenter.int8.onnx")
+        fewer = judge.figures(model, limit=3)
+        assert fewer.sentences == 3
+        assert fewer != judge.figures(model)
+        alone = judge.figures(load_graph(bundle, "segmenter"), fused=True, limit=3)
+        assert (alone.drop, alone.pixel_agreement, alone.relative_error) == (0, 1, 0)
 
     def test_a_group_that_ruins_the_masks_is_found(self, quantized: Path, options: QuantizeOptions) -> None:
         bundle, calibration = open_bundle(quantized), read_calibration(quantized / "calibration.json")

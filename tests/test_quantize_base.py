@@ -119,12 +119,21 @@ def test_int8_covers_nine_tenths_of_the_macs_even_without_attention(bundle: Bund
     assert sum(one.macs for one in weights) / sum(macs.values()) > 0.9
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_engines_are_built_and_run_their_products_so(precision: str, bundle: Bundle, typed: dict[str, float]) -> None:
+@pytest.fixture(scope="module")
+def fp32_engine_bytes(bundle: Bundle, typed: dict[str, float]) -> int:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is for x86-64")
-    outcome = build_engines(bundle.root, EngineOptions(precision=precision, targets=("sm86",)))
-    record = outcome.manifest.engines[f"segmenter.{precision}.engine"]
-    products = record["products"]
-    print(products)
-    assert products["Conv"][precision] >= 6
-    assert products["MatMul"][precision] >= 150
+    outcome = build_engines(bundle.root, EngineOptions(precision="fp32", targets=("sm86", "sm89")))
+    return outcome.manifest.files["segmenter.fp32.engine"].bytes
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("int8", 0.40)])
+def test_engines_are_small_and_run_their_products_so(
+    precision: str, share: float, bundle: Bundle, fp32_engine_bytes: int
+) -> None:
+    outcome = build_engines(bundle.root, EngineOptions(precision=precision, targets=("sm86", "sm89")))
+    name = f"segmenter.{precision}.engine"
+    record, entry = outcome.manifest.engines[name], outcome.manifest.files[name]
+    print(f"base {name}: {entry.bytes / fp32_engine_bytes:.3f} of FP32's, {record['build_seconds']:.0f} s", record)
+    assert record["products"]["Conv"][precision] >= 6
+    assert record["products"]["MatMul"][precision] >= 150
+    assert entry.bytes <= share * fp32_engine_bytes

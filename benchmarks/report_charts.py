@@ -1,0 +1,188 @@
+"""Charts of the report as inline SVG.
+
+Rows (strips, intervals, bars) have their text in HTML and their marks at percentages, so that they fit any width with
+text at its own size; plots of two axes have a view box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+COLOURS = 8
+_ROW_HEIGHT = 26
+_PLOT_WIDTH, _PLOT_HEIGHT = 366, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
+
+
+def colour(index: int) -> str:
+    """The style sheet's colour of a side by its number."""
+    return f"var(--s{index % COLOURS})"
+
+
+def row(name: str, marks: str, value: str, *, note: str = "", label: str = "", height: int = _ROW_HEIGHT) -> str:
+    """One row: a name, a strip of marks drawn at percentages, and a value. Texts are escaped, marks are SVG.
+
+    `label` says in words what the marks show; `height` is that of the strip in pixels.
+    """
+    small = f"<small>{escape(note)}</small>" if note else ""
+    svg = f'<svg role="img" aria-label="{escape(label or name)}" height="{height}">{marks}</svg>'
+    text = f'<div class="value">{escape(value)}</div>'
+    return f'<div class="row"><div class="name">{escape(name)}{small}</div>{svg}{text}</div>'
+
+
+def strip(values: Sequence[float], scale: tuple[float, float], fill: str) -> str:
+    """Marks of a distribution: each value a tick, the middle half a box, the median a line, from low to high."""
+    ordered = sorted(values)
+    at = [_percent(value, scale) for value in ordered]
+    low, middle, high = (_percent(_quantile(ordered, share), scale) for share in (0.25, 0.5, 0.75))
+    parts = [_rect(0, 100, 12, 2, "var(--track)"), _rect(low, max(high - low, 0.3), 5, 16, fill, opacity=0.28)]
+    parts += [
+        f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="9" y2="17" stroke="{fill}" stroke-width="1.5" opacity=".75"/>'
+        for x in at
+    ]
+    parts.append(f'<line x1="{middle:.2f}%" x2="{middle:.2f}%" y1="3" y2="23" stroke="{fill}" stroke-width="3"/>')
+    return "".join(parts)
+
+
+def interval(ratio: float, low: float, high: float, scale: tuple[float, float], fill: str) -> str:
+    """Marks of a ratio with its interval, beside a line at 1."""
+    one, left, right, centre = (_percent(value, scale) for value in (1.0, low, high, ratio))
+    return (
+        _rect(0, 100, 12, 2, "var(--track)")
+        + f'<line x1="{one:.2f}%" x2="{one:.2f}%" y1="0" y2="26" stroke="var(--soft)" stroke-dasharray="3 3"/>'
+        + f'<line x1="{left:.2f}%" x2="{right:.2f}%" y1="13" y2="13" stroke="{fill}" stroke-width="5" opacity=".45"/>'
+        + f'<circle cx="{centre:.2f}%" cy="13" r="5" fill="{fill}"/>'
+    )
+
+
+def bars(shares: Sequence[float | None]) -> tuple[str, int]:
+    """Bars below each other in the colours of their numbers, none where the share is None; and their height."""
+    parts = [
+        _rect(0, 100, 4 + 18 * i, 12, "var(--track)") + _rect(0, max(100 * share, 0.3), 4 + 18 * i, 12, colour(i))
+        for i, share in enumerate(shares)
+        if share is not None
+    ]
+    return "".join(parts), 18 * len(shares) + 4
+
+
+def stacked(shares: Sequence[float]) -> str:
+    """Bars end to end in the colours of their numbers; the shares (0 to 1) add up to 1 or less."""
+    parts, start = [_rect(0, 100, 7, 12, "var(--track)")], 0.0
+    for i, share in enumerate(shares):
+        parts.append(_rect(start, 100 * share, 7, 12, colour(i)))
+        start += 100 * share
+    return "".join(parts)
+
+
+def legend(names: Sequence[str]) -> str:
+    """The names beside the colours of their numbers."""
+    items = (f'<span><i style="background:{colour(i)}"></i>{escape(name)}</span>' for i, name in enumerate(names))
+    return f'<div class="legend">{"".join(items)}</div>'
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a plot: its title, its range (low < high; on a logarithmic one low > 0), and how ticks are written."""
+
+    title: str
+    low: float
+    high: float
+    log: bool = False
+    unit: str = ""
+
+    def place(self, value: float) -> float:
+        """Where a value lies, 0 at the axis' low end and 1 at its high end."""
+        if self.log:
+            low, high = math.log10(self.low), math.log10(self.high)
+            return (math.log10(max(value, self.low)) - low) / (high - low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        """Three to seven round values."""
+        if self.log:
+            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+            every = max(1, math.ceil((last - first + 1) / 6))
+            return [10.0**power for power in range(first, last + 1, every)]
+        span = self.high - self.low
+        step = 10.0 ** math.floor(math.log10(span))
+        while span / step < 3:
+            step /= 2
+        first = math.ceil(self.low / step - 1e-9)
+        return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def plot(x: Axis, y: Axis, marks: str, label: str) -> str:
+    """A plot of two axes around `marks`, SVG placed by `place`; `label` says in words what it shows."""
+    bottom, parts = _PLOT_HEIGHT - _BOTTOM, []
+    for value in x.ticks():
+        at = place(x, y, value, y.low)[0]
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+        parts.append(f'<text x="{at:.1f}" y="{bottom + 15}" text-anchor="middle">{escape(_tick(value, x.unit))}</text>')
+    for value in y.ticks():
+        at = place(x, y, x.low, value)[1]
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_PLOT_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 5}" y="{at + 4:.1f}" text-anchor="end">{escape(_tick(value, y.unit))}</text>')
+    middle = (_LEFT + _PLOT_WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{_PLOT_HEIGHT - 6}" text-anchor="middle">{escape(x.title)}</text>')
+    svg = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {_PLOT_WIDTH} {_PLOT_HEIGHT}">'
+    return f'<div class="plot"><div class="axis">{escape(y.title)}</div>{svg}{"".join(parts)}{marks}</svg></div>'
+
+
+def place(x: Axis, y: Axis, horizontal: float, vertical: float) -> tuple[float, float]:
+    """A point of a plot in its view box."""
+    width, height = _PLOT_WIDTH - _LEFT - _RIGHT, _PLOT_HEIGHT - _TOP - _BOTTOM
+    return _LEFT + width * x.place(horizontal), _TOP + height * (1 - y.place(vertical))
+
+
+def dot(at: tuple[float, float], text: str, fill: str, *, name: str) -> str:
+    """A point of a plot with its text beside it, where there is room; `name` shows when it is pointed at."""
+    left = at[0] > 0.62 * _PLOT_WIDTH
+    shift, anchor = (-8, "end") if left else (8, "start")
+    circle = f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="4.5" fill="{fill}"/>'
+    position = f'x="{at[0] + shift:.1f}" y="{at[1] + 4:.1f}" text-anchor="{anchor}"'
+    return f'<g><title>{escape(name)}</title>{circle}<text class="mark" {position}>{escape(text)}</text></g>'
+
+
+def numbered(at: tuple[float, float], number: int, fill: str, *, name: str) -> str:
+    """A point of a plot with its number inside it."""
+    circle = f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="8" fill="{fill}" stroke="var(--card)"/>'
+    text = f'<text class="inside" x="{at[0]:.1f}" y="{at[1] + 3.5:.1f}" text-anchor="middle">{number}</text>'
+    return f"<g><title>{escape(name)}</title>{circle}{text}</g>"
+
+
+def path(points: Sequence[tuple[float, float]]) -> str:
+    """A roof: a line through points of the view box."""
+    return '<path class="roof" d="M' + " L".join(f"{x:.1f} {y:.1f}" for x, y in points) + '"/>'
+
+
+def spread(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
+    """A range that holds all values with a margin on both sides, never empty."""
+    low, high = min(values), max(values)
+    extra = margin * (high - low) or 0.05 * abs(high) or 1.0
+    return low - extra, high + extra
+
+
+def _tick(value: float, unit: str) -> str:
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:g}{prefix}{unit}"
+    return f"{value:.4g}{unit}"
+
+
+def _percent(value: float, scale: tuple[float, float]) -> float:
+    return 100 * min(max((value - scale[0]) / (scale[1] - scale[0]), 0), 1)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    at = share * (len(ordered) - 1)
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+def _rect(x: float, width: float, y: float, height: float, fill: str, opacity: float = 1.0) -> str:
+    where = f'x="{x:.2f}%" width="{width:.2f}%" y="{y}" height="{height}"'
+    return f'<rect {where} rx="2" fill="{fill}" opacity="{opacity:g}"/>'

@@ -1,0 +1,268 @@
+"""The standing comparison, `make bench`: docs/benchmarks.json is measured, and docs/benchmarks.md written from it.
+
+    python -m lavt_edge.benchmarks.standing --output docs
+
+Base has random weights: time does not depend on them, accuracy would say nothing. The demo model is judged as well.
+Every side runs the image graph alone on one 480x480 (demo: its own size) image; the sentence is encoded beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..errors import LavtError
+from ..files import write_whole
+from .machine import Ticks, describe_machine, machine_warnings, run_warnings
+from .measure import Options, interleave, prepare_sides
+from .peers import SideSpec
+from .peers_process import RemoteSide, call_apart
+from .report_markdown import markdown
+from .statistics import paired_ratio, summarise
+
+FORMAT_VERSION = 1
+INT8_FILE = "segmenter.int8-cpu.onnx"
+PLAIN, OPENVINO_PLAIN = "plain export", "OpenVINO, plain export"
+# What each peer is called in the tables; those after the first two may be missing on a machine.
+NAMES = {
+    "onnx-plain": PLAIN,
+    "torch": "PyTorch, eager",
+    "torch-compile": "PyTorch, torch.compile",
+    "openvino-plain": OPENVINO_PLAIN,
+    "openvino": "OpenVINO, rewritten",
+    "openvino-bf16": "OpenVINO in bfloat16, rewritten",
+}
+REWRITTEN, INT8 = "rewritten", "rewritten, INT8"
+# (side, against, at most): what the project asks of base.
+TARGETS = ((REWRITTEN, PLAIN, 0.78), ("OpenVINO, rewritten", OPENVINO_PLAIN, 0.80), (INT8, PLAIN, 0.45))
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model of the comparison: `swin` None is the demo model, judged on `sentences` of generated val.
+
+    INT8 is calibrated on `samples` sentences. Each side runs `rounds` times.
+    """
+
+    name: str
+    rounds: int
+    samples: int
+    swin: str | None = None
+    window: int = 12
+    size: int = 480
+    sentences: int = 0
+    threads: int | None = None
+
+    @property
+    def checkpoint(self) -> str:
+        return "demo" if self.swin is None else "random"
+
+
+SUBJECTS = (
+    Subject("base, window 12", rounds=24, samples=2, swin="base"),
+    Subject("demo model", rounds=64, samples=128, sentences=520),
+)
+
+
+def make_bundle(subject: Subject, root: Path) -> None:
+    """Writes the subject's bundle with its INT8 graph for CPUs. Raises LavtError."""
+    import torch
+
+    from ..calibration.quantize import QuantizeOptions, quantize_bundle
+    from ..calibration.sample import DataOptions
+    from ..export import ExportOptions, export_bundle
+    from ..export.source import open_source
+    from ..reference import LAVT, LAVTConfig
+    from ..runtime.bundle import CheckpointInfo
+
+    data = DataOptions(samples=subject.samples)
+    if subject.swin is None:
+        source = open_source(None)
+        options = ExportOptions(size=source.size)
+        export_bundle(source.load(), root, source.info(), vocabulary=source.vocabulary, options=options)
+        # Accuracy is shown beside it, so the budget is the default one and not widened here.
+        quantize_bundle(root, "int8", QuantizeOptions(rest="fp32", data=data))
+        return
+    torch.manual_seed(0)
+    model = LAVT(LAVTConfig(swin=subject.swin, window=subject.window)).eval()
+    export_bundle(model, root, CheckpointInfo("random", "0" * 64), options=ExportOptions(size=(subject.size,) * 2))
+    del model
+    add_int8(root, data)
+
+
+def add_int8(root: Path, data: Any) -> None:
+    """Adds the INT8 graph for CPUs, every product with a weight in INT8: of random weights accuracy is no guide.
+
+    `data` is a calibration.sample.DataOptions. Raises LavtError.
+    """
+    from ..calibration.calibrate import calibrate
+    from ..calibration.passes import image_products, load_graph
+    from ..calibration.products import candidates
+    from ..calibration.quantize import quantized_graph
+    from ..calibration.sample import draw_sample
+    from ..export.graph import save_graph
+    from ..runtime.amend import amend
+    from ..runtime.bundle import file_entry, open_bundle
+
+    bundle = open_bundle(root)
+    calibration = calibrate(bundle, draw_sample(data))
+    products = candidates(image_products(bundle, load_graph(bundle, "segmenter")), "full")
+    model = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp32")
+    with amend(root) as change:
+        (path,) = save_graph(model, change.new(INT8_FILE))
+        change.commit({INT8_FILE: file_entry(path, "segmenter", "int8-cpu")})
+
+
+def specify_sides(subject: Subject, root: Path, peers: Sequence[str], report: Report) -> list[SideSpec]:
+    """The rewritten graph, INT8 and the peers, named as in the tables; makes the plain export. Raises LavtError."""
+    options = Options(
+        engine=root / "segmenter.onnx",
+        against=(str(root / INT8_FILE), *peers),
+        checkpoint="demo" if subject.swin is None else None,
+        threads=subject.threads,
+        device="cpu",
+    )
+    names = [REWRITTEN, INT8, *(NAMES[peer] for peer in peers)]
+    return [replace(spec, name=name) for spec, name in zip(prepare_sides(options, report), names, strict=True)]
+
+
+def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: Report) -> dict[str, Any]:
+    """Sides, ratios, accuracy and warnings of a subject whose bundle is in `root`.
+
+    A peer that cannot be opened here is left out with a warning. Raises LavtError where our own graphs cannot.
+    """
+    warnings: list[str] = []
+    specs, sides = specify_sides(subject, root, peers, report), list[RemoteSide]()
+    with ExitStack() as stack:
+        for spec in specs:
+            report(f"opening {spec.name}")
+            try:
+                sides.append(stack.enter_context(RemoteSide(spec)))
+            except LavtError as error:
+                if spec.name in (REWRITTEN, INT8, PLAIN):
+                    raise
+                warnings.append(f"{spec.name} was left out: {error}")
+        report(f"measuring {len(sides)} sides")
+        before = Ticks.now()
+        seconds = interleave(
+            sides, 3, subject.rounds, lambda done, total: report(f"measuring, round {done} of {total}")
+        )
+        found = [_described(side, values) for side, values in zip(sides, seconds, strict=True)]
+        warnings += run_warnings([one["name"] for one in found], seconds, before, Ticks.now())
+    report("judging")
+    return {
+        "name": subject.name,
+        "weights": subject.checkpoint,
+        "size": found[0]["size"],
+        "rounds": subject.rounds,
+        "calibrated_on": subject.samples,
+        "sides": found,
+        "ratios": ratios_of(found),
+        "targets": [list(target) for target in TARGETS] if subject.swin == "base" else [],
+        "accuracy": accuracy(subject, root) if subject.sentences else None,
+        "warnings": warnings,
+    }
+
+
+def _described(side: RemoteSide, seconds: list[float]) -> dict[str, Any]:
+    summary = {key: round(value, 6) for key, value in summarise(seconds).to_dict().items()}
+    return {
+        "name": side.spec.name,
+        **{key: side.about[key] for key in ("precision", "size", "runtime")},
+        "seconds": [round(value, 6) for value in seconds],
+        "summary": summary,
+        "memory": side.memory(),
+    }
+
+
+def ratios_of(sides: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each side over the plain export on ONNX Runtime, and OpenVINO's over OpenVINO's, with 95 % intervals."""
+    seconds = {one["name"]: one["seconds"] for one in sides}
+    pairs = [(name, PLAIN) for name in seconds if name != PLAIN]
+    pairs += [(name, OPENVINO_PLAIN) for name in seconds if name.startswith("OpenVINO") and name != OPENVINO_PLAIN]
+    return [
+        {"name": name, "against": other, **asdict(paired_ratio(seconds[name], seconds[other], period=len(sides)))}
+        for name, other in pairs
+        if other in seconds
+    ]
+
+
+def accuracy(subject: Subject, root: Path) -> list[dict[str, Any]]:
+    """A row for FP32 and for INT8 on generated val, see `fidelity.measure_fidelity`, less the pictures."""
+    from .fidelity import measure_fidelity
+    from .sentences import open_split
+
+    rows = measure_fidelity(root, open_split("shapes", "val").sentences[: subject.sentences], cases=0)
+    return [{key: value for key, value in row.items() if key != "overlays"} for row in rows]
+
+
+def measure_standing(subjects: Sequence[Subject], peers: Sequence[str], report: Report) -> dict[str, Any]:
+    """The content of docs/benchmarks.json. Raises LavtError."""
+    start = time.monotonic()
+    machine = describe_machine(subjects[0].threads)
+    models = []
+    for subject in subjects:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) / "bundle"
+            report(f"{subject.name}: exporting and calibrating")
+            call_apart(make_bundle, subject, root)
+            models.append(
+                measure_subject(subject, root, peers, lambda step, name=subject.name: report(f"{name}: {step}"))  # type: ignore[misc]
+            )
+    return {
+        "format": FORMAT_VERSION,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "machine": machine,
+        "models": models,
+        "warnings": machine_warnings(machine),
+    }
+
+
+def write_standing(result: dict[str, Any], folder: Path) -> None:
+    """Writes benchmarks.json and, from it, benchmarks.md. Raises OSError."""
+    write_whole(folder / "benchmarks.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(folder / "benchmarks.md", markdown(result).encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of benchmarks.json and benchmarks.md")
+    parser.add_argument("--only", choices=["base", "demo"], help="one model; the other's figures are then not written")
+    parser.add_argument("--peers", nargs="*", choices=sorted(NAMES), default=list(NAMES), help="what to compare with")
+    parser.add_argument("--rounds", type=int, help="rounds of each side; default: enough for the model")
+    parser.add_argument("--samples", type=int, help="sentences that INT8 is calibrated on")
+    parser.add_argument("--sentences", type=int, help="sentences that the demo model is judged on")
+    parser.add_argument("--threads", type=int, help="threads of each side; default: one per core")
+    given = parser.parse_args()
+    changes: dict[str, Any] = {key: getattr(given, key) for key in ("rounds", "samples", "threads")}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    subjects = [replace(one, **changes) for one in SUBJECTS if given.only in (None, one.name.split(",")[0].split()[0])]
+    if given.sentences is not None:
+        subjects = [replace(one, sentences=given.sentences) if one.swin is None else one for one in subjects]
+    peers = list(dict.fromkeys(["onnx-plain", *given.peers]))
+    console = Console(stderr=True)
+    try:
+        with console.status("starting") as status:
+            result = measure_standing(subjects, peers, status.update)
+        write_standing(result, given.output)
+    except (LavtError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The command lavt-bench: a bundle and its peers in time, or the accuracy of a bundle or a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .cli_common import Device, err, needs, out, parse_heads, parse_size, print_table, progress_bar, stages
+from .errors import LavtError
+
+if TYPE_CHECKING:
+    from .benchmarks.measure import Options
+
+bench_app = typer.Typer(add_completion=False)
+
+_LATENCY_OPTIONS = (
+    *("against", "image", "text", "warmup", "rounds", "batch", "sweep_threads", "sweep_batch", "parts", "estimate"),
+    *("layers", "fidelity", "json_file", "report", "baseline", "max_slowdown"),
+)
+_CHECKPOINT_OPTIONS = ("checkpoint", "image_size", "fusion_heads")
+_ACCURACY_OPTIONS = (
+    *("image_size", "fusion_heads", "data_root", "split", "split_by", "limit", "swap", "results", "restart"),
+    "batch_size",
+)
+_MOST_LAYERS = 10
+
+
+@bench_app.command()
+def bench(
+    context: typer.Context,
+    engine: Annotated[Path | None, typer.Option(help="A bundle, or a segmenter .onnx inside one.")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A peer, measured in turn with it; may be given again: torch, torch-compile, onnx-plain, openvino, "
+            "openvino-bf16, openvino-plain, tensorrt-plain, or the path of a bundle, an .onnx or an .engine."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="An official checkpoint (.pth), or 'demo', the built-in model: what peers run that are no engines; "
+            "with --dataset and no --engine, accuracy of PyTorch."
+        ),
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="An image to measure on; by default 640x480 of noise.")] = None,
+    text: Annotated[str, typer.Option(help="The sentence.")] = "the man in red",
+    warmup: Annotated[int, typer.Option(min=0, help="Rounds that do not count.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call, where the graph is free.")] = 1,
+    sweep_threads: Annotated[
+        str | None, typer.Option(help="Measure with other threads as well, such as 1,2,4.")
+    ] = None,
+    sweep_batch: Annotated[str | None, typer.Option(help="Measure with other batches as well, such as 1,2,4.")] = None,
+    parts: Annotated[bool, typer.Option("--parts/--no-parts", help="Where the time goes, and the roofline.")] = False,
+    estimate: Annotated[
+        str | None, typer.Option(help="The floor on a device: such as jetson-agx-orin; another name lists all.")
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Where a graph of low precision parts company with FP32.")
+    ] = False,
+    fidelity: Annotated[bool, typer.Option("--fidelity", help="What each precision keeps of FP32's masks.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="A file for all figures.")] = None,
+    report: Annotated[Path | None, typer.Option(help="A self-contained HTML file.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="An earlier --json file to compare with.")] = None,
+    max_slowdown: Annotated[
+        float, typer.Option(min=1, help="Exit code 2 where the engine is surely slower than this times --baseline.")
+    ] = 1.05,
+    dataset: Annotated[
+        str | None, typer.Option(help="Measure accuracy: refcoco, refcoco+, refcocog, or shapes, generated here.")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="The folder with the data sets; shapes needs none.")] = None,
+    split: Annotated[str, typer.Option(help="val, test, testA, testB, train.")] = "val",
+    split_by: Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first sentences, in the file's order.")] = None,
+    swap: Annotated[
+        bool, typer.Option("--swap", help="Control: each sentence is another object's, same image.")
+    ] = False,
+    results: Annotated[
+        Path | None, typer.Option(help="JSON lines with each sentence's result; a stopped run goes on from there.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin the results file again.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="With --dataset: images per call.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Of a checkpoint: 480 or HEIGHTxWIDTH; by default 480, the demo model's 240.")
+    ] = None,
+    fusion_heads: Annotated[
+        str | None, typer.Option(help="Of a checkpoint that does not say, such as 4-4-4-4.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure a bundle's latency beside its peers; or, with --dataset, the accuracy of a bundle or a checkpoint."""
+    if dataset is not None:
+        _refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
+        _bench_accuracy(context, context.params)
+        return
+    refused = _ACCURACY_OPTIONS if against else ("checkpoint", *_ACCURACY_OPTIONS)
+    _refuse(context, refused, "measures accuracy; name a data set with --dataset")
+    if engine is None:
+        raise LavtError("--engine is missing: name the bundle to measure, or a data set with --dataset")
+    if baseline is None:
+        _refuse(context, ("max_slowdown",), "is for --baseline; name an earlier --json file with it")
+    sweeps = _parse_counts("--sweep-threads", sweep_threads), _parse_counts("--sweep-batch", sweep_batch)
+    from .benchmarks.measure import Options
+
+    options = Options(
+        engine,
+        tuple(against or ()),
+        checkpoint=checkpoint,
+        image=image,
+        text=text,
+        warmup=warmup,
+        rounds=rounds,
+        batch=batch,
+        threads=threads,
+        device=device,
+        sweep_threads=sweeps[0],
+        sweep_batch=sweeps[1],
+    )
+    _bench_latency(options, context.params)
+
+
+def _bench_latency(options: Options, asked: dict[str, Any]) -> None:
+    """Measures, prints, writes the files that were asked for, and exits with 2 where it is slower than the baseline."""
+    from .benchmarks.baseline import compare_with_baseline, read_result
+    from .benchmarks.tables import tables
+
+    baseline = None if asked["baseline"] is None else read_result(asked["baseline"])
+    result = _measure(options, asked)
+    for title, header, rows in tables(result, _MOST_LAYERS):
+        print_table(title, header, rows)
+    for line in result["warnings"]:
+        err.print(f"warning: {line}", soft_wrap=True, highlight=False)
+    _write_files(result, asked["json_file"], asked["report"])
+    if baseline is None:
+        return
+    verdict = compare_with_baseline(result, baseline, asked["max_slowdown"])
+    for note in verdict.notes:
+        err.print(f"warning: {note}", soft_wrap=True, highlight=False)
+    change, measured = verdict.change, f"through {verdict.through}" if verdict.through else "directly"
+    out.print(
+        f"time over the baseline's, {measured}: {change.ratio:.3f}, 95 % {change.low:.3f} to {change.high:.3f}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if verdict.slower:
+        err.print(f"slower than {asked['max_slowdown']:g} times the baseline", soft_wrap=True, style="red")
+        raise typer.Exit(2)
+
+
+def _measure(options: Options, asked: dict[str, Any]) -> dict[str, Any]:
+    from .benchmarks import measure_parts
+    from .benchmarks.measure import measure
+
+    with stages() as (report, progress):
+        measure_parts.check(options, estimate=asked["estimate"], layers=asked["layers"], parts=asked["parts"])
+        result = measure(options, report=report, progress=progress)
+        if asked["parts"]:
+            measure_parts.add_parts(result, options, report)
+        if asked["estimate"] is not None:
+            measure_parts.add_estimate(result, options, asked["estimate"], report)
+        if asked["layers"]:
+            measure_parts.add_layers(result, options, report)
+        if asked["fidelity"]:
+            with needs("export"):
+                from .benchmarks.fidelity import measure_fidelity
+            folder = options.engine if options.engine.is_dir() else options.engine.parent
+            result["fidelity"] = measure_fidelity(folder, report=report, progress=progress)
+    return result
+
+
+def _write_files(result: dict[str, Any], json_file: Path | None, report: Path | None) -> None:
+    import json
+
+    from .files import write_whole
+
+    for path in (json_file, report):
+        if path is None:
+            continue
+        try:
+            if path is json_file:
+                write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
+            else:
+                from .benchmarks.report import write_report
+
+                write_report(result, path)
+        except OSError as error:
+            raise LavtError(f"{path}: cannot be written ({error.strerror or error})") from error
+        out.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
+    engine = asked["engine"]
+    if engine is not None:
+        _refuse(
+            context, _CHECKPOINT_OPTIONS, "is for a checkpoint and says nothing of a bundle; leave it or --engine out"
+        )
+    size, heads = parse_size(asked["image_size"]), parse_heads(asked["fusion_heads"])
+    from .benchmarks.evaluate import HEADER, evaluate
+    from .benchmarks.predictors import Predictor, load_bundle
+    from .benchmarks.sentences import open_split
+
+    swap, run = asked["swap"], {name: asked[name] for name in ("batch_size", "device", "threads")}
+    with progress_bar("opening the data set") as progress:
+        sentences = open_split(
+            asked["dataset"],
+            asked["split"],
+            data_root=asked["data_root"],
+            split_by=asked["split_by"],
+            swap=swap,
+            progress=progress,
+        )
+    predictor: Predictor
+    if engine is not None:
+        predictor = load_bundle(engine, **run)
+    else:
+        with needs("export"):
+            from .benchmarks.reference_predictor import DEMO, load_reference
+
+        predictor = load_reference(asked["checkpoint"] or DEMO, image_size=size, fusion_heads=heads, **run)
+    with progress_bar("sentences") as progress:
+        evaluation = evaluate(
+            predictor,
+            sentences,
+            asked["results"],
+            limit=asked["limit"],
+            restart=asked["restart"],
+            progress=progress,
+        )
+    words = ", each with the words of another object in its image" if swap else ""
+    height, width = predictor.size
+    print_table(f"{predictor.name} on {sentences.name}, {width}x{height}{words}", HEADER, evaluation.table())
+    out.print(f"each sentence's result: {evaluation.results}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> None:
+    """Refuses the first of `options` that was given."""
+    for option in options:
+        source = context.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            raise LavtError(f"--{option.removesuffix('_file').replace('_', '-')} {reason}")
+
+
+def _parse_counts(option: str, text: str | None) -> tuple[int, ...]:
+    parts = [] if text is None else text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part[:4]) > 0 and len(part) < 5 for part in parts):
+        raise LavtError(f"{option} {text!r}: give numbers such as 1,2,4")
+    return tuple(dict.fromkeys(map(int, parts)))

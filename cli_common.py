@@ -1,0 +1,143 @@
+"""What the commands share: the consoles, options' values, progress, tables, and how a command ends."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from .errors import ExportError, LavtError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+out = Console(markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where it can be used, else the CPU.")]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise ExportError(f"--image-size {text!r}: give a number such as 480, or HEIGHTxWIDTH such as 480x640")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise ExportError(f"--batch {text!r}: give a number, or 'dynamic'")
+    return int(text)
+
+
+def parse_heads(text: str | None) -> tuple[int, int, int, int] | None:
+    if text is None:
+        return None
+    parts = text.split("-")
+    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and 0 < len(part) < 4 for part in parts):
+        raise ExportError(f"--fusion-heads {text!r}: give four numbers such as 4-4-4-4")
+    first, second, third, fourth = map(int, parts)
+    return first, second, third, fourth
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turns a missing package into the line that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise LavtError(f"{error.name} is not installed: pip install 'lavt-edge[{extra}]'") from error
+
+
+class _Steps:
+    """Shows the step that is under way; silent where nobody watches."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=total)
+        self._begun = 0
+
+    def __call__(self, step: str) -> None:
+        self._progress.update(self._task, description=step, completed=self._begun)
+        self._begun += 1
+
+
+def _progress() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+@contextmanager
+def steps(total: int) -> Iterator[_Steps]:
+    with _progress() as progress:
+        yield _Steps(progress, total)
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    with _progress() as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """For work in several steps of known length: what tells the step, and what tells how far it is."""
+    with _progress() as progress:
+        task = progress.add_task("starting", total=None)
+
+        def report(step: str) -> None:
+            progress.update(task, description=step, completed=0, total=None)
+
+        yield report, lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def phases() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
+    """For work that names its phase as it goes: what tells the step, and what tells the phase and the share done."""
+    with _progress() as progress:
+        task = progress.add_task("starting", total=None)
+
+        def report(step: str) -> None:
+            progress.update(task, description=step, completed=0, total=None)
+
+        yield report, lambda phase, share: progress.update(task, description=phase, completed=share, total=1)
+
+
+def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    out.print(title, soft_wrap=True, highlight=False, markup=False)
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(out.width, 100)).print(table)  # a figure that is cut short is none
+
+
+def run_app_main(app: typer.Typer) -> None:
+    """Runs a command; bad input ends in one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # A polite kill unwinds like Ctrl-C does, so that nothing half-written stays.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        app()
+    except LavtError as error:
+        err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
+        sys.exit(1)

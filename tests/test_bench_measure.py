@@ -1,0 +1,213 @@
+"""`lavt-bench --engine`: sides in their own processes, peers by name, the JSON's form, the baseline's exit code."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lavt_edge.benchmarks.baseline import compare_with_baseline, read_result
+from lavt_edge.benchmarks.machine import machine_warnings, parse_gpu, parse_power_mode, run_warnings
+from lavt_edge.benchmarks.measure import Options, measure
+from lavt_edge.benchmarks.peers import feeds_for, specify
+from lavt_edge.benchmarks.peers_process import RemoteSide, call_apart
+from lavt_edge.errors import LavtError
+from lavt_edge.tests.runtime_bundle import write_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("measured") / "small", batch=None)
+
+
+@pytest.fixture(scope="module")
+def result(bundle: Path) -> dict[str, Any]:
+    """The bundle beside itself and beside its bare graph, with a sweep."""
+    bare = bundle.parent / "bare.onnx"
+    bare.write_bytes((bundle / "segmenter.onnx").read_bytes())
+    against = (str(bundle), str(bare))
+    return measure(Options(bundle, against, rounds=6, warmup=1, threads=1, sweep_batch=(2,), sweep_rounds=2))
+
+
+def test_the_result_has_the_form_that_others_read(result: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(result)) == result
+    assert [side["name"] for side in result["sides"]] == ["small", "small #2", result["sides"][2]["name"]]
+    assert [side["kind"] for side in result["sides"]] == ["bundle", "bundle", "onnx"]
+    for side in result["sides"]:
+        assert (side["precision"], side["size"], side["batch"]) == ("fp32", [24, 32], 1)
+        assert len(side["seconds"]) == 6
+        assert min(side["seconds"]) > 0
+        assert set(side["summary"]) == {"median", "p90", "p99", "throughput"}
+    assert [row["against"] for row in result["ratios"]] == [side["name"] for side in result["sides"][1:]]
+    assert all(row["low"] <= row["ratio"] <= row["high"] for row in result["ratios"])
+    assert result["machine"]["threads"] == 1
+    assert "onnxruntime" in " ".join(result["machine"]["versions"])
+
+
+def test_a_bundle_is_split_and_a_bare_graph_is_not(result: dict[str, Any]) -> None:
+    first, _, bare = result["sides"]
+    parts = ["decode", "preprocess", "text_cold", "text_cached", "copies", "image", "postprocess"]
+    assert list(first["split"]) == parts
+    assert first["split"]["text_cached"] < first["split"]["text_cold"]
+    assert 0 < first["overhead"]["share"] < 1
+    assert bare["split"] is None
+
+
+def test_sweeps_measure_other_batches(result: dict[str, Any]) -> None:
+    assert [(row["sweep"], row["batch"]) for row in result["sweeps"]] == [("batch", 2)] * 3
+    engine, again = result["sweeps"][:2]
+    assert engine["summary"]["throughput"] == pytest.approx(2 / engine["summary"]["median"])
+    assert "ratio" in again
+
+
+def test_memory_is_the_sides_own(bundle: Path) -> None:
+    """What this process holds does not count, and what the side allocates does."""
+    held = bytearray(400 << 20)
+    (spec,) = specify(bundle, (), device="cpu")
+    with RemoteSide(spec) as side:
+        side.run()
+        memory = side.memory()
+    assert len(held) > (memory["peak_bytes"] or 0) > (memory["before_bytes"] or 0) > 0
+    with RemoteSide(specify(bundle, (), device="cpu", batch=20_000)[0]) as large:
+        large.run()
+        peak = large.memory()["peak_bytes"]
+    assert peak is not None
+    assert peak > (memory["peak_bytes"] or 0) + 20_000 * 24 * 32 * 3 * 4
+
+
+def test_a_side_answers_only_when_its_threads_sleep(bundle: Path) -> None:
+    (spec,) = specify(bundle, (), device="cpu", threads=2, batch=500)
+    with RemoteSide(spec) as side:
+        side.run()
+        pid = side._process.pid
+        before = _processor_seconds(pid)
+        time.sleep(0.3)
+        assert _processor_seconds(pid) - before <= 0.05
+
+
+def _processor_seconds(pid: int | None) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_process_that_ends_or_fails_is_one_line() -> None:
+    with pytest.raises(LavtError, match=r"^exit: its process ended \(exit code 3\)$"):
+        call_apart(os._exit, 3)
+    with pytest.raises(LavtError, match=r"^JSONDecodeError: Expecting property name [^\n]*$"):
+        call_apart(json.loads, "{")
+
+
+@pytest.mark.parametrize("peer", ["torch", "onnx-plain", "openvino", "openvino-plain"])
+def test_peers_of_the_demo_model_run(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory, peer: str) -> None:
+    if peer.startswith("openvino"):
+        pytest.importorskip("openvino")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "plain-cache"))
+        options = Options(demo_bundle, (peer,), rounds=2, warmup=0, device="cpu", split=False)
+        side = measure(options)["sides"][1]
+    assert (side["name"], side["precision"], side["size"], side["device"]) == (peer, "fp32", [240, 240], "cpu")
+
+
+def test_tensorrt_is_refused_without_a_device(demo_bundle: Path) -> None:
+    spec = specify(demo_bundle, ("tensorrt-plain",), device="cpu")[1]
+    with pytest.raises(LavtError, match="tensorrt-plain needs a CUDA device"):
+        RemoteSide(spec)
+
+
+def test_only_the_batch_may_be_free() -> None:
+    feeds = feeds_for([("image", "uint8", (None, 8, 8, 3)), ("word_mask", "float32", (None, 4))], 3)
+    assert feeds["image"].shape == (3, 8, 8, 3)
+    assert feeds["word_mask"].min() == 1
+    with pytest.raises(LavtError, match="only the batch"):
+        feeds_for([("image", "uint8", (1, None, 8, 3))], 1)
+    with pytest.raises(LavtError, match="for batches of 1, not 2"):
+        feeds_for([("image", "uint8", (1, 8, 8, 3))], 2)
+
+
+def test_a_baseline_is_gone_through_a_common_peer(result: dict[str, Any]) -> None:
+    """The whole machine half as fast is no regression; the engine alone half as fast is one."""
+    steady = copy.deepcopy(result)
+    for side in steady["sides"]:
+        side["seconds"] = [0.1 + 0.0001 * i for i in range(20)]
+    for row in steady["ratios"]:
+        row.update(ratio=1.0, low=0.99, high=1.01)
+    slow_machine, slow_engine = copy.deepcopy(steady), copy.deepcopy(steady)
+    for side in slow_machine["sides"]:
+        side["seconds"] = [2 * value for value in side["seconds"]]
+    for row in slow_engine["ratios"]:
+        row.update(ratio=2.0, low=1.98, high=2.02)
+    assert not compare_with_baseline(slow_machine, steady, 1.05).slower
+    verdict = compare_with_baseline(slow_engine, steady, 1.05)
+    assert verdict.slower
+    assert verdict.through == "small #2"
+    for one in (steady, slow_machine):
+        one["sides"], one["ratios"] = one["sides"][:1], []
+    alone = compare_with_baseline(slow_machine, steady, 1.05)
+    assert alone.slower
+    assert alone.through is None
+    assert not compare_with_baseline(slow_machine, steady, 2.05).slower
+
+
+def test_noise_is_said() -> None:
+    cpu = {"allowed": 4, "quota": 1.5, "governor": "powersave", "virtual": False}
+    said = " ".join(machine_warnings({"cpu": cpu, "load": 3.0, "threads": 4}))
+    assert all(word in said for word in ("load 3.0", "grants 1.5 cores", "powersave"))
+    calm = {"cpu": {"allowed": 4, "quota": None, "governor": "performance", "virtual": False}, "load": 0.1}
+    assert machine_warnings({**calm, "threads": 4}) == []
+    assert run_warnings(["calm"], [[0.1] * 20], None, None) == []
+    drifting = run_warnings(["warm"], [[0.1] * 10 + [0.2] * 10], None, None)
+    assert any("last third" in line for line in drifting)
+
+
+def test_what_tools_print_is_read() -> None:
+    assert parse_power_mode("NVPM WARN: fan\nNV Power Mode: MAXN\n0\n") == "MAXN"
+    line = "NVIDIA H100, 570.86, 81559 MiB, 345 MHz, 1980 MHz, 2619 MHz, 700.00 W, Enabled, 32"
+    assert (parse_gpu(line) or {})["clocks.max.sm"] == "1980 MHz"
+    assert parse_gpu("No devices were found") is None
+
+
+def bench(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("lavt-bench")), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command_prints_writes_and_judges(bundle: Path, tmp_path: Path) -> None:
+    common = ("--engine", bundle, "--device", "cpu", "--rounds", 4, "--warmup", 0)
+    done = bench(tmp_path, *common, "--against", bundle, "--json", "now.json", "--report", "now.html")
+    assert done.returncode == 0, done.stderr
+    assert "small #2" in done.stdout
+    assert "<html" in (tmp_path / "now.html").read_text()
+    earlier = read_result(tmp_path / "now.json")
+    for side in earlier["sides"]:
+        side["seconds"] = [value / 1000 for value in side["seconds"]]
+    (tmp_path / "fast.json").write_text(json.dumps(earlier))
+    slower = bench(tmp_path, *common, "--baseline", "fast.json", "--max-slowdown", "1.5")
+    assert slower.returncode == 2
+    assert "slower than 1.5 times" in slower.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--against", "nobody"), "peers: torch"),
+        (("--sweep-batch", "1,x"), "--sweep-batch '1,x'"),
+        (("--layers",), "--layers compares a graph with the FP32 one"),
+        (("--estimate", "phone"), "unknown device 'phone'"),
+        (("--max-slowdown", "2"), "is for --baseline"),
+        (("--baseline", "none.json"), "none.json: cannot be read"),
+        (("--rounds", "1", "--against", "torch"), "--rounds 1 gives no interval"),
+        (("--dataset", "shapes", "--json", "x"), "--json measures latency"),
+    ],
+)
+def test_mistakes_end_in_one_line(bundle: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    done = bench(tmp_path, "--engine", bundle, *options)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert said in done.stderr
+    assert not any(tmp_path.iterdir())

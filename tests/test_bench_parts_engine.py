@@ -1,0 +1,55 @@
+"""Where the time of a TensorRT engine goes: fused layers shared among parts, and on a GPU the profiler itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lavt_edge.benchmarks.engine_parts import engine_part_times, share_layers
+from lavt_edge.export.engine_report import EngineLayer
+from lavt_edge.runtime.bundle import open_bundle
+from lavt_edge.runtime.cuda import cuda_device_count
+from lavt_edge.tests.typed_bundle import copy_bundle
+
+
+def test_a_fused_layer_is_shared_by_macs() -> None:
+    parts = {
+        "stage0.block0.mlp.fc1/MatMul": "stage0.mlp",
+        "stage0.pwam.mix/MatMul": "stage0.pwam",
+        "graph/Split": "text",
+    }
+    layers = [
+        EngineLayer("fused", "gemm", "fp16", ("stage0.block0.mlp.fc1/MatMul", "stage0.pwam.mix/MatMul", "graph/Split")),
+        EngineLayer("moves", "kgen", "fp16", ("stage0.pwam.mix/MatMul_1", "graph/Split")),
+        EngineLayer("copy", "Reformat", "fp16", ()),
+    ]
+    macs = {"stage0.block0.mlp.fc1/MatMul": 300, "stage0.pwam.mix/MatMul": 100}
+    seconds = {"copy": 0.5, "fused": 4.0, "moves": 2.0, "decoder.level1.conv/Conv": 0.25}
+    shared = share_layers(seconds, layers, parts, macs)
+    assert shared == {"stage0.mlp": 3.0, "stage0.pwam": 2.0, "text": 1.0, "decoder.level1": 0.25, "other": 0.5}
+    assert list(shared)[-1] == "other"
+    assert sum(shared.values()) == sum(seconds.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(cuda_device_count() == 0, reason="no CUDA device")
+def test_an_engine_is_profiled_by_part(demo_bundle: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(demo_bundle, tmp_path / "bundle")
+    command = [sys.executable, "-c", "from lavt_edge.cli import export_main; export_main()", "trt", str(bundle)]
+    subprocess.run(command, check=True)
+    opened = open_bundle(bundle)
+    name = next(name for name, entry in opened.manifest.engines.items() if entry["role"] == "segmenter")
+    spec = opened.manifest.input
+    feeds = {
+        "image": np.zeros((1, spec.height, spec.width, 3), np.uint8),
+        "prompt": np.zeros((1, spec.max_words, spec.prompt_channels), np.float32),
+        "word_mask": np.ones((1, spec.max_words), np.float32),
+    }
+    rows = engine_part_times(opened, name, feeds, rounds=5)
+    spent = {row["part"]: row["seconds"] for row in rows}
+    assert spent["decoder.level0"] > 0
+    assert spent.get("other", 0.0) < 0.3 * sum(spent.values())
+    assert sum(row["macs"] for row in rows) == opened.manifest.model["macs"]["segmenter"]

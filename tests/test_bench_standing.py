@@ -1,0 +1,189 @@
+"""The standing comparison of `make bench`: what it measures, and docs/benchmarks.md, which only it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from lavt_edge.benchmarks import standing
+from lavt_edge.benchmarks.report_markdown import markdown
+from lavt_edge.benchmarks.standing import (
+    INT8,
+    INT8_FILE,
+    NAMES,
+    PLAIN,
+    REWRITTEN,
+    SUBJECTS,
+    Subject,
+    add_int8,
+    measure_subject,
+    ratios_of,
+    write_standing,
+)
+from lavt_edge.calibration.products import int8_macs
+from lavt_edge.calibration.sample import DataOptions
+from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.export.macs import count_macs
+from lavt_edge.runtime.bundle import open_bundle
+
+ROOT = Path(standing.__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def side(name: str, seconds: list[float]) -> dict[str, Any]:
+    median = sorted(seconds)[len(seconds) // 2]
+    summary = {"median": median, "p90": 1.1 * median, "p99": 1.2 * median, "throughput": 1 / median}
+    return {
+        "name": name,
+        "precision": "fp32",
+        "size": [480, 480],
+        "runtime": "ONNX Runtime 1.24",
+        "seconds": seconds,
+    } | {
+        "summary": summary,
+        "memory": {"peak_bytes": 1_500_000_000},
+    }
+
+
+def result(ratio: float = 0.7) -> dict[str, Any]:
+    rounds = [1 + 0.001 * i for i in range(8)]
+    sides = [
+        side(REWRITTEN, [ratio * one for one in rounds]),
+        side(INT8, [0.46 * one for one in rounds]),
+        side(PLAIN, rounds),
+        side(NAMES["openvino-plain"], [0.9 * one for one in rounds]),
+        side(NAMES["openvino"], [0.63 * one for one in rounds]),
+    ]
+    row = {"name": "int8-cpu", "sentences": 520, "mean_iou": 90.12, "drop": 0.34, "iou_with_fp32": 98.2}
+    row |= {"pixel_agreement": 0.99912, "relative_error": 0.0123}
+    model = {
+        "name": "base, window 12",
+        "weights": "random",
+        "size": [480, 480],
+        "rounds": 8,
+        "calibrated_on": 2,
+        "sides": sides,
+        "ratios": ratios_of(sides),
+        "targets": [list(target) for target in standing.TARGETS],
+        "accuracy": [row],
+        "warnings": ["PyTorch | eager was left out:\nno torch"],
+    }
+    machine = {
+        "cpu": {"model": "Example", "cores": 4, "allowed": 2, "virtual": True, "flags": ["avx2"]},
+        "threads": 2,
+        "memory_bytes": 24_000_000_000,
+        "system": "Linux 6",
+        "python": "3.11",
+        "versions": {"torch": "2.15"},
+    }
+    return {"date": "2026-01-02", "minutes": 31.4, "machine": machine, "models": [model], "warnings": ["a warning"]}
+
+
+class TestMarkdown:
+    def test_every_side_has_its_time_and_its_ratio_with_an_interval(self) -> None:
+        lines = markdown(result()).splitlines()
+        for one in result()["models"][0]["sides"]:
+            (line,) = [line for line in lines if line.startswith(f"| {one['name']} | ONNX Runtime")]
+            assert f"{1e3 * one['summary']['median']:.1f}" in line
+            assert one["name"] == PLAIN or re.search(r"0\.\d{3} \(0\.\d{3}–0\.\d{3}\)", line)
+
+    def test_openvino_is_set_against_openvino(self) -> None:
+        (line,) = [line for line in markdown(result()).splitlines() if "| OpenVINO, plain export | 0" in line]
+        assert line.startswith("| OpenVINO, rewritten | OpenVINO, plain export | 0.700 (")
+
+    def test_targets_are_judged_and_a_miss_is_said(self) -> None:
+        text = markdown(result())
+        assert re.search(r"rewritten over plain export \| 0\.78 \| 0\.700 .* \| met \|", text)
+        assert re.search(r"INT8 over plain export \| 0\.45 \| 0\.460 .* \| missed", text)
+        assert re.search(r"rewritten over plain export \| 0\.78 \| 0\.790 .* \| missed", markdown(result(0.79)))
+
+    def test_a_target_whose_side_was_left_out_says_so(self) -> None:
+        given = result()
+        given["models"][0]["ratios"] = []
+        assert markdown(given).count("| not measured |") == 3
+
+    def test_every_row_of_a_table_has_the_columns_of_its_head(self) -> None:
+        block: list[int] = []
+        for line in markdown(result()).splitlines():
+            if line.startswith("|"):
+                block.append(len(re.findall(r"(?<!\\)\|", line)))
+                assert block[-1] == block[0], line
+            else:
+                block = []
+
+    def test_accuracy_machine_and_warnings_are_in_it(self) -> None:
+        text = markdown(result())
+        for shown in ("| int8-cpu | 520 | 90.12 | +0.34 |", "avx2", "torch 2.15", "- a warning", "2026-01-02"):
+            assert shown in text
+        assert "- base, window 12: PyTorch \\| eager was left out: no torch" in text
+
+    def test_it_is_written_from_the_json_beside_it(self, tmp_path: Path) -> None:
+        write_standing(result(), tmp_path)
+        written = json.loads((tmp_path / "benchmarks.json").read_text())
+        assert written == result()
+        assert (tmp_path / "benchmarks.md").read_text(encoding="utf-8") == markdown(written)
+
+
+def test_the_docs_are_the_rendering_of_what_was_measured() -> None:
+    paths = DOCS / "benchmarks.json", DOCS / "benchmarks.md"
+    present = [path.name for path in paths if path.exists()]
+    if not present:
+        pytest.skip("nothing was measured yet: run make bench")
+    assert len(present) == 2, f"only {present[0]} is there; run make bench"
+    assert paths[1].read_text(encoding="utf-8") == markdown(json.loads(paths[0].read_text(encoding="utf-8")))
+
+
+def test_ratios_are_over_the_plain_export_and_openvinos_own() -> None:
+    pairs = {(one["name"], one["against"]): one["ratio"] for one in result()["models"][0]["ratios"]}
+    assert {against for _, against in pairs} == {PLAIN, NAMES["openvino-plain"]}
+    assert pairs[REWRITTEN, PLAIN] == pytest.approx(0.7)
+    assert pairs[NAMES["openvino"], NAMES["openvino-plain"]] == pytest.approx(0.7)
+    assert len(pairs) == 5
+    assert all(one["low"] <= one["ratio"] <= one["high"] for one in result()["models"][0]["ratios"])
+
+
+def test_base_is_compared_at_full_size_and_the_demo_model_on_500_sentences_or_more() -> None:
+    base, demo = SUBJECTS
+    assert (base.swin, base.window, base.size, base.checkpoint) == ("base", 12, 480, "random")
+    assert (demo.swin, demo.checkpoint) == (None, "demo")
+    assert demo.sentences >= 500
+
+
+def test_make_bench_runs_it() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(
+        r"^bench: .*\n\t.*python -m lavt_edge\.benchmarks\.standing --output docs$", makefile, re.MULTILINE
+    )
+
+
+def test_a_small_model_is_measured_on_all_sides_that_are_there(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "bundle"
+    shutil.copytree(demo_bundle, root)
+    data = write_refcoco(tmp_path / "shapes", seed=5, scenes={"train": 3})
+    add_int8(root, DataOptions(dataset="refcoco", root=data, samples=2))
+    assert open_bundle(root).has("segmenter", "int8-cpu")
+    macs = count_macs(root / "segmenter.onnx")
+    assert int8_macs(ir.load(root / INT8_FILE), macs) / sum(macs.values()) > 0.7
+
+    monkeypatch.setitem(NAMES, "tensorrt-plain", "TensorRT, plain export")  # not to be had on a CPU
+    steps: list[str] = []
+    subject = Subject("demo model", rounds=4, samples=2, threads=1)
+    found = measure_subject(subject, root, ["onnx-plain", "tensorrt-plain"], steps.append)
+    assert [one["name"] for one in found["sides"]] == [REWRITTEN, INT8, PLAIN]
+    assert all(len(one["seconds"]) == 4 and min(one["seconds"]) > 0 for one in found["sides"])
+    assert [(one["name"], one["against"]) for one in found["ratios"]] == [(REWRITTEN, PLAIN), (INT8, PLAIN)]
+    assert any(one.startswith("TensorRT, plain export was left out: ") for one in found["warnings"])
+    assert found["accuracy"] is None
+    assert "measuring, round 7 of 7" in steps
+    shutil.rmtree(root)
+    text = markdown({**result(), "models": [found]})
+    assert f"## Demo model, {found['size'][0]}x{found['size'][1]}" in text
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
