@@ -19,6 +19,7 @@ from .cli_common import (
     parse_size,
     phases,
     print_table,
+    refuse,
     run_app_main,
     stages,
     steps,
@@ -91,6 +92,7 @@ def export_onnx(
 
 @export_app.command("quantize")
 def export_quantize(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="The bundle to add to, a folder.")],
     fp16: Annotated[bool, typer.Option("--fp16", help="FP16 graphs, with FP32 where calibration asks for it.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="An INT8 image graph.")] = False,
@@ -112,6 +114,10 @@ def export_quantize(
     """Add FP16 or INT8 graphs to a bundle: calibrated, with the accuracy that they keep measured."""
     if fp16 == int8:
         raise LavtError("give one of --fp16 and --int8")
+    if fp16:
+        refuse(context, ("method", "policy", "rest", "max_drop"), "is for --int8; leave it out")
+    if calibration_data is None:
+        refuse(context, ("dataset", "split_by"), "needs --calibration-data, the folder with the data sets")
     with needs("export"):
         from .calibration.quantize import QuantizeOptions, quantize_bundle
         from .calibration.sample import GENERATED, DataOptions

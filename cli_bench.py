@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_common import Device, err, needs, out, parse_heads, parse_size, print_table, progress_bar, stages
+from .cli_common import Device, err, needs, out, parse_heads, parse_size, print_table, progress_bar, refuse, stages
 from .errors import LavtError
 
 if TYPE_CHECKING:
@@ -94,15 +94,15 @@ def bench(
 ) -> None:
     """Measure a bundle's latency beside its peers; or, with --dataset, the accuracy of a bundle or a checkpoint."""
     if dataset is not None:
-        _refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
+        refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
         _bench_accuracy(context, context.params)
         return
     refused = _ACCURACY_OPTIONS if against else ("checkpoint", *_ACCURACY_OPTIONS)
-    _refuse(context, refused, "measures accuracy; name a data set with --dataset")
+    refuse(context, refused, "measures accuracy; name a data set with --dataset")
     if engine is None:
         raise LavtError("--engine is missing: name the bundle to measure, or a data set with --dataset")
     if baseline is None:
-        _refuse(context, ("max_slowdown",), "is for --baseline; name an earlier --json file with it")
+        refuse(context, ("max_slowdown",), "is for --baseline; name an earlier --json file with it")
     sweeps = _parse_counts("--sweep-threads", sweep_threads), _parse_counts("--sweep-batch", sweep_batch)
     from .benchmarks.measure import Options
 
@@ -195,7 +195,7 @@ def _write_files(result: dict[str, Any], json_file: Path | None, report: Path | 
 def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
     engine = asked["engine"]
     if engine is not None:
-        _refuse(
+        refuse(
             context, _CHECKPOINT_OPTIONS, "is for a checkpoint and says nothing of a bundle; leave it or --engine out"
         )
     size, heads = parse_size(asked["image_size"]), parse_heads(asked["fusion_heads"])
@@ -234,14 +234,6 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
     height, width = predictor.size
     print_table(f"{predictor.name} on {sentences.name}, {width}x{height}{words}", HEADER, evaluation.table())
     out.print(f"each sentence's result: {evaluation.results}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> None:
-    """Refuses the first of `options` that was given."""
-    for option in options:
-        source = context.get_parameter_source(option)
-        if source is not None and source.name == "COMMANDLINE":
-            raise LavtError(f"--{option.removesuffix('_file').replace('_', '-')} {reason}")
 
 
 def _parse_counts(option: str, text: str | None) -> tuple[int, ...]:

@@ -50,6 +50,14 @@ def parse_heads(text: str | None) -> tuple[int, int, int, int] | None:
     return first, second, third, fourth
 
 
+def refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> None:
+    """Refuses the first of `options` that was given."""
+    for option in options:
+        source = context.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            raise LavtError(f"--{option.removesuffix('_file').replace('_', '-')} {reason}")
+
+
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
     """Turns a missing package into the line that says what to install."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -104,6 +103,7 @@ class _Inputs:
         self._tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
         self._size, self._batch = (spec.height, spec.width), spec.batch or 1
         self._sentences = sample.calibrated
+        self.count = len(sample.calibrated)
 
     def groups(self, begin: int) -> Iterator[tuple[int, list[Case]]]:
         """From sentence `begin` on: how many sentences are done after a group, and its cases."""
@@ -114,7 +114,7 @@ class _Inputs:
 
 def _run(work: Pass, inputs: _Inputs, store: _Store, phase: int, progress: Callable[[int], None]) -> None:
     begin = store.restore(phase, work.state)
-    progress(begin)
+    progress(min(begin, inputs.count))
     saved = begin
     for done, group in inputs.groups(begin):
         if done - len(group) <= begin:
@@ -136,18 +136,21 @@ class _Store:
         self.path, self.key = path, key
         self._header = json.dumps(key, sort_keys=True)
         self._arrays: State = {}
-        with suppress(ValueError, KeyError, OSError, zipfile.BadZipFile), np.load(path, allow_pickle=False) as found:
+        # Whatever is wrong with a state, the run begins again without it.
+        with suppress(Exception), np.load(path, allow_pickle=False) as found:
             if str(found["key"]) == self._header:
                 self._arrays = {name: found[name] for name in found.files if name != "key"}
 
     def restore(self, phase: int, state: State) -> int:
         """Fills `state` with what was saved of a pass; how many sentences that is (all of them: a huge number)."""
-        done = int(self._arrays.get(f"{phase}.done", np.array(0)))
-        saved = {name: self._arrays.get(f"{phase}.{name}") for name in state}
-        if done == 0 or any(one is None or one.shape != state[name].shape for name, one in saved.items()):
+        at = self._arrays.get(f"{phase}.done", np.array(0))
+        saved = {name: self._arrays.get(f"{phase}.{name}", np.array(0)) for name in state}
+        fits = at.shape == () and at.dtype.kind == "i"
+        fits &= all((one.shape, one.dtype) == (state[name].shape, state[name].dtype) for name, one in saved.items())
+        done = int(at) if fits else 0
+        if done == 0:
             return 0
         for name, one in saved.items():
-            assert one is not None
             state[name][...] = one
         return 2**31 if done == self.FINISHED else done
 

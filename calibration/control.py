@@ -49,14 +49,17 @@ def control(
     report: Report = lambda step: None,
     *,
     total_macs: int = 0,
+    whole: Callable[[Sequence[Product]], Figures] | None = None,
 ) -> Placement:
     """Ranks the groups by the loss that each causes alone, then returns the worst to higher precision, one by one,
     until all that stay cost at most `max_drop` points of mean IoU together.
 
     `build` makes the graph with the given products in INT8. The loss is noisy where few sentences are held out, so
     groups of equal drop are ranked by the error of their logits. `total_macs` of the graph bounds what ranking costs.
+    `whole` judges all products together, by default as `build` makes them.
     """
     macs = group_macs(products)
+    judge_whole = whole or (lambda kept: judge.figures(build(kept)))
     limit = max(8, int(RANKING_MACS / total_macs)) if total_macs else None
     alone: dict[str, Figures] = {}
     for i, group in enumerate(macs):
@@ -66,7 +69,7 @@ def control(
     kept, returned = list(products), 0
     while True:
         report(f"all but {returned} groups in INT8")
-        figures = judge.figures(build(kept))
+        figures = judge_whole(kept)
         if figures.drop <= max_drop or not kept:
             break
         kept = _of(kept, worst_first[returned + 1 :])

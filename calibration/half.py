@@ -22,6 +22,8 @@ LEAST_HALF = 2.0**-13
 
 Range = tuple[float, float]
 
+_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+
 _STRUCTURAL = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
@@ -48,9 +50,10 @@ def find_islands(model: ir.Model, ranges: Mapping[str, Range]) -> dict[str, str]
                 islands.setdefault(name, reason)
         if node.op_type in MOVEMENT:
             continue
-        for value in [*node.inputs, *node.outputs]:
+        read = node.inputs[:1] if node.op_type in _QDQ else node.inputs  # a scale is no tensor's value
+        for value in [*read, *node.outputs]:
             unfit = _unfit(value, ranges)
-            if unfit and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            if unfit:
                 islands.setdefault(name, unfit)
     return islands
 
@@ -59,25 +62,40 @@ def _unfit(value: ir.Value | None, ranges: Mapping[str, Range]) -> str | None:
     """Why FP16 cannot hold a value well, or None."""
     if value is None or not is_float(value):
         return None
-    if value.const_value is not None:
-        array = np.abs(value.const_value.numpy())
-        low, high, what = 0.0, float(array.max(initial=0.0)), f"the constant {value.name}"
+    source = moved_from(value)
+    if source.const_value is not None:
+        what, largest = f"the constant {source.name}", _largest_constant(source)
+    elif source.name in ranges:
+        what, largest = str(source.name), max(map(abs, ranges[source.name]))
     else:
-        what = str(moved_from(value).name)
-        if what not in ranges:
-            return None
-        low, high = ranges[what]
-    largest = max(abs(low), abs(high))
+        return None
     if largest * HEADROOM >= MAX_HALF:
         return f"{what} reaches {largest:.4g}, within a factor {HEADROOM:g} of FP16's largest number"
-    if 0 < largest < LEAST_HALF:
+    if not fits_half(largest):
         return f"{what} stays below {largest:.2g}, where FP16 loses digits"
     return None
 
 
+def fits_half(largest: float) -> bool:
+    """Whether FP16 holds a tensor whose largest magnitude is this, with HEADROOM to spare and all its digits."""
+    return largest == 0 or LEAST_HALF <= largest < MAX_HALF / HEADROOM
+
+
+def _largest_constant(value: ir.Value) -> float:
+    """The largest magnitude of a constant; of quantised weights, of what they stand for."""
+    assert value.const_value is not None
+    largest = float(np.abs(value.const_value.numpy().astype(np.float64)).max(initial=0.0))
+    for node, i in value.uses():
+        if node.op_type == "DequantizeLinear" and i == 0 and (scale := node.inputs[1]) is not None:
+            assert scale.const_value is not None
+            return largest * float(scale.const_value.numpy().max())
+    return largest
+
+
 def moved_from(value: ir.Value) -> ir.Value:
-    """The value whose numbers these are, seen through movement."""
-    while (node := value.producer()) is not None and node.op_type in MOVEMENT and node.inputs[0] is not None:
+    """The value whose numbers these are, seen through movement, quantisation and back."""
+    through = MOVEMENT | _QDQ
+    while (node := value.producer()) is not None and node.op_type in through and node.inputs[0] is not None:
         value = node.inputs[0]
     return value
 

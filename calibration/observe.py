@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
+from ..errors import BundleError
 from .graphs import MOVEMENT, is_float
 
 Array = npt.NDArray[Any]
@@ -18,8 +19,9 @@ Array = npt.NDArray[Any]
 class Session:
     """A graph on ONNX Runtime, run for all or some of its outputs.
 
-    `threads` is fixed, since the order of sums depends on it. With `fused` false quantised products run as they are
-    written, in FP32 between the rounding steps, and not in a CPU's INT8 kernels.
+    The order of sums depends on `threads` (None: one per core): results are equal bit for bit for equal numbers. With
+    `fused` false quantised products run as they are written, in FP32 between the rounding steps, and not in a CPU's
+    INT8 kernels.
     """
 
     def __init__(self, model: ir.Model, *, threads: int | None = None, fused: bool = True) -> None:
@@ -29,11 +31,26 @@ class Session:
             options.intra_op_num_threads = threads
         if not fused:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        providers = [one for one in ("CUDAExecutionProvider", "CPUExecutionProvider") if one in _providers()]
-        self._session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=providers)
+        # TF32 would round the factors of FP32 products to FP16's digits, and these are the truth that FP16 is held to.
+        cuda = [("CUDAExecutionProvider", {"use_tf32": "0"})] if "CUDAExecutionProvider" in _providers() else []
+        try:
+            graph = ir.to_proto(model).SerializeToString()
+            self._session = ort.InferenceSession(graph, options, providers=[*cuda, "CPUExecutionProvider"])
+        except Exception as error:  # the classes of ONNX Runtime's errors derive from Exception alone
+            raise BundleError(
+                f"a graph that ONNX Runtime cannot load ({' '.join(str(error).split())[:200]})"
+            ) from error
 
     def run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> list[Array]:
-        return [np.asarray(one) for one in self._session.run(list(outputs), feeds)]
+        """The named outputs. Raises BundleError where the graph does not take these inputs."""
+        try:
+            return [np.asarray(one) for one in self._session.run(list(outputs), feeds)]
+        except Exception as error:
+            raise BundleError(f"a graph that cannot run ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _providers() -> list[str]:

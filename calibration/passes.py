@@ -16,6 +16,7 @@ from .graphs import node_names
 from .observe import Array, Session, report_channels, report_ranges, report_tensors, watched
 from .products import Product, find_products
 from .qdq import convolution_outputs, operands
+from .record import Calibration
 from .sample import Case
 from .smoothing import ChannelStatistics, Pair, find_pairs, weight_of
 from .thresholds import BINS, Histogram
@@ -34,11 +35,31 @@ def load_graph(bundle: Bundle, role: str) -> ir.Model:
         raise BundleError(f"{path} is not an ONNX graph ({type(error).__name__})") from error
 
 
+def image_macs(bundle: Bundle) -> dict[str, int]:
+    """MACs of each product of the image graph, by node name, for one image."""
+    batch = bundle.manifest.input.batch or 1
+    return {name: count // batch for name, count in count_macs(bundle.file("segmenter")).items()}
+
+
 def image_products(bundle: Bundle, model: ir.Model) -> list[Product]:
     """The products of the image graph that may be quantised, with their MACs for one image."""
-    batch = bundle.manifest.input.batch or 1
-    macs = {name: count // batch for name, count in count_macs(bundle.file("segmenter")).items()}
-    return find_products(model, macs)
+    return find_products(model, image_macs(bundle))
+
+
+def fits_graphs(bundle: Bundle, calibration: Calibration) -> bool:
+    """Whether a calibration speaks of the tensors of the bundle's graphs, and of all that quantisation asks for."""
+    text, image = load_graph(bundle, "text_encoder"), load_graph(bundle, "segmenter")
+    names = [one.name for one in image_products(bundle, image)]
+    reads = operands(image, names)
+    asked = {*reads, *(str(value.name) for value in convolution_outputs(image, names))}
+    pairs = {pair.norm: len(weight_of(image, pair.product)) for pair in find_pairs(image, set(names))}
+    return (
+        set(watched(text)) <= calibration.ranges.get("text_encoder", {}).keys()
+        and {*watched(image), *reads} <= calibration.ranges.get("segmenter", {}).keys()
+        and asked <= calibration.histograms.keys()
+        and calibration.strengths.keys() <= calibration.channels.keys() == pairs.keys()
+        and all(one.amax.shape == one.square.shape == (pairs[norm],) for norm, one in calibration.channels.items())
+    )
 
 
 class Pass(Protocol):

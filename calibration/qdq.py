@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .graphs import constant, drop_unused, insert_after, node_names
-from .half import Range
+from .half import Range, fits_half
 
 _LEVELS = 127
 
@@ -153,9 +153,12 @@ class _Inserter:
         return node
 
     def _scale(self, wanted: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-        """Scales as FP32; with `half`, the next number of FP16, up, so that nothing saturates. Never zero."""
+        """Scales as FP32; with `half`, the next number of FP16, up, so that nothing saturates. Never zero.
+
+        Where FP16 does not hold the tensor itself, half.find_islands keeps it in FP32, and so its scale is any number.
+        """
         scale = np.where(wanted > 0, wanted, 1.0).astype(np.float32)
-        if self._half:
+        if self._half and fits_half(_LEVELS * float(wanted.max())):
             down = scale.astype(np.float16)
             up = np.where(down.astype(np.float32) < scale, np.nextafter(down, np.float16(np.inf)), down)
             scale = up.astype(np.float32)

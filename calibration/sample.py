@@ -20,6 +20,8 @@ from ..runtime.tokenizer import SentenceTokenizer
 
 DEFAULT_SAMPLES = 512
 HELD_OUT_PART = 4
+MAX_HELD_OUT = 512
+"""They and what FP32 makes of them are kept in memory, about 2.8 MB each at 480x480."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Case:
 def draw_sample(options: DataOptions, progress: Callable[[int, int], None] | None = None) -> Sample:
     """Draws a sample, stratified over images: each gives one sentence before any gives a second.
 
-    A quarter as many sentences again are held out, at least eight, about images of their own.
+    A quarter as many sentences again are held out, 8 to MAX_HELD_OUT, about images of their own.
 
     Raises DatasetError where the data is missing, of another layout, or has too few images.
     """
@@ -72,7 +74,7 @@ def draw_sample(options: DataOptions, progress: Callable[[int, int], None] | Non
     rng = np.random.default_rng(options.seed)
     images = [by_image[image_id] for image_id in sorted(by_image)]
     images = [images[i] for i in rng.permutation(len(images))]
-    wanted_held = max(8, options.samples // HELD_OUT_PART)
+    wanted_held = min(MAX_HELD_OUT, max(8, options.samples // HELD_OUT_PART))
     held_images = min(wanted_held, len(images) // 3)
     if held_images == 0:
         raise DatasetError(f"{split.name} has {len(images)} images; calibration needs three or more")

@@ -20,8 +20,9 @@ Change = Callable[[Manifest], Manifest]
 class Amendment:
     """Files under way to a bundle, made by `amend`; the bundle stays as it was until `commit`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, descriptor: int) -> None:
         self.root = root
+        self._descriptor = descriptor
         self._partials: dict[str, Path] = {}
 
     def new(self, name: str) -> Path:
@@ -42,10 +43,12 @@ class Amendment:
         that were built from a graph that is gone are dropped.
         """
         assert entries.keys() == self._partials.keys()
+        if not os.path.samestat(os.fstat(self._descriptor), os.stat(self.root)):
+            raise BundleError(f"{self.root} was replaced by another command meanwhile; run this one again")
         old = _read(self.root)
         changed = change(replace(old, files={**old.files, **entries}))
         hashes = {entry.sha256 for entry in changed.files.values()}
-        stale = {name for name, engine in changed.engines.items() if engine.get("onnx_sha256") not in hashes}
+        stale = {name for name, engine in changed.engines.items() if str(engine.get("onnx_sha256")) not in hashes}
         final = _without(changed, stale)
         text = final.to_json()  # refused before anything is touched
         self._write(_without(old, stale | entries.keys()).to_json())
@@ -77,7 +80,10 @@ def amend(root: Path) -> Iterator[Amendment]:
     Raises BundleError where `root` is no bundle, cannot be written, or is being changed by another process.
     """
     _read(root)
-    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        descriptor = os.open(root, os.O_RDONLY)
+    except OSError as error:
+        raise BundleError(f"{root}: cannot be read ({error.strerror or error})") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,7 +91,7 @@ def amend(root: Path) -> Iterator[Amendment]:
             raise BundleError(f"{root}: another command is changing this bundle; wait for it to end") from None
         except OSError:
             pass  # a file system without locks
-        amendment = Amendment(root)
+        amendment = Amendment(root, descriptor)
         try:
             yield amendment
         except OSError as error:

@@ -192,8 +192,19 @@ class TestInterruption:
         calibrate(bundle, short, lambda step, total: done.append(step))
         assert done[0] == 0
 
-    def test_a_damaged_state_is_begun_again(self, bundle: Bundle, sample: Sample) -> None:
-        (bundle.root / STATE).write_bytes(b"PK\x03\x04 not really")
+    @pytest.mark.parametrize("damage", ["no zip", "empty", "array", "done", "text"])
+    def test_a_damaged_state_is_begun_again(self, damage: str, bundle: Bundle, sample: Sample) -> None:
+        path = bundle.root / STATE
+        key = json.dumps(calibration_key(bundle, replace(sample, calibrated=sample.calibrated[:1])), sort_keys=True)
+        with path.open("wb") as file:
+            if damage == "no zip":
+                file.write(b"PK\x03\x04 not really")
+            elif damage == "array":
+                np.save(file, np.zeros(3))
+            elif damage == "done":
+                np.savez(file, **{"key": np.array(key), "0.done": np.zeros(3)})
+            elif damage == "text":
+                np.savez(file, **{"key": np.array(key), "0.done": np.array(-1), "0.text": np.array(["a"])})
         short = replace(sample, calibrated=sample.calibrated[:1])
         assert calibrate(bundle, short).histograms
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,7 @@ from lavt_edge.export.macs import count_macs
 from lavt_edge.export.source import open_source
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.amend import amend
-from lavt_edge.runtime.bundle import open_bundle, sha256_of
+from lavt_edge.runtime.bundle import file_entry, open_bundle, sha256_of
 from PIL import Image
 
 SAMPLES = 12
@@ -176,6 +179,9 @@ class TestCommand:
             (["--int8", "--rest", "bf16"], "--rest 'bf16': give one of fp16"),
             (["--int8", "--samples", "0"], "--samples 0: give 1"),
             (["--int8", "--max-drop", "-1"], "--max-drop -1.0: give points"),
+            (["--int8", "--seed", "-1"], "--seed -1: give 0 or more"),
+            (["--fp16", "--method", "mse"], "--method is for --int8"),
+            (["--int8", "--dataset", "refcocog"], "--dataset needs --calibration-data"),
             (["--fp16", "--calibration-data", "/nowhere"], "/nowhere"),
         ],
     )
@@ -304,6 +310,15 @@ class TestOverflow:
         low, high = calibration.ranges["segmenter"]["stage2.block1.attn.qkv/Add"]
         assert max(-low, high) > 65504
 
+    def test_it_is_right_in_int8(self, overflow_bundle: Path, options: QuantizeOptions) -> None:
+        outcome = quantize_bundle(overflow_bundle, "int8", options)
+        assert outcome.figures.drop <= options.max_drop
+        assert outcome.figures.pixel_agreement > 0.99
+        assert outcome.int8_share > 0.9
+        islands = outcome.manifest.precisions["int8"]["islands"]["segmenter"]
+        assert "reaches" in islands["stage2.block1.attn.proj/MatMul"]  # it reads them through DequantizeLinear
+        assert "stage2.block0.attn.proj/MatMul" not in islands
+
     def test_without_the_islands_it_is_refused(
         self, overflow_bundle: Path, options: QuantizeOptions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -327,7 +342,72 @@ class TestOverflow:
         assert figures.drop > 10
 
 
+def test_the_cpus_own_int8(quantized: Path, options: QuantizeOptions, tmp_path: Path) -> None:
+    bundle = shutil.copytree(quantized, tmp_path / "bundle")
+    outcome = quantize_bundle(bundle, "int8", replace(options, rest="fp32", policy="decoder"))
+    assert outcome.precision == "int8-cpu"
+    assert outcome.manifest.files["segmenter.int8-cpu.onnx"].precision == "int8-cpu"
+    assert abs(outcome.figures.drop) <= options.max_drop
+    assert outcome.figures.pixel_agreement > 0.99
+    graph = onnx.load(bundle / "segmenter.int8-cpu.onnx").graph
+    types = {one.name: one.data_type for one in graph.initializer}
+    zeros = {types[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert zeros == {onnx.TensorProto.UINT8}
+    assert onnx.TensorProto.FLOAT16 not in types.values()
+    with Segmenter.load(bundle, precision="int8-cpu", device="cpu") as segmenter:
+        assert segmenter.segment(scene_at(9, "val", 3).render(), "the leftmost shape").mask.shape == (240, 240)
+
+
+@pytest.mark.parametrize("damage", ["role", "histogram", "norm", "width", "bytes"])
+def test_a_calibration_that_is_of_another_graph_is_made_again(
+    damage: str, quantized: Path, options: QuantizeOptions, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(quantized, tmp_path / "bundle")
+    path, steps = bundle / "calibration.json", []
+    fields = json.loads(path.read_text())
+    if damage == "role":
+        del fields["ranges"]["segmenter"]
+    elif damage == "histogram":
+        fields["histograms"].popitem()
+    elif damage == "norm":
+        fields["strengths"]["x"] = 0.5
+    elif damage == "width":
+        next(iter(fields["channels"].values()))["amax"] = [1.0]
+    path.write_bytes(b"{" if damage == "bytes" else json.dumps(fields).encode())
+    manifest = open_bundle(bundle).manifest
+    entry = file_entry(path, "calibration")
+    listed = replace(manifest, files={**manifest.files, "calibration.json": entry})
+    (bundle / "lavt.json").write_text(listed.to_json())
+    with suppress(KeyboardInterrupt):
+        quantize_bundle(bundle, "fp16", options, replace_existing=True, report=lambda step: stop_at(step, steps))
+    assert "calibrating" in steps
+
+
+def stop_at(step: str, steps: list[str]) -> None:
+    """Notes the steps, and stops where calibration begins: what is tested is whether it does."""
+    steps.append(step)
+    if step == "calibrating":
+        raise KeyboardInterrupt
+
+
 class TestAmendment:
+    def test_a_folder_that_was_replaced_meanwhile_is_left_alone(self, demo_bundle: Path, tmp_path: Path) -> None:
+        bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+        other = shutil.copytree(demo_bundle, tmp_path / "other")
+
+        def change() -> None:
+            with amend(bundle) as amendment:
+                path = amendment.new("extra.bin")
+                path.write_bytes(b"of the old bundle")
+                entry = file_entry(path, "report")
+                bundle.rename(tmp_path / "away")
+                other.rename(bundle)
+                amendment.commit({"extra.bin": entry})
+
+        with pytest.raises(BundleError, match="was replaced by another command meanwhile"):
+            change()
+        assert {path.name for path in bundle.iterdir()} == {path.name for path in demo_bundle.iterdir()}
+
     def test_a_second_writer_is_told_to_wait(self, demo_bundle: Path, tmp_path: Path) -> None:
         bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
         code = "import sys, pathlib, lavt_edge.runtime.amend as a\nwith a.amend(pathlib.Path(sys.argv[1])): pass"

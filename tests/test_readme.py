@@ -77,7 +77,7 @@ def small(command: list[str]) -> list[str]:
     if "lavt_edge.benchmarks.precisions" in command:
         return [*command, "--sentences", "8", "--samples", "4"]
     if "quantize" in command:
-        return [*command, "--samples", "8", "--max-drop", "5"]
+        return [*command, "--samples", "8", *(["--max-drop", "5"] if "--int8" in command else [])]
     return command
 
 
