@@ -65,8 +65,8 @@ def _unfit(value: ir.Value | None, ranges: Mapping[str, Range]) -> str | None:
     source = moved_from(value)
     if source.const_value is not None:
         what, largest = f"the constant {source.name}", _largest_constant(source)
-    elif source.name in ranges:
-        what, largest = str(source.name), max(map(abs, ranges[source.name]))
+    elif str(source.name) in ranges:
+        what, largest = str(source.name), max(map(abs, ranges[str(source.name)]))
     else:
         return None
     if largest * HEADROOM >= MAX_HALF:
