@@ -96,21 +96,25 @@ def quantize_bundle(
     if precision not in ("fp16", "int8"):
         raise ExportError(f"precision {precision!r}: give fp16 or int8")
     name = "int8-cpu" if precision == "int8" and options.rest == "fp32" else precision
-    bundle = open_bundle(root)
-    if bundle.has("segmenter", name) and not replace_existing:
-        raise ExportError(f"{root} has a segmenter of precision {name} already; pass --force to make it again")
+    _open_without(root, name, replace_existing)  # refused before any work
     report("drawing the sample")
     sample = draw_sample(options.data, progress)
     with amend(root) as change:
-        bundle = open_bundle(root)
-        if bundle.has("segmenter", name) and not replace_existing:  # another command was faster
-            raise ExportError(f"{root} has a segmenter of precision {name} already; pass --force to make it again")
+        bundle = _open_without(root, name, replace_existing)  # another command may have been faster
         calibration = _calibration(bundle, sample, change, report, progress)
         report("segmenting the held-out sentences in FP32")
         judge = Judge(bundle, sample, progress)
         if precision == "fp16":
             return _half(bundle, calibration, judge, change, report, progress)
         return _int8(bundle, calibration, judge, options, name, change, report)
+
+
+def _open_without(root: Path, precision: str, replace_existing: bool) -> Bundle:
+    """The bundle. Raises ExportError where it has the precision already, and that is not to be replaced."""
+    bundle = open_bundle(root)
+    if bundle.has("segmenter", precision) and not replace_existing:
+        raise ExportError(f"{root} has a segmenter of precision {precision} already; pass --force to make it again")
+    return bundle
 
 
 def _calibration(bundle: Bundle, sample: Sample, change: Amendment, report: Report, progress: Progress) -> Calibration:
@@ -199,11 +203,13 @@ def _int8(
     def build(kept: Sequence[Product]) -> ir.Model:
         return quantized_graph(bundle, calibration, kept, ranges, rest)
 
-    def whole(kept: Sequence[Product]) -> Figures:  # as it will run
+    def finish(kept: Sequence[Product]) -> tuple[ir.Model, dict[str, str]]:
         model = build(kept)
-        if rest == "fp16":
-            type_rest(model, calibration)
-            emulate_half(model)
+        return model, type_rest(model, calibration) if rest == "fp16" else {}
+
+    def whole(kept: Sequence[Product]) -> Figures:  # as it will run
+        model, _ = finish(kept)
+        emulate_half(model)  # nothing to round in a graph without FP16
         return judge.figures(model, fused=rest == "fp32")
 
     total = sum(image_macs(bundle).values())
@@ -213,8 +219,7 @@ def _int8(
             f"no layer group keeps within {options.max_drop} points of mean IoU in INT8; allow more with --max-drop"
         )
     report("writing the graph")
-    model = build(placement.products)
-    islands = type_rest(model, calibration) if rest == "fp16" else {}
+    model, islands = finish(placement.products)
     entries = _save(change, model, f"segmenter.{name}.onnx", "segmenter", name)
     figures = placement.figures
     share = sum(group_macs(placement.products).values()) / total
