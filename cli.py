@@ -12,7 +12,6 @@ from .cli_bench import bench_app
 from .cli_common import (
     Device,
     err,
-    needs,
     out,
     parse_batch,
     parse_heads,
@@ -20,11 +19,11 @@ from .cli_common import (
     phases,
     print_table,
     refuse,
-    run_app_main,
     stages,
     steps,
 )
 from .errors import ExportError, LavtError
+from .exits import needs, run_typer
 
 export_app = typer.Typer(
     help="Take a LAVT checkpoint to what an edge device runs.", no_args_is_help=True, add_completion=False
@@ -54,6 +53,10 @@ def export_onnx(
         str | None, typer.Option(help="PWAM heads per stage, such as 4-4-4-4, where the checkpoint does not say.")
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 20,
+    winograd: Annotated[
+        bool,
+        typer.Option("--winograd", help="For CPUs in FP32 alone: the decoder's widest convolutions as fewer products."),
+    ] = False,
     force: Force = False,
 ) -> None:
     """Write a bundle: the rewritten graphs, checked against PyTorch, the tokenizer and the manifest."""
@@ -64,7 +67,7 @@ def export_onnx(
         from .export.source import open_source
 
     source = open_source(checkpoint)
-    options = ExportOptions(size=size or source.size, batch=count, opset=opset)
+    options = ExportOptions(size=size or source.size, batch=count, opset=opset, winograd=winograd)
     check_output(output, force)
     if source.path.resolve().is_relative_to(output.resolve()):
         raise ExportError(f"{source.path} lies in {output}, which would be replaced; name another folder")
@@ -247,12 +250,12 @@ def run(
 
 
 def export_main() -> None:
-    run_app_main(export_app)
+    run_typer(export_app)
 
 
 def run_main() -> None:
-    run_app_main(run_app)
+    run_typer(run_app)
 
 
 def bench_main() -> None:
-    run_app_main(bench_app)
+    run_typer(bench_app)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_common import Device, err, needs, out, parse_heads, parse_size, print_table, progress_bar, refuse, stages
-from .errors import LavtError
+from .cli_common import Device, err, out, parse_heads, parse_size, print_table, progress_bar, refuse, stages
+from .errors import ExitCode, LavtError
+from .exits import needs
 
 if TYPE_CHECKING:
     from .benchmarks.measure import Options
@@ -66,7 +67,7 @@ def bench(
     report: Annotated[Path | None, typer.Option(help="A self-contained HTML file.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="An earlier --json file to compare with.")] = None,
     max_slowdown: Annotated[
-        float, typer.Option(min=1, help="Exit code 2 where the engine is surely slower than this times --baseline.")
+        float, typer.Option(min=1, help="Exit code 3 where the engine is surely slower than this times --baseline.")
     ] = 1.05,
     dataset: Annotated[
         str | None, typer.Option(help="Measure accuracy: refcoco, refcoco+, refcocog, or shapes, generated here.")
@@ -124,7 +125,7 @@ def bench(
 
 
 def _bench_latency(options: Options, asked: dict[str, Any]) -> None:
-    """Measures, prints, writes the files that were asked for, and exits with 2 where it is slower than the baseline."""
+    """Measures, prints, writes the files that were asked for, and exits with 3 where it is slower than the baseline."""
     from .benchmarks.baseline import compare_with_baseline, read_result
     from .benchmarks.tables import tables
 
@@ -148,7 +149,7 @@ def _bench_latency(options: Options, asked: dict[str, Any]) -> None:
     )
     if verdict.slower:
         err.print(f"slower than {asked['max_slowdown']:g} times the baseline", soft_wrap=True, style="red")
-        raise typer.Exit(2)
+        raise typer.Exit(ExitCode.SLOWER)
 
 
 def _measure(options: Options, asked: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,7 @@
-"""What the commands share: the consoles, options' values, progress, tables, and how a command ends."""
+"""What the commands share: the consoles, options' values, progress and tables."""
 
 from __future__ import annotations
 
-import io
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -56,15 +53,6 @@ def refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> Non
         source = context.get_parameter_source(option)
         if source is not None and source.name == "COMMANDLINE":
             raise LavtError(f"--{option.removesuffix('_file').replace('_', '-')} {reason}")
-
-
-@contextmanager
-def needs(extra: str) -> Iterator[None]:
-    """Turns a missing package into the line that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise LavtError(f"{error.name} is not installed: pip install 'lavt-edge[{extra}]'") from error
 
 
 class _Steps:
@@ -135,17 +123,3 @@ def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, .
     for row in rows:
         table.add_row(*row)
     Console(width=max(out.width, 100)).print(table)  # a figure that is cut short is none
-
-
-def run_app_main(app: typer.Typer) -> None:
-    """Runs a command; bad input ends in one line and exit code 1."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    # A polite kill unwinds like Ctrl-C does, so that nothing half-written stays.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        app()
-    except LavtError as error:
-        err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
-        sys.exit(1)

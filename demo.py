@@ -7,7 +7,6 @@ the accuracy row of all that it segmented.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from .errors import LavtError
+from .exits import run_main
 from .files import whole_file
 from .runtime.bundle import open_bundle
 
@@ -99,11 +98,7 @@ def write_sheet(panels: list[NDArray[np.uint8]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the bundle and the sheet go")
-    folder = parser.parse_args().folder
-    try:
-        run_demo(folder)
-    except LavtError as error:
-        sys.exit(f"error: {error}")
+    run_demo(parser.parse_args().folder)
 
 
 def run_demo(folder: Path) -> None:
@@ -120,4 +115,4 @@ def run_demo(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

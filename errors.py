@@ -1,8 +1,58 @@
-"""The errors a user of lavt-edge can meet. Each message is one line: what was wrong, and what to do."""
+"""The errors a user of lavt-edge can meet, and the exit codes of its commands.
+
+Each message is one line: what was wrong, and what to do. Commands print it on stderr, after "error: ", and end with a
+code of this table; `exits` maps what Python, the system and other packages raise to it as well:
+
+| code | name | when |
+| --- | --- | --- |
+| 0 | `DONE` | it is done |
+| 1 | `REFUSED` | the input, a file, a package, the disk, memory or the device do not allow it; see the line on stderr |
+| 2 | `USAGE` | the command line is not understood: an unknown option, a missing argument, a value out of range |
+| 3 | `SLOWER` | `lavt-bench --baseline`: surely slower than `--max-slowdown` allows |
+| 70 | `BUG` | an error of lavt-edge itself; the line names it |
+| 130 | `INTERRUPTED` | Ctrl-C (SIGINT); nothing half-written stays |
+| 141 | `PIPE_CLOSED` | what read the output went away, as in `lavt-bench ... | head -1`; nothing is printed |
+| 143 | `TERMINATED` | a polite kill (SIGTERM); nothing half-written stays |
+
+With LAVT_EDGE_TRACEBACK=1 in the environment the traceback of whatever ended a command comes before its line.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+_MOST_CHARACTERS = 2000
+
+
+class ExitCode(IntEnum):
+    """What a command ends with; see the module's table."""
+
+    DONE = 0
+    REFUSED = 1
+    USAGE = 2
+    SLOWER = 3
+    BUG = 70
+    INTERRUPTED = 130
+    PIPE_CLOSED = 141
+    TERMINATED = 143
+
+
+def one_line(text: str) -> str:
+    """`text` as one line that a terminal can show: what cannot be printed is escaped, a long one loses its middle.
+
+    File names and sentences may hold line feeds and a terminal's control sequences.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        half = _MOST_CHARACTERS // 2
+        text = f"{text[:half]} [...] {text[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 class LavtError(Exception):
-    """Base of every error that lavt-edge raises for bad input; commands print its message and exit with 1."""
+    """Base of every error that lavt-edge raises for bad input; `str` of one is a single line."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class CheckpointError(LavtError):

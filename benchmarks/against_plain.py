@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from ..exits import run_main
 from ..export.graph import export_graph, save_graph
 from ..export.image_model import ImageModel
 from ..export.words import prompt_channels
@@ -144,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.shapes import scene_at
-from ..errors import LavtError
+from ..errors import ExitCode, LavtError
+from ..exits import run_main
 from ..files import write_whole
 from ..runtime import Segmenter, UnverifiedEngineWarning
 from ..runtime.bundle import open_bundle
@@ -224,12 +225,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("gpu-check.json"))
     parser.add_argument("--rounds", type=int, default=100)
     options = parser.parse_args()
-    try:
-        passed = check(options.bundle, options.output, options.rounds)
-    except LavtError as error:
-        sys.exit(f"error: {error}")
-    sys.exit(0 if passed else 1)
+    if not check(options.bundle, options.output, options.rounds):
+        sys.exit(ExitCode.REFUSED)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -16,31 +16,35 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 from rich.console import Console
 
-from ..calibration.half import emulate_half
-from ..calibration.judge import Figures, Judge
-from ..calibration.observe import Session
-from ..calibration.passes import load_graph
-from ..calibration.products import int8_macs
-from ..calibration.quantize import QuantizeOptions, quantize_bundle
-from ..calibration.sample import DataOptions, Sample, cases, draw_sample
-from ..export import ExportOptions, export_bundle
-from ..export.macs import count_macs
-from ..export.source import open_source
+from ..exits import run_main
+from ..files import write_whole
 from ..runtime.bundle import Bundle, open_bundle
-from ..runtime.tokenizer import SentenceTokenizer
 from .sentences import open_split
+
+if TYPE_CHECKING:
+    from ..calibration.judge import Figures, Judge
+    from ..calibration.sample import Sample
 
 MODELOPT_SAMPLES = 128  # it keeps all calibration data, and all activations of a histogram, in memory
 
 
 def measure(folder: Path, sentences: int, samples: int, console: Console) -> list[dict[str, Any]]:
     """One row for each precision: its name, share of MACs in INT8, size in bytes, and figures (see judge.Figures)."""
+    import onnx_ir as ir
+
+    from ..calibration.judge import Judge
+    from ..calibration.products import int8_macs
+    from ..calibration.quantize import QuantizeOptions, quantize_bundle
+    from ..calibration.sample import DataOptions, Sample, draw_sample
+    from ..export import ExportOptions, export_bundle
+    from ..export.macs import count_macs
+    from ..export.source import open_source
+
     source = open_source(None)
     root = folder / "bundle"
     options = ExportOptions(size=source.size)
@@ -72,6 +76,10 @@ def measure(folder: Path, sentences: int, samples: int, console: Console) -> lis
 
 def judge_file(judge: Judge, bundle: Bundle, path: Path, *, text: bool) -> Figures:
     """The figures of an image graph, with FP16 rounded as it is stored; with `text`, behind the FP16 text graph."""
+    import onnx_ir as ir
+
+    from ..calibration.half import emulate_half
+
     model = ir.load(path)
     emulate_half(model)
     encoder = None
@@ -84,6 +92,11 @@ def judge_file(judge: Judge, bundle: Bundle, path: Path, *, text: bool) -> Figur
 def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
     """What `modelopt.onnx.quantization.quantize` makes of the FP32 image graph when only the data is given."""
     from modelopt.onnx.quantization import quantize
+
+    from ..calibration.observe import Session
+    from ..calibration.passes import load_graph
+    from ..calibration.sample import cases
+    from ..runtime.tokenizer import SentenceTokenizer
 
     spec = bundle.manifest.input
     tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
@@ -133,9 +146,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), arguments.sentences, arguments.samples, console)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_whole(arguments.json, (json.dumps(rows, indent=1) + "\n").encode())
     print(markdown(rows))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import LavtError
+from ..exits import run_main
 from ..files import write_whole
 from .machine import Ticks, describe_machine, machine_warnings, run_warnings
 from .measure import Options, interleave, prepare_sides
@@ -255,14 +255,11 @@ def main() -> None:
         subjects = [replace(one, sentences=given.sentences) if one.swin is None else one for one in subjects]
     peers = list(dict.fromkeys(["onnx-plain", *given.peers]))
     console = Console(stderr=True)
-    try:
-        with console.status("starting") as status:
-            result = measure_standing(subjects, peers, status.update)
-        write_standing(result, given.output)
-    except (LavtError, OSError) as error:
-        sys.exit(f"error: {error}")
+    with console.status("starting") as status:
+        result = measure_standing(subjects, peers, status.update)
+    write_standing(result, given.output)
     print(markdown(result))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

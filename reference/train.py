@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from ..exits import run_typer
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -29,16 +31,11 @@ def main(
     """Train the demo model."""
     from rich.console import Console
 
-    from ..errors import LavtError
     from .trainer import Options, train
 
     options = Options(steps=steps, rate=rate, threads=threads, seed=seed, half=half)
-    try:
-        train(output, options, minutes=minutes, resume=resume, console=Console())
-    except LavtError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    train(output, options, minutes=minutes, resume=resume, console=Console())
 
 
 if __name__ == "__main__":
-    app()
+    run_typer(app)

@@ -17,7 +17,7 @@ from lavt_edge.benchmarks.machine import machine_warnings, parse_gpu, parse_powe
 from lavt_edge.benchmarks.measure import Options, measure
 from lavt_edge.benchmarks.peers import feeds_for, specify
 from lavt_edge.benchmarks.peers_process import RemoteSide, call_apart
-from lavt_edge.errors import LavtError
+from lavt_edge.errors import ExitCode, LavtError
 from lavt_edge.tests.runtime_bundle import write_bundle
 
 
@@ -188,7 +188,7 @@ def test_the_command_prints_writes_and_judges(bundle: Path, tmp_path: Path) -> N
         side["seconds"] = [value / 1000 for value in side["seconds"]]
     (tmp_path / "fast.json").write_text(json.dumps(earlier))
     slower = bench(tmp_path, *common, "--baseline", "fast.json", "--max-slowdown", "1.5")
-    assert slower.returncode == 2
+    assert slower.returncode == ExitCode.SLOWER
     assert "slower than 1.5 times" in slower.stderr
 
 
