@@ -110,8 +110,11 @@ def quantize_bundle(
 
 
 def _open_without(root: Path, precision: str, replace_existing: bool) -> Bundle:
-    """The bundle. Raises ExportError where it has the precision already, and that is not to be replaced."""
+    """The bundle. Raises ExportError where it has the precision already, and that is not to be replaced, or was made
+    for CPUs in FP32."""
     bundle = open_bundle(root)
+    if bundle.manifest.model.get("winograd"):
+        raise ExportError(f"{root} was exported with --winograd, for CPUs in FP32: export it again without")
     if bundle.has("segmenter", precision) and not replace_existing:
         raise ExportError(f"{root} has a segmenter of precision {precision} already; pass --force to make it again")
     return bundle

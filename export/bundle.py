@@ -16,6 +16,7 @@ from ..errors import ExportError
 from ..files import whole_folder
 from ..reference.config import LAVTConfig
 from ..reference.lavt import LAVT
+from ..runtime.amend import BUSY
 from ..runtime.bundle import CheckpointInfo, FileEntry, InputSpec, Manifest, file_entry
 from ..runtime.manifest import MANIFEST_NAME
 from ..runtime.tokenizer import SentenceTokenizer, build_tokenizer
@@ -35,13 +36,17 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Image size (height, width) in pixels, batch size (None: free), ONNX opset, and the parity that is asked for."""
+    """Image size (height, width) in pixels, batch size (None: free), ONNX opset, and the parity that is asked for.
+
+    `winograd` is for bundles that CPUs run in FP32: see winograd.py. Nothing can be quantised from them.
+    """
 
     size: tuple[int, int] = (480, 480)
     batch: int | None = 1
     opset: int = OPSET
     tolerance: float = TOLERANCE
     external_bytes: int = EXTERNAL_DATA_BYTES
+    winograd: bool = False
 
     def __post_init__(self) -> None:
         for side in self.size:
@@ -85,8 +90,11 @@ def export_bundle(
             report("writing the manifest")
             manifest = _manifest(model.config, checkpoint, files, parity, options, folder)
             (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    except BlockingIOError as error:
+        raise ExportError(f"{output}: {BUSY}") from error
     except FileExistsError as error:
-        raise ExportError(f"{output} exists already; name another folder, or pass --force to replace it") from error
+        advice = "run this command again" if replace else "name another folder, or pass --force to replace it"
+        raise ExportError(f"{output} exists already; {advice}") from error
     except OSError as error:
         raise ExportError(f"{output}: cannot be written ({error.strerror or error})") from error
     return manifest
@@ -122,7 +130,7 @@ def _export_image(model: LAVT, folder: Path, options: ExportOptions) -> dict[str
         "prompt": torch.zeros(batch, words, prompt_channels(model.config)),
         "word_mask": torch.ones(batch, words),
     }
-    image_model = ImageModel(model, *options.size)
+    image_model = ImageModel(model, *options.size, winograd=options.winograd)
     return _export(image_model, inputs, ("logits", "mask"), folder / "segmenter.onnx", "segmenter", options)
 
 
@@ -181,7 +189,7 @@ def _manifest(
     }
     return Manifest(
         generator={"lavt_edge": __version__, "torch": torch.__version__, "onnx": version("onnx")},
-        model={**config.to_dict(), "macs": macs, "opset": options.opset},
+        model={**config.to_dict(), "macs": macs, "opset": options.opset, "winograd": options.winograd},
         input=InputSpec(
             height=options.size[0],
             width=options.size[1],

@@ -150,11 +150,14 @@ class ImageStage(nn.Module):
 class ImageDecoder(nn.Module):
     """Four maps as rows (B,N_i,C_i), finest first -> logits (B,2,H,W) and mask uint8 (B,H,W)."""
 
-    def __init__(self, decoder: Decoder, sizes: list[tuple[int, int]], image_size: tuple[int, int]) -> None:
+    def __init__(
+        self, decoder: Decoder, sizes: list[tuple[int, int]], image_size: tuple[int, int], *, winograd: bool = False
+    ) -> None:
         super().__init__()
         self.sizes = sizes
         for i, level in enumerate(Decoder.levels):
-            self.add_module(f"level{2 - i}", DecoderLevel(decoder, level, sizes[3 - i], sizes[2 - i]))
+            made = DecoderLevel(decoder, level, sizes[3 - i], sizes[2 - i], winograd=winograd)
+            self.add_module(f"level{2 - i}", made)
         self.classifier = decoder.conv1_1
         dtype = decoder.conv1_1.weight.dtype
         self.rows = nn.Parameter(interpolation_matrix(sizes[0][0], image_size[0]).to(dtype), requires_grad=False)
@@ -175,10 +178,11 @@ class ImageDecoder(nn.Module):
 class ImageModel(nn.Module):
     """uint8 image (B,H,W,3), prompt (B,T,P), word mask (B,T) -> logits (B,2,H,W) and mask uint8 (B,H,W).
 
-    Made from a LAVT in eval mode, for one image size; it shares no storage that the rewrites change.
+    Made from a LAVT in eval mode, for one image size; it shares no storage that the rewrites change. With `winograd`,
+    the second convolution of each decoder level is made of Winograd products, for CPUs in FP32.
     """
 
-    def __init__(self, model: LAVT, height: int, width: int) -> None:
+    def __init__(self, model: LAVT, height: int, width: int, *, winograd: bool = False) -> None:
         super().__init__()
         self.prompt = PromptReader(model.config)
         self.patch_embed = BytePatchEmbed(model.backbone.patch_embed, height, width)
@@ -186,7 +190,7 @@ class ImageModel(nn.Module):
         for i, stage in enumerate(model.backbone.stages):
             norm = model.backbone.get_submodule(f"norm{i}")
             self.add_module(f"stage{i}", ImageStage(stage, norm, *sizes[i]))  # type: ignore[arg-type]
-        self.decoder = ImageDecoder(model.classifier, sizes, (height, width))
+        self.decoder = ImageDecoder(model.classifier, sizes, (height, width), winograd=winograd)
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor, prompt: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:

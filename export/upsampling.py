@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..reference.decoder import Decoder
 from .folding import MatMul, batch_norm_factors
+from .winograd import WinogradConv
 
 
 def interpolation_matrix(size: int, target: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -64,8 +65,11 @@ class UpsampledConv(nn.Module):
 class DecoderLevel(nn.Module):
     """One level: x (B,h*w,C) of the level below and skip (B,C_s,H,W) -> (B,C',H,W)."""
 
-    def __init__(self, decoder: Decoder, level: int, size: tuple[int, int], target: tuple[int, int]) -> None:
+    def __init__(
+        self, decoder: Decoder, level: int, size: tuple[int, int], target: tuple[int, int], *, winograd: bool = False
+    ) -> None:
         super().__init__()
+        self.size = target
         conv1, conv2 = (decoder.get_submodule(f"conv{i}_{level}") for i in (1, 2))
         assert isinstance(conv1, nn.Conv2d)
         weights, offsets = [], []
@@ -79,9 +83,16 @@ class DecoderLevel(nn.Module):
         below = (2 if level == 4 else 1) * conv1.out_channels
         self.upsampled = UpsampledConv(weights[0][:, :below], size, target)
         self.skip = _conv3x3(weights[0][:, below:], offsets[0])
-        self.conv = _conv3x3(weights[1], offsets[1])
+        self.conv: nn.Module
+        if winograd:
+            self.conv = WinogradConv(weights[1], offsets[1], target)
+        else:
+            self.conv = _conv3x3(weights[1], offsets[1])
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        if isinstance(self.conv, WinogradConv):
+            rows = (self.skip(skip).permute(0, 2, 3, 1) + self.upsampled(x)).relu().flatten(1, 2)
+            return self.conv(rows).relu().unflatten(1, self.size).permute(0, 3, 1, 2)
         first = (self.skip(skip) + self.upsampled(x).permute(0, 3, 1, 2)).relu()
         out: Tensor = self.conv(first).relu()
         return out

@@ -21,6 +21,7 @@ import onnxruntime
 import onnxscript.optimizer
 import pytest
 import torch
+from lavt_edge.calibration.quantize import quantize_bundle
 from lavt_edge.errors import ExportError
 from lavt_edge.export import ExportOptions, export_bundle
 from lavt_edge.export.graph import export_graph, save_graph
@@ -111,7 +112,9 @@ def test_base_shows_its_progress_on_a_terminal(base: CommandRun) -> None:
 
 def test_base_bundle_says_what_was_measured(base: CommandRun) -> None:
     manifest = Manifest.parse_json((base.bundle / "lavt.json").read_text())
-    assert LAVTConfig.from_dict({k: v for k, v in manifest.model.items() if k not in ("macs", "opset")}) == LAVTConfig()
+    beside = ("macs", "opset", "winograd")
+    assert LAVTConfig.from_dict({k: v for k, v in manifest.model.items() if k not in beside}) == LAVTConfig()
+    assert manifest.model["winograd"] is False
     assert manifest.checkpoint.name == "official.pth"
     assert manifest.parity["segmenter"]["relative_error"] <= 1e-3
     assert manifest.parity["segmenter"]["pixel_agreement"] >= 0.9995
@@ -306,6 +309,21 @@ def test_older_opsets_compute_the_same(small_model: LAVT, small_bundle: Path, tm
     found, expected = run_graph(path, feed), run_graph(small_bundle / "segmenter.onnx", feed)
     difference = np.linalg.norm(found["logits"] - expected["logits"]) / np.linalg.norm(expected["logits"])
     assert difference < 2e-5
+
+
+def test_winograd_products_compute_the_same(small_model: LAVT, small_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "winograd"
+    export_small(folder, small_model.float(), winograd=True)
+    bundle = folder / "bundle"
+    manifest = Manifest.parse_json((bundle / "lavt.json").read_text())
+    assert manifest.model["winograd"] is True
+    assert manifest.parity["segmenter"]["relative_error"] < 2e-5
+    kernels = [node for node in onnx.load(bundle / "segmenter.onnx").graph.node if node.op_type == "Conv"]
+    assert {node.name.split("/")[0] for node in kernels} == {f"decoder.level{i}.skip" for i in range(3)} | {
+        "decoder.classifier"
+    }
+    with pytest.raises(ExportError, match=r"exported with --winograd, for CPUs in FP32: export it again without"):
+        quantize_bundle(bundle, "fp16")
 
 
 def test_large_weights_lie_beside_the_graph_and_run(small_bundle: Path, tmp_path: Path) -> None:

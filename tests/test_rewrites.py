@@ -25,6 +25,7 @@ from lavt_edge.export.upsampling import (
     shifted_interpolation,
 )
 from lavt_edge.export.windows import GatheredAttention, WindowLayout, window_slots
+from lavt_edge.export.winograd import WinogradConv
 from lavt_edge.export.words import PromptEncoder, PromptReader, prompt_channels
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 from lavt_edge.reference.decoder import Decoder, upsample
@@ -255,8 +256,9 @@ def test_upsampled_conv_is_the_convolution_of_the_upsampled_map(size: tuple[int,
 
 @pytest.mark.parametrize(("size", "target"), SIZES)
 @pytest.mark.parametrize("level", Decoder.levels)
+@pytest.mark.parametrize("winograd", [False, True])
 def test_decoder_level_is_upsample_concat_and_two_convolutions(
-    level: int, size: tuple[int, int], target: tuple[int, int]
+    level: int, size: tuple[int, int], target: tuple[int, int], winograd: bool
 ) -> None:
     channels = (4, 8, 16, 32)
     decoder = fill(Decoder(channels).double())
@@ -264,8 +266,16 @@ def test_decoder_level_is_upsample_concat_and_two_convolutions(
     x, skip = random(2, 32 if level == 4 else 16, *size), random(2, channels[level - 2], *target, seed=1)
     joined = torch.cat([x if size == target else upsample(x, *target), skip], dim=1)
     expected = decoder._conv(2, level, decoder._conv(1, level, joined))
-    found = DecoderLevel(decoder, level, size, target)(x.flatten(2).transpose(1, 2), skip)
+    made = DecoderLevel(decoder, level, size, target, winograd=winograd)
+    found = made(x.flatten(2).transpose(1, 2), skip)
     assert error(found, expected) < 1e-12
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 3), (8, 13), (15, 30)])
+def test_winograd_products_are_the_convolution(size: tuple[int, int]) -> None:
+    x, weight, bias = random(2, 6, *size), random(5, 6, 3, 3, seed=1), random(5, seed=2)
+    expected = F.conv2d(x, weight, bias, padding=1).flatten(2).transpose(1, 2)
+    assert error(WinogradConv(weight, bias, size)(x.flatten(2).transpose(1, 2)), expected) < 1e-12
 
 
 # 6: folding
