@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+_marks: set[str] = set()  # of this process's partials
 
 
 def sync(path: Path) -> None:
@@ -25,18 +28,39 @@ def partial_of(target: Path) -> Path:
     """A name beside `target` that says whose it is: .NAME.PID.RANDOM.partial"""
     if not target.name or target.name == "..":
         raise IsADirectoryError(errno.EISDIR, f"{target} is no new name")
-    return target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    mark = secrets.token_hex(4)
+    _marks.add(mark)
+    return target.with_name(f".{target.name}.{os.getpid()}.{mark}.partial")
 
 
 def remove_abandoned(target: Path) -> None:
     """Removes what processes that are gone left of `target`, as far as this user may."""
-    for path in target.parent.glob(f".{_escaped(target.name)}.*.*.partial"):
-        pid = path.name.split(".")[-3]
-        if re.fullmatch("[0-9]{1,7}", pid) and not _alive(int(pid)):
-            _remove(path)
+    name = re.escape(target.name)
+    _remove_partials(target.parent, name)
     if target.exists():
-        for path in target.parent.glob(f".{_escaped(target.name)}.*.replaced"):
+        for path in _matching(target.parent, rf"\.{name}\.[0-9a-f]{{8}}\.replaced"):
             _remove(path)
+
+
+def remove_all_abandoned(folder: Path) -> None:
+    """Removes what processes that are gone left in `folder` of any file that they were writing."""
+    _remove_partials(folder, ".+")
+
+
+def _remove_partials(folder: Path, name: str) -> None:
+    for path in _matching(folder, rf"\.{name}\.[0-9]{{1,7}}\.[0-9a-f]{{8}}\.partial"):
+        _, pid, mark, _ = path.name.rsplit(".", 3)
+        # With this process's id but not its own: in a container every run may have the same.
+        if not _alive(int(pid)) or (int(pid) == os.getpid() and mark not in _marks):
+            _remove(path)
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return [folder / name for name in names if re.fullmatch(pattern, name, re.DOTALL)]
 
 
 def _remove(path: Path) -> None:
@@ -45,10 +69,6 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _alive(pid: int) -> bool:
@@ -69,37 +89,105 @@ def _make_folder(path: Path) -> None:
 
 
 @contextmanager
+def locked_folder(path: Path) -> Iterator[int]:
+    """Holds the lock of the folder that `path` names, until the context or the process ends; gives its descriptor.
+
+    Raises BlockingIOError where another holds it, OSError where the folder cannot be read.
+    """
+    with _locked(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        yield descriptor
+
+
+@contextmanager
+def _locked_name(target: Path) -> Iterator[None]:
+    """Holds the lock of a name that nothing may have yet: that of a file beside it, which goes with the lock."""
+    path = target.with_name(f".{target.name}.lock")
+    with _locked(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW):
+        try:
+            yield
+        finally:
+            _remove(path)
+
+
+@contextmanager
+def _locked(path: Path, flags: int) -> Iterator[int]:
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(errno.EWOULDBLOCK, "another command is writing it; wait for it to end") from None
+            except OSError:
+                pass  # a file system without locks
+            if _is_named(descriptor, path):  # else it was removed or replaced before the lock was had
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
 def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder to fill, which becomes `target` at the end; on any error nothing of it is left.
 
-    With `replace`, an existing `target` gives way at the last moment. Raises OSError, FileExistsError among them.
+    With `replace`, what `target` is at the start gives way at the last moment. A symbolic link is followed. Raises
+    OSError: FileExistsError where the name is taken, at the start or at the end, BlockingIOError where another
+    process writes to it.
     """
-    if target.exists() and not replace and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{target} exists already")
-    _make_folder(target.parent)
-    remove_abandoned(target)
+    target = Path(os.path.realpath(target)) if target.is_symlink() else target
+    _refuse_content(target, replace)
     partial = partial_of(target)
-    partial.mkdir()
-    try:
-        yield partial
-        for path in sorted(partial.rglob("*"), reverse=True):
-            sync(path)
-        sync(partial)
-        # Not a `.partial`: were this process killed between the two renames, the old content must stay.
-        old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.replaced") if target.exists() else None
-        if old is not None:
-            target.rename(old)
+    _make_folder(target.parent)
+    with ExitStack() as locks:
+        locks.enter_context(_locked_name(target))
+        if target.is_dir():
+            locks.enter_context(locked_folder(target))
+        _refuse_content(target, replace)  # another process may have been faster
+        old = os.stat(target) if target.exists() and replace else None
+        remove_abandoned(target)
+        partial.mkdir()
         try:
-            partial.rename(target)
-        except OSError:
-            if old is not None:
-                old.rename(target)
-            raise
-        sync(target.parent)
-        if old is not None:
-            _remove(old)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            yield partial
+            for path in sorted(partial.rglob("*"), reverse=True):
+                sync(path)
+            sync(partial)
+            _give_name(partial, target, old)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        remove_abandoned(target)
+
+
+def _refuse_content(target: Path, replace: bool) -> None:
+    if target.exists() and not replace and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(errno.EEXIST, f"{target} exists already")
+
+
+def _give_name(partial: Path, target: Path, old: os.stat_result | None) -> None:
+    """Renames `partial` to `target`; only `old`, or an empty folder, gives way."""
+    away = None
+    if old is not None and target.exists():
+        if not os.path.samestat(os.stat(target), old):
+            raise FileExistsError(errno.EEXIST, f"{target} was replaced meanwhile")
+        # Not a `.partial`: were this process killed between the two renames, the old content must stay.
+        away = target.with_name(f".{target.name}.{secrets.token_hex(4)}.replaced")
+        target.rename(away)
+    try:
+        partial.rename(target)
+    except OSError as error:
+        if away is not None:
+            away.rename(target)
+        elif target.exists():
+            raise FileExistsError(errno.EEXIST, f"{target} was made meanwhile") from error
+        raise
+    sync(target.parent)
 
 
 @contextmanager

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import BundleError
-from ..files import partial_of, remove_abandoned, sync, write_whole
+from ..files import locked_folder, partial_of, remove_all_abandoned, sync, write_whole
 from .bundle import open_bundle
 from .manifest import MANIFEST_NAME, FileEntry, Manifest
+
+BUSY = "another command is changing this bundle; wait for it to end"
 
 Change = Callable[[Manifest], Manifest]
 
@@ -27,9 +28,7 @@ class Amendment:
 
     def new(self, name: str) -> Path:
         """The path to write the bundle's new (or next) file `name` to."""
-        target = self.root / name
-        remove_abandoned(target)
-        self._partials[name] = partial_of(target)
+        self._partials[name] = partial_of(self.root / name)
         return self._partials[name]
 
     def path(self, name: str) -> Path:
@@ -52,15 +51,15 @@ class Amendment:
         final = _without(changed, stale)
         text = final.to_json()  # refused before anything is touched
         self._write(_without(old, stale | entries.keys()).to_json())
+        for name in stale:
+            with suppress(OSError):
+                (self.root / name).unlink()
         for name, partial in self._partials.items():
             sync(partial)
             partial.replace(self.root / name)
         sync(self.root)
         self._write(text)
         self._partials.clear()
-        for name in stale:
-            with suppress(OSError):
-                (self.root / name).unlink()
         return final
 
     def _write(self, text: str) -> None:
@@ -80,17 +79,14 @@ def amend(root: Path) -> Iterator[Amendment]:
     Raises BundleError where `root` is no bundle, cannot be written, or is being changed by another process.
     """
     _read(root)
-    try:
-        descriptor = os.open(root, os.O_RDONLY)
-    except OSError as error:
-        raise BundleError(f"{root}: cannot be read ({error.strerror or error})") from error
-    try:
+    with ExitStack() as locks:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = locks.enter_context(locked_folder(root))
         except BlockingIOError:
-            raise BundleError(f"{root}: another command is changing this bundle; wait for it to end") from None
-        except OSError:
-            pass  # a file system without locks
+            raise BundleError(f"{root}: {BUSY}") from None
+        except OSError as error:
+            raise BundleError(f"{root}: cannot be read ({error.strerror or error})") from error
+        remove_all_abandoned(root)
         amendment = Amendment(root, descriptor)
         try:
             yield amendment
@@ -98,8 +94,6 @@ def amend(root: Path) -> Iterator[Amendment]:
             raise BundleError(f"{root}: cannot be written ({error.strerror or error})") from error
         finally:
             amendment.discard()
-    finally:
-        os.close(descriptor)
 
 
 def _read(root: Path) -> Manifest:

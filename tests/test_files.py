@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from lavt_edge.files import remove_abandoned, whole_file, whole_folder
+from lavt_edge.files import locked_folder, partial_of, remove_abandoned, remove_all_abandoned, whole_file, whole_folder
+from lavt_edge.tests.stress.steps import kill_at_each_step
 
 
 @pytest.fixture
@@ -132,6 +135,163 @@ def test_a_replacement_that_cannot_get_its_name_keeps_the_old(tmp_path: Path, mo
     assert names(tmp_path) == ["bundle"]
 
 
+def fill_while(target: Path, meanwhile: Callable[[], object], replace: bool = False) -> None:
+    with whole_folder(target, replace=replace) as partial:
+        (partial / "new").write_text("new")
+        meanwhile()
+
+
+def make_mine(target: Path) -> None:
+    target.mkdir()
+    (target / "mine").write_text("mine")
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_was_made_meanwhile_is_kept(tmp_path: Path, replace: bool) -> None:
+    target, file = tmp_path / "bundle", tmp_path / "file"
+    with pytest.raises(FileExistsError, match="bundle was made meanwhile"):
+        fill_while(target, lambda: make_mine(target), replace)
+    with pytest.raises(FileExistsError, match="file was made meanwhile"):
+        fill_while(file, lambda: file.write_text("mine"), replace)
+    assert (content(target), file.read_text()) == ({"mine": "mine"}, "mine")
+    assert names(tmp_path) == ["bundle", "file"]
+
+
+def test_only_what_was_there_at_the_start_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+
+    def exchange() -> None:
+        target.rename(tmp_path / "away")
+        make_mine(target)
+
+    with pytest.raises(FileExistsError, match="bundle was replaced meanwhile"):
+        fill_while(target, exchange, replace=True)
+    assert content(target) == {"mine": "mine"}
+    assert names(tmp_path) == ["away", "bundle"]
+
+
+def test_a_symbolic_link_to_a_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with whole_folder(tmp_path / "link") as partial:
+        (partial / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert content(tmp_path / "real") == {"new": "new"}
+    assert names(tmp_path) == ["link", "real"]
+
+
+# one writer at a time
+
+HELD = """
+import sys
+from pathlib import Path
+from lavt_edge.files import locked_folder, whole_folder
+
+target = Path(sys.argv[2])
+with locked_folder(target) if sys.argv[1] == "lock" else whole_folder(target, replace=True) as partial:
+    print("held", flush=True)
+    input()
+    if sys.argv[1] == "write":
+        (partial / "new").write_text("theirs")
+"""
+
+
+@contextmanager
+def other_process(kind: str, target: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the lock; it goes on when it is given a line."""
+    command = [sys.executable, "-c", HELD, kind, str(target)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("end", ["done", "killed"])
+def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path: Path, old: bool, end: str) -> None:
+    target = tmp_path / "bundle"
+    if old:
+        target.mkdir()
+        (target / "old").write_text("old")
+    with other_process("write", target) as process:
+        with pytest.raises(BlockingIOError, match="another command is writing it"), whole_folder(target, replace=True):
+            pytest.fail("the body must not run")
+        if end == "killed":
+            process.kill()
+        process.communicate("go on\n" if end == "done" else None)
+        assert target.exists() == (old or end == "done")
+    with whole_folder(target, replace=True) as partial:
+        (partial / "new").write_text("ours")
+    assert content(target) == {"new": "ours"}
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_writers_of_other_names_do_not_wait(tmp_path: Path) -> None:
+    with other_process("write", tmp_path / "bundle"), whole_folder(tmp_path / "bundle2") as partial:
+        (partial / "new").write_text("ours")
+    assert content(tmp_path / "bundle2") == {"new": "ours"}
+
+
+def test_a_folder_that_another_changes_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with other_process("lock", target):
+        with pytest.raises(BlockingIOError, match="another command"), whole_folder(target, replace=True):
+            pytest.fail("the body must not run")
+        assert names(tmp_path) == ["bundle"]
+    with whole_folder(target, replace=True) as partial, pytest.raises(BlockingIOError), locked_folder(target):
+        pytest.fail("what is being replaced cannot be changed")
+    assert partial.name not in names(tmp_path)
+
+
+def test_the_lock_of_a_folder_is_that_of_the_name(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    with locked_folder(folder):
+        folder.rename(tmp_path / "away")
+        folder.mkdir()
+        with locked_folder(folder), pytest.raises(BlockingIOError), locked_folder(tmp_path / "away"):
+            pytest.fail("the first is locked wherever it lies")
+    assert names(folder) == []
+
+
+def test_of_many_at_once_one_writes(tmp_path: Path) -> None:
+    """All ask at the same moment, over and over; the folder is always one writer's whole work."""
+    code = """
+import sys, time
+from pathlib import Path
+from lavt_edge.files import whole_folder
+target, mine, end = Path(sys.argv[1]), sys.argv[2], time.monotonic() + 1.0
+time.sleep(float(sys.argv[3]) - time.time())
+done = 0
+while time.monotonic() < end or not done:
+    try:
+        with whole_folder(target, replace=True) as partial:
+            for name in ("a", "b"):
+                (partial / name).write_text(mine)
+        done += 1
+    except BlockingIOError:
+        pass
+"""
+    start = time.time() + 0.5
+    target = tmp_path / "bundle"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(target), str(i), str(start)], stderr=subprocess.PIPE, text=True
+        )
+        for i in range(4)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert errors == [""] * 4
+    assert names(target) == ["a", "b"]
+    assert (target / "a").read_text() == (target / "b").read_text()
+    assert names(tmp_path) == ["bundle"]
+
+
 # files
 
 
@@ -193,15 +353,37 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(
     dead_file.write_text("half")
     kept = [
         f".{name}.{living}.00000003.partial",
-        f".{name}.{os.getpid()}.00000004.partial",
+        partial_of(tmp_path / name).name,
         f".other{name}.{gone}.00000005.partial",
         f".{name}.notanumber.00000006.partial",
         f"{name}.{gone}.00000007.partial",
+        f".{name}.other.00000008.replaced",
     ]
     for path in kept:
         (tmp_path / path).write_text("kept")
+    (tmp_path / f".{name}.00000009.replaced").write_text("the only copy")
     remove_abandoned(tmp_path / name)
+    assert names(tmp_path) == sorted([*kept, f".{name}.00000009.replaced"])
+    (tmp_path / name).write_text("new")
+    remove_abandoned(tmp_path / name)
+    assert names(tmp_path) == sorted([*kept, name])
+
+
+def test_leftovers_of_any_name_go(tmp_path: Path, gone: int, living: int) -> None:
+    kept = ["mine", ".mine", f".a.{living}.00000001.partial", ".b.partial"]
+    for name in (*kept, f".a.{gone}.00000002.partial", f"..b.npz.{gone}.00000003.partial"):
+        (tmp_path / name).write_text("")
+    remove_all_abandoned(tmp_path)
     assert names(tmp_path) == sorted(kept)
+
+
+def test_an_earlier_process_with_the_same_id_is_gone(tmp_path: Path) -> None:
+    """In a container every run has the same id."""
+    (tmp_path / f".out.png.{os.getpid()}.00000001.partial").write_text("half")
+    with whole_file(tmp_path / "out.png") as partial:
+        partial.write_text("new")
+        remove_abandoned(tmp_path / "out.png")  # as another thread would
+    assert names(tmp_path) == ["out.png"]
 
 
 KILLED = """
@@ -230,7 +412,41 @@ def test_a_killed_process_leaves_the_target_as_it_was(tmp_path: Path, kind: str,
     assert target.exists() == old
     if old:
         assert content(target) == {"old": "old"} if kind == "folder" else target.read_text() == "old"
-    assert len(names(tmp_path)) == 1 + old  # and what it left, which the next attempt clears
+    assert len(names(tmp_path)) > old  # what it left, which the next attempt clears
     with whole_folder(target, replace=True) if kind == "folder" else whole_file(target) as partial:
         (partial / "new" if kind == "folder" else partial).write_text("new")
     assert names(tmp_path) == ["target"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.parametrize("old", [False, True])
+def test_killed_at_any_step_it_is_old_new_or_absent_and_the_next_clears_up(
+    tmp_path: Path, kind: str, old: bool
+) -> None:
+    target = tmp_path / "target"
+
+    def write(text: str) -> None:
+        with whole_folder(target, replace=True) if kind == "folder" else whole_file(target) as partial:
+            for name in ("a", "b"):
+                (partial / name if kind == "folder" else partial).write_text(text)
+
+    def begin() -> None:
+        if target.is_dir():
+            shutil.rmtree(target)
+        target.unlink(missing_ok=True)
+        if old:
+            write("old")
+
+    def check() -> None:
+        if target.exists():
+            found = content(target) if kind == "folder" else target.read_text()
+            assert found in (
+                [{"a": text, "b": text} for text in ("old", "new")] if kind == "folder" else ["old", "new"]
+            )
+        elif old:
+            (kept,) = (path for path in tmp_path.iterdir() if path.name.endswith(".replaced"))
+            assert content(kept) == {"a": "old", "b": "old"}
+        write("next")
+        assert names(tmp_path) == ["target"]
+
+    assert kill_at_each_step(tmp_path, begin, lambda: write("new"), check) > 5
