@@ -36,7 +36,9 @@ def load_model(engine: Path, checkpoint: str) -> LAVT:
 def _config(engine: Path) -> LAVTConfig:
     model = dict(open_bundle(engine).manifest.model)
     try:
-        return LAVTConfig.from_dict({key: value for key, value in model.items() if key not in ("macs", "opset", "winograd")})
+        return LAVTConfig.from_dict(
+            {key: value for key, value in model.items() if key not in ("macs", "opset", "winograd")}
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise LavtError(f"{engine}: its manifest does not describe a LAVT ({error}); give --checkpoint") from error
 

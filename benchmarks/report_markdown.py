@@ -59,6 +59,7 @@ def _model(model: Result) -> list[str]:
         lines += ["", *_table(("side", "over", "ratio (95 % interval)"), rows, "llr")]
     if model["targets"]:
         lines += ["", *_targets(model)]
+    lines += ["", *_parts(model["parts"])]
     if model["accuracy"]:
         lines += ["", *_accuracy(model["accuracy"])]
     return lines
@@ -89,6 +90,37 @@ def _targets(model: Result) -> list[str]:
             verdict += ", the interval holds the target"
         rows.append((f"{name} over {against}", f"{most:.2f}", _ratio(one), verdict))
     return _table(("target", "at most", "ratio (95 % interval)", ""), rows, "lrrl")
+
+
+def _parts(parts: Sequence[Result]) -> list[str]:
+    """Milliseconds, GMACs and share of each part, for every side that was profiled."""
+    names = list(dict.fromkeys(name for row in parts for name in row["sides"]))
+    totals = {name: sum(row["sides"].get(name, {}).get("seconds", 0.0) for row in parts) for name in names}
+    rows = []
+    for row in parts:
+        cells = [row["part"]]
+        for name in names:
+            one = row["sides"].get(name)
+            cells += (
+                ["–"] * 3
+                if one is None
+                else [
+                    number(1e3 * one["seconds"], ".1f"),
+                    percent(one["seconds"] / totals[name], 1),
+                    number(one["macs"] / 1e9, ".2f"),
+                ]
+            )
+        rows.append(cells)
+    head = ["part", *(f"{name}{what}" for name in names for what in (", ms", ", share", ", GMACs"))]
+    whole = ["all"]
+    for name in names:
+        macs = sum(row["sides"].get(name, {}).get("macs", 0) for row in parts)
+        whole += [number(1e3 * totals[name], ".1f"), percent(1.0, 1), number(macs / 1e9, ".2f")]
+    return [
+        "Where the time goes, by ONNX Runtime's profiler:",
+        "",
+        *_table(head, [*rows, whole], "l" + "rrr" * len(names)),
+    ]
 
 
 def _accuracy(rows: Sequence[Result]) -> list[str]:

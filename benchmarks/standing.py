@@ -24,6 +24,7 @@ from rich.console import Console
 from ..errors import LavtError
 from ..exits import run_main
 from ..files import write_whole
+from ..runtime.bundle import open_bundle
 from .machine import Ticks, describe_machine, machine_warnings, run_warnings
 from .measure import Options, interleave, prepare_sides
 from .peers import SideSpec
@@ -31,7 +32,7 @@ from .peers_process import RemoteSide, call_apart
 from .report_markdown import markdown
 from .statistics import paired_ratio, summarise
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INT8_FILE = "segmenter.int8-cpu.onnx"
 PLAIN, OPENVINO_PLAIN = "plain export", "OpenVINO, plain export"
 # What each peer is called in the tables; those after the first two may be missing on a machine.
@@ -43,9 +44,15 @@ NAMES = {
     "openvino": "OpenVINO, rewritten",
     "openvino-bf16": "OpenVINO in bfloat16, rewritten",
 }
-REWRITTEN, INT8 = "rewritten", "rewritten, INT8"
+REWRITTEN, WINOGRAD, INT8 = "rewritten", "rewritten, Winograd", "rewritten, INT8"
+OURS = (REWRITTEN, WINOGRAD, INT8)
 # (side, against, at most): what the project asks of base.
-TARGETS = ((REWRITTEN, PLAIN, 0.78), ("OpenVINO, rewritten", OPENVINO_PLAIN, 0.80), (INT8, PLAIN, 0.45))
+TARGETS = (
+    (REWRITTEN, PLAIN, 0.78),
+    (WINOGRAD, PLAIN, 0.78),
+    ("OpenVINO, rewritten", OPENVINO_PLAIN, 0.80),
+    (INT8, PLAIN, 0.45),
+)
 
 Report = Callable[[str], None]
 
@@ -77,8 +84,13 @@ SUBJECTS = (
 )
 
 
+def winograd_bundle(root: Path) -> Path:
+    """The bundle with Winograd products, beside the bundle `root`."""
+    return root.with_name(f"{root.name}-winograd")
+
+
 def make_bundle(subject: Subject, root: Path) -> None:
-    """Writes the subject's bundle with its INT8 graph for CPUs. Raises LavtError."""
+    """Writes the subject's bundle with its INT8 graph for CPUs, and `winograd_bundle`. Raises LavtError."""
     import torch
 
     from ..calibration.quantize import QuantizeOptions, quantize_bundle
@@ -91,14 +103,17 @@ def make_bundle(subject: Subject, root: Path) -> None:
     data = DataOptions(samples=subject.samples)
     if subject.swin is None:
         source = open_source(None)
-        options = ExportOptions(size=source.size)
-        export_bundle(source.load(), root, source.info(), vocabulary=source.vocabulary, options=options)
+        for path, winograd in ((root, False), (winograd_bundle(root), True)):
+            options = ExportOptions(size=source.size, winograd=winograd)
+            export_bundle(source.load(), path, source.info(), vocabulary=source.vocabulary, options=options)
         # Accuracy is shown beside it, so the budget is the default one and not widened here.
         quantize_bundle(root, "int8", QuantizeOptions(rest="fp32", data=data))
         return
     torch.manual_seed(0)
     model = LAVT(LAVTConfig(swin=subject.swin, window=subject.window)).eval()
-    export_bundle(model, root, CheckpointInfo("random", "0" * 64), options=ExportOptions(size=(subject.size,) * 2))
+    for path, winograd in ((root, False), (winograd_bundle(root), True)):
+        options = ExportOptions(size=(subject.size,) * 2, winograd=winograd)
+        export_bundle(model.float(), path, CheckpointInfo("random", "0" * 64), options=options)
     del model
     add_int8(root, data)
 
@@ -115,7 +130,7 @@ def add_int8(root: Path, data: Any) -> None:
     from ..calibration.sample import draw_sample
     from ..export.graph import save_graph
     from ..runtime.amend import amend
-    from ..runtime.bundle import file_entry, open_bundle
+    from ..runtime.bundle import file_entry
 
     bundle = open_bundle(root)
     calibration = calibrate(bundle, draw_sample(data))
@@ -127,15 +142,15 @@ def add_int8(root: Path, data: Any) -> None:
 
 
 def specify_sides(subject: Subject, root: Path, peers: Sequence[str], report: Report) -> list[SideSpec]:
-    """The rewritten graph, INT8 and the peers, named as in the tables; makes the plain export. Raises LavtError."""
+    """The rewritten graphs and the peers, named as in the tables; makes the plain export. Raises LavtError."""
     options = Options(
         engine=root / "segmenter.onnx",
-        against=(str(root / INT8_FILE), *peers),
+        against=(str(winograd_bundle(root)), str(root / INT8_FILE), *peers),
         checkpoint="demo" if subject.swin is None else None,
         threads=subject.threads,
         device="cpu",
     )
-    names = [REWRITTEN, INT8, *(NAMES[peer] for peer in peers)]
+    names = [*OURS, *(NAMES[peer] for peer in peers)]
     return [replace(spec, name=name) for spec, name in zip(prepare_sides(options, report), names, strict=True)]
 
 
@@ -152,7 +167,7 @@ def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: 
             try:
                 sides.append(stack.enter_context(RemoteSide(spec)))
             except LavtError as error:
-                if spec.name in (REWRITTEN, INT8, PLAIN):
+                if spec.name in (*OURS, PLAIN):
                     raise
                 warnings.append(f"{spec.name} was left out: {error}")
         report(f"measuring {len(sides)} sides")
@@ -162,6 +177,8 @@ def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: 
         )
         found = [_described(side, values) for side, values in zip(sides, seconds, strict=True)]
         warnings += run_warnings([one["name"] for one in found], seconds, before, Ticks.now())
+    report("where the time goes")
+    parts = call_apart(parts_of, root, subject.threads)
     report("judging")
     return {
         "name": subject.name,
@@ -172,6 +189,7 @@ def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: 
         "sides": found,
         "ratios": ratios_of(found),
         "targets": [list(target) for target in TARGETS] if subject.swin == "base" else [],
+        "parts": parts,
         "accuracy": accuracy(subject, root) if subject.sentences else None,
         "warnings": warnings,
     }
@@ -198,6 +216,24 @@ def ratios_of(sides: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for name, other in pairs
         if other in seconds
     ]
+
+
+def parts_of(root: Path, threads: int | None) -> list[dict[str, Any]]:
+    """Seconds and MACs of each part of the rewritten graph and of the one with Winograd products, from ONNX Runtime's
+    profiler: `part`, and for each side its `seconds` and `macs`. Raises LavtError."""
+    from ..runtime.backend import OnnxRuntimeBackend
+    from .parts import part_times
+    from .peers import feeds_for
+
+    parts: dict[str, dict[str, Any]] = {}
+    for name, folder in ((REWRITTEN, root), (WINOGRAD, winograd_bundle(root))):
+        path = open_bundle(folder).file("segmenter")
+        inputs = OnnxRuntimeBackend(path, device="cpu").signature.inputs
+        feeds = feeds_for([(one.name, one.dtype, one.shape) for one in inputs], 1)
+        for row in part_times(path, feeds, threads):
+            figures = {"seconds": round(row["seconds"], 6), "macs": row["macs"]}
+            parts.setdefault(row["part"], {})[name] = figures
+    return [{"part": part, "sides": sides} for part, sides in parts.items()]
 
 
 def accuracy(subject: Subject, root: Path) -> list[dict[str, Any]]:

@@ -19,16 +19,20 @@ from lavt_edge.benchmarks.standing import (
     PLAIN,
     REWRITTEN,
     SUBJECTS,
+    WINOGRAD,
     Subject,
     add_int8,
     measure_subject,
     ratios_of,
+    winograd_bundle,
     write_standing,
 )
 from lavt_edge.calibration.products import int8_macs
 from lavt_edge.calibration.sample import DataOptions
 from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.export import ExportOptions, export_bundle
 from lavt_edge.export.macs import count_macs
+from lavt_edge.export.source import open_source
 from lavt_edge.runtime.bundle import open_bundle
 
 ROOT = Path(standing.__file__).parent.parent
@@ -54,6 +58,7 @@ def result(ratio: float = 0.7) -> dict[str, Any]:
     rounds = [1 + 0.001 * i for i in range(8)]
     sides = [
         side(REWRITTEN, [ratio * one for one in rounds]),
+        side(WINOGRAD, [0.6 * one for one in rounds]),
         side(INT8, [0.46 * one for one in rounds]),
         side(PLAIN, rounds),
         side(NAMES["openvino-plain"], [0.9 * one for one in rounds]),
@@ -70,6 +75,16 @@ def result(ratio: float = 0.7) -> dict[str, Any]:
         "sides": sides,
         "ratios": ratios_of(sides),
         "targets": [list(target) for target in standing.TARGETS],
+        "parts": [
+            {"part": "stage2.mlp", "sides": {REWRITTEN: {"seconds": 0.3, "macs": 40_000_000_000}}},
+            {
+                "part": "decoder.level0",
+                "sides": {
+                    REWRITTEN: {"seconds": 0.1, "macs": 60_000_000_000},
+                    WINOGRAD: {"seconds": 0.05, "macs": 30_000_000_000},
+                },
+            },
+        ],
         "accuracy": [row],
         "warnings": ["PyTorch | eager was left out:\nno torch"],
     }
@@ -105,7 +120,7 @@ class TestMarkdown:
     def test_a_target_whose_side_was_left_out_says_so(self) -> None:
         given = result()
         given["models"][0]["ratios"] = []
-        assert markdown(given).count("| not measured |") == 3
+        assert markdown(given).count("| not measured |") == len(standing.TARGETS)
 
     def test_every_row_of_a_table_has_the_columns_of_its_head(self) -> None:
         block: list[int] = []
@@ -115,6 +130,12 @@ class TestMarkdown:
                 assert block[-1] == block[0], line
             else:
                 block = []
+
+    def test_parts_have_their_time_share_and_macs_and_add_up(self) -> None:
+        text = markdown(result())
+        assert "| decoder.level0 | 100.0 | 25.0 % | 60.00 | 50.0 | 100.0 % | 30.00 |" in text
+        assert "| stage2.mlp | 300.0 | 75.0 % | 40.00 | – | – | – |" in text
+        assert "| all | 400.0 | 100.0 % | 100.00 | 50.0 | 100.0 % | 30.00 |" in text
 
     def test_accuracy_machine_and_warnings_are_in_it(self) -> None:
         text = markdown(result())
@@ -143,7 +164,7 @@ def test_ratios_are_over_the_plain_export_and_openvinos_own() -> None:
     assert {against for _, against in pairs} == {PLAIN, NAMES["openvino-plain"]}
     assert pairs[REWRITTEN, PLAIN] == pytest.approx(0.7)
     assert pairs[NAMES["openvino"], NAMES["openvino-plain"]] == pytest.approx(0.7)
-    assert len(pairs) == 5
+    assert len(pairs) == 6
     assert all(one["low"] <= one["ratio"] <= one["high"] for one in result()["models"][0]["ratios"])
 
 
@@ -167,6 +188,9 @@ def test_a_small_model_is_measured_on_all_sides_that_are_there(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = tmp_path / "bundle"
     shutil.copytree(demo_bundle, root)
+    source = open_source(None)
+    options = ExportOptions(size=source.size, winograd=True)
+    export_bundle(source.load(), winograd_bundle(root), source.info(), vocabulary=source.vocabulary, options=options)
     data = write_refcoco(tmp_path / "shapes", seed=5, scenes={"train": 3})
     add_int8(root, DataOptions(dataset="refcoco", root=data, samples=2))
     assert open_bundle(root).has("segmenter", "int8-cpu")
@@ -177,9 +201,14 @@ def test_a_small_model_is_measured_on_all_sides_that_are_there(
     steps: list[str] = []
     subject = Subject("demo model", rounds=4, samples=2, threads=1)
     found = measure_subject(subject, root, ["onnx-plain", "tensorrt-plain"], steps.append)
-    assert [one["name"] for one in found["sides"]] == [REWRITTEN, INT8, PLAIN]
+    assert [one["name"] for one in found["sides"]] == [REWRITTEN, WINOGRAD, INT8, PLAIN]
     assert all(len(one["seconds"]) == 4 and min(one["seconds"]) > 0 for one in found["sides"])
-    assert [(one["name"], one["against"]) for one in found["ratios"]] == [(REWRITTEN, PLAIN), (INT8, PLAIN)]
+    assert [(one["name"], one["against"]) for one in found["ratios"]] == [
+        (name, PLAIN) for name in (REWRITTEN, WINOGRAD, INT8)
+    ]
+    whole = {name: [one["sides"][name] for one in found["parts"]] for name in (REWRITTEN, WINOGRAD)}
+    assert sum(one["macs"] for one in whole[REWRITTEN]) == sum(macs.values())
+    assert all(sum(one["seconds"] for one in parts) > 0 for parts in whole.values())
     assert any(one.startswith("TensorRT, plain export was left out: ") for one in found["warnings"])
     assert found["accuracy"] is None
     assert "measuring, round 7 of 7" in steps
