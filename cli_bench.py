@@ -28,69 +28,93 @@ _ACCURACY_OPTIONS = (
 _MOST_LAYERS = 10
 
 
+_Engine = Annotated[Path | None, typer.Option(help="A bundle, or a segmenter .onnx inside one.")]
+_Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A peer, measured in turn with it; may be given again: torch, torch-compile, onnx-plain, openvino, "
+        "openvino-bf16, openvino-plain, tensorrt-plain, or the path of a bundle, an .onnx or an .engine."
+    ),
+]
+_Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="An official checkpoint (.pth), or 'demo', the built-in model: what peers run that are no engines; "
+        "with --dataset and no --engine, accuracy of PyTorch."
+    ),
+]
+_Image = Annotated[Path | None, typer.Option(help="An image to measure on; by default 640x480 of noise.")]
+_Text = Annotated[str, typer.Option(help="The sentence.")]
+_Warmup = Annotated[int, typer.Option(min=0, help="Rounds that do not count.")]
+_Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count.")]
+_Batch = Annotated[int, typer.Option(min=1, help="Images per call, where the graph is free.")]
+_SweepThreads = Annotated[str | None, typer.Option(help="Measure with other threads as well, such as 1,2,4.")]
+_SweepBatch = Annotated[str | None, typer.Option(help="Measure with other batches as well, such as 1,2,4.")]
+_Parts = Annotated[bool, typer.Option("--parts/--no-parts", help="Where the time goes, and the roofline.")]
+_Estimate = Annotated[
+    str | None, typer.Option(help="The floor on a device: such as jetson-agx-orin; another name lists all.")
+]
+_Layers = Annotated[bool, typer.Option("--layers", help="Where a graph of low precision parts company with FP32.")]
+_Fidelity = Annotated[bool, typer.Option("--fidelity", help="What each precision keeps of FP32's masks.")]
+_JsonFile = Annotated[Path | None, typer.Option("--json", help="A file for all figures.")]
+_Report = Annotated[Path | None, typer.Option(help="A self-contained HTML file.")]
+_Baseline = Annotated[Path | None, typer.Option(help="An earlier --json file to compare with.")]
+_MaxSlowdown = Annotated[
+    float, typer.Option(min=1, help="Exit code 3 where the engine is surely slower than this times --baseline.")
+]
+_Dataset = Annotated[
+    str | None, typer.Option(help="Measure accuracy: refcoco, refcoco+, refcocog, or shapes, generated here.")
+]
+_DataRoot = Annotated[Path | None, typer.Option(help="The folder with the data sets; shapes needs none.")]
+_Split = Annotated[str, typer.Option(help="val, test, testA, testB, train.")]
+_SplitBy = Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual.")]
+_Limit = Annotated[int | None, typer.Option(min=1, help="Only the first sentences, in the file's order.")]
+_Swap = Annotated[bool, typer.Option("--swap", help="Control: each sentence is another object's, same image.")]
+_Results = Annotated[
+    Path | None, typer.Option(help="JSON lines with each sentence's result; a stopped run goes on from there.")
+]
+_Restart = Annotated[bool, typer.Option("--restart", help="Begin the results file again.")]
+_BatchSize = Annotated[int | None, typer.Option(min=1, help="With --dataset: images per call.")]
+_ImageSize = Annotated[
+    str | None, typer.Option(help="Of a checkpoint: 480 or HEIGHTxWIDTH; by default 480, the demo model's 240.")
+]
+_FusionHeads = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say, such as 4-4-4-4.")]
+_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
+
+
 @bench_app.command()
 def bench(
     context: typer.Context,
-    engine: Annotated[Path | None, typer.Option(help="A bundle, or a segmenter .onnx inside one.")] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A peer, measured in turn with it; may be given again: torch, torch-compile, onnx-plain, openvino, "
-            "openvino-bf16, openvino-plain, tensorrt-plain, or the path of a bundle, an .onnx or an .engine."
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="An official checkpoint (.pth), or 'demo', the built-in model: what peers run that are no engines; "
-            "with --dataset and no --engine, accuracy of PyTorch."
-        ),
-    ] = None,
-    image: Annotated[Path | None, typer.Option(help="An image to measure on; by default 640x480 of noise.")] = None,
-    text: Annotated[str, typer.Option(help="The sentence.")] = "the man in red",
-    warmup: Annotated[int, typer.Option(min=0, help="Rounds that do not count.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that count.")] = 20,
-    batch: Annotated[int, typer.Option(min=1, help="Images per call, where the graph is free.")] = 1,
-    sweep_threads: Annotated[
-        str | None, typer.Option(help="Measure with other threads as well, such as 1,2,4.")
-    ] = None,
-    sweep_batch: Annotated[str | None, typer.Option(help="Measure with other batches as well, such as 1,2,4.")] = None,
-    parts: Annotated[bool, typer.Option("--parts/--no-parts", help="Where the time goes, and the roofline.")] = False,
-    estimate: Annotated[
-        str | None, typer.Option(help="The floor on a device: such as jetson-agx-orin; another name lists all.")
-    ] = None,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="Where a graph of low precision parts company with FP32.")
-    ] = False,
-    fidelity: Annotated[bool, typer.Option("--fidelity", help="What each precision keeps of FP32's masks.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="A file for all figures.")] = None,
-    report: Annotated[Path | None, typer.Option(help="A self-contained HTML file.")] = None,
-    baseline: Annotated[Path | None, typer.Option(help="An earlier --json file to compare with.")] = None,
-    max_slowdown: Annotated[
-        float, typer.Option(min=1, help="Exit code 3 where the engine is surely slower than this times --baseline.")
-    ] = 1.05,
-    dataset: Annotated[
-        str | None, typer.Option(help="Measure accuracy: refcoco, refcoco+, refcocog, or shapes, generated here.")
-    ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="The folder with the data sets; shapes needs none.")] = None,
-    split: Annotated[str, typer.Option(help="val, test, testA, testB, train.")] = "val",
-    split_by: Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first sentences, in the file's order.")] = None,
-    swap: Annotated[
-        bool, typer.Option("--swap", help="Control: each sentence is another object's, same image.")
-    ] = False,
-    results: Annotated[
-        Path | None, typer.Option(help="JSON lines with each sentence's result; a stopped run goes on from there.")
-    ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin the results file again.")] = False,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="With --dataset: images per call.")] = None,
-    image_size: Annotated[
-        str | None, typer.Option(help="Of a checkpoint: 480 or HEIGHTxWIDTH; by default 480, the demo model's 240.")
-    ] = None,
-    fusion_heads: Annotated[
-        str | None, typer.Option(help="Of a checkpoint that does not say, such as 4-4-4-4.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")] = None,
+    engine: _Engine = None,
+    against: _Against = None,
+    checkpoint: _Checkpoint = None,
+    image: _Image = None,
+    text: _Text = "the man in red",
+    warmup: _Warmup = 3,
+    rounds: _Rounds = 20,
+    batch: _Batch = 1,
+    sweep_threads: _SweepThreads = None,
+    sweep_batch: _SweepBatch = None,
+    parts: _Parts = False,
+    estimate: _Estimate = None,
+    layers: _Layers = False,
+    fidelity: _Fidelity = False,
+    json_file: _JsonFile = None,
+    report: _Report = None,
+    baseline: _Baseline = None,
+    max_slowdown: _MaxSlowdown = 1.05,
+    dataset: _Dataset = None,
+    data_root: _DataRoot = None,
+    split: _Split = "val",
+    split_by: _SplitBy = None,
+    limit: _Limit = None,
+    swap: _Swap = False,
+    results: _Results = None,
+    restart: _Restart = False,
+    batch_size: _BatchSize = None,
+    image_size: _ImageSize = None,
+    fusion_heads: _FusionHeads = None,
+    threads: _Threads = None,
     device: Device = "auto",
 ) -> None:
     """Measure a bundle's latency beside its peers; or, with --dataset, the accuracy of a bundle or a checkpoint."""
@@ -104,24 +128,20 @@ def bench(
         raise LavtError("--engine is missing: name the bundle to measure, or a data set with --dataset")
     if baseline is None:
         refuse(context, ("max_slowdown",), "is for --baseline; name an earlier --json file with it")
-    sweeps = _parse_counts("--sweep-threads", sweep_threads), _parse_counts("--sweep-batch", sweep_batch)
+    _bench_latency(_latency_options(context.params), context.params)
+
+
+def _latency_options(asked: dict[str, Any]) -> Options:
     from .benchmarks.measure import Options
 
-    options = Options(
-        engine,
-        tuple(against or ()),
-        checkpoint=checkpoint,
-        image=image,
-        text=text,
-        warmup=warmup,
-        rounds=rounds,
-        batch=batch,
-        threads=threads,
-        device=device,
-        sweep_threads=sweeps[0],
-        sweep_batch=sweeps[1],
+    same = ("checkpoint", "image", "text", "warmup", "rounds", "batch", "threads", "device")
+    return Options(
+        asked["engine"],
+        tuple(asked["against"] or ()),
+        sweep_threads=_parse_counts("--sweep-threads", asked["sweep_threads"]),
+        sweep_batch=_parse_counts("--sweep-batch", asked["sweep_batch"]),
+        **{name: asked[name] for name in same},
     )
-    _bench_latency(options, context.params)
 
 
 def _bench_latency(options: Options, asked: dict[str, Any]) -> None:

@@ -11,15 +11,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from ..exits import run_main
@@ -28,6 +24,11 @@ from ..export.image_model import ImageModel
 from ..export.words import prompt_channels
 from ..reference import LAVT, LAVTConfig
 from ..reference.config import SWIN
+from ..runtime.backend import OnnxRuntimeBackend
+from .measure import interleave
+from .peers import feeds_for
+from .peers_process import settle
+from .statistics import paired_ratio, summarise
 
 
 class PlainSegment(nn.Module):
@@ -68,46 +69,23 @@ def export_rewritten(model: LAVT, size: tuple[int, int], path: Path) -> None:
     save_graph(export_graph(ImageModel(model, *size), inputs, ("logits", "mask")), path)
 
 
-def session_runner(path: Path, threads: int) -> Callable[[], object]:
-    """A call that runs a graph once on the CPU, on random inputs of its own shapes."""
-    import onnxruntime
+class GraphSide:
+    """A graph on the CPU, on random inputs of its own shapes."""
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(0)
-    feeds: dict[str, npt.NDArray[Any]] = {}
-    for value in session.get_inputs():
-        if value.type == "tensor(uint8)":
-            feeds[value.name] = rng.integers(0, 256, value.shape, dtype=np.uint8)
-        elif value.name == "word_mask":
-            feeds[value.name] = np.ones(value.shape, np.float32)
-        else:
-            feeds[value.name] = rng.standard_normal(value.shape).astype(np.float32)
-    return lambda: session.run(None, feeds)
+    def __init__(self, name: str, path: Path, threads: int) -> None:
+        self.name = name
+        self._backend = OnnxRuntimeBackend(path, device="cpu", threads=threads)
+        inputs, outputs = self._backend.signature.inputs, self._backend.signature.outputs
+        self._feeds = feeds_for([(one.name, one.dtype, one.shape) for one in inputs], 1)
+        self._outputs = [one.name for one in outputs if one.name == "logits"]
 
-
-def interleave(sides: Sequence[Callable[[], object]], rounds: int, warmup: int = 3) -> npt.NDArray[np.float64]:
-    """Seconds of each side, (rounds,sides), measured in turn; which goes first changes from round to round."""
-    seconds = np.zeros((warmup + rounds, len(sides)))
-    for number in track(range(warmup + rounds), "measuring", console=Console(stderr=True), transient=True):
-        for turn in range(len(sides)):
-            side = (turn + number) % len(sides)
-            start = time.perf_counter()
-            sides[side]()
-            seconds[number, side] = time.perf_counter() - start
-    return seconds[warmup:]
-
-
-def ratio_interval(seconds: npt.NDArray[np.float64], draws: int = 10_000) -> tuple[float, float, float]:
-    """Ratio of the medians, second over first, and its 95 % bootstrap interval over rounds."""
-    rng = np.random.default_rng(0)
-    sample = seconds[rng.integers(0, len(seconds), (draws, len(seconds)))]
-    ratios = np.median(sample[:, :, 1], axis=1) / np.median(sample[:, :, 0], axis=1)
-    ratio = np.median(seconds[:, 1]) / np.median(seconds[:, 0])
-    low, high = np.percentile(ratios, (2.5, 97.5))
-    return float(ratio), float(low), float(high)
+    def run(self) -> float:
+        """Seconds of one call; returns when the threads sleep again."""
+        start = time.perf_counter()
+        self._backend.run(self._feeds, self._outputs)
+        seconds = time.perf_counter() - start
+        settle()
+        return seconds
 
 
 def main() -> None:
@@ -128,19 +106,22 @@ def main() -> None:
         export_plain(model, size, plain)
         export_rewritten(model, size, rewritten)
         del model
-        paths = [plain, rewritten, *arguments.graph]
-        sides = [session_runner(path, arguments.threads) for path in paths]
-    seconds = interleave(sides, arguments.rounds)
-    names = ["plain export", "rewritten", *(path.name for path in arguments.graph)]
-    for name, column in zip(names, seconds.T, strict=True):
-        median, fastest, p90 = (1e3 * value for value in (np.median(column), column.min(), np.percentile(column, 90)))
-        print(f"{name:24s} median {median:7.1f} ms, fastest {fastest:7.1f} ms, p90 {p90:7.1f} ms")
-    for i, name in enumerate(names[1:], start=1):
-        ratio, low, high = ratio_interval(seconds[:, [0, i]])
-        least = seconds[:, i].min() / seconds[:, 0].min()
+        graphs = {"plain export": plain, "rewritten": rewritten, **{path.name: path for path in arguments.graph}}
+        sides = [GraphSide(name, path, arguments.threads) for name, path in graphs.items()]
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("measuring")
+        seconds = interleave(
+            sides, 3, arguments.rounds, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    for side, values in zip(sides, seconds, strict=True):
+        found = summarise(values)
+        print(f"{side.name:24s} median {1e3 * found.median:7.1f} ms, p90 {1e3 * found.p90:7.1f} ms")
+    for side, values in zip(sides[1:], seconds[1:], strict=True):
+        ratio = paired_ratio(values, seconds[0], period=len(sides))
         print(
-            f"{name} over plain export: ratio of medians {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}; "
-            f"of the fastest runs {least:.3f}"
+            f"{side.name} over plain export: ratio of medians {ratio.ratio:.3f}, "
+            f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
         )
 
 

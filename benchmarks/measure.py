@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import LavtError
 from ..runtime.bundle import open_bundle, sha256_of
@@ -186,9 +186,13 @@ def turns(sides: int) -> list[list[int]]:
     return orders + ([order[::-1] for order in orders] if sides % 2 and sides > 1 else [])
 
 
-def interleave(
-    sides: Sequence[RemoteSide], warmup: int, rounds: int, progress: Progress = _ignore
-) -> list[list[float]]:
+class Timed(Protocol):
+    """What can take turns: `run` makes one call and gives its seconds."""
+
+    def run(self) -> float: ...
+
+
+def interleave(sides: Sequence[Timed], warmup: int, rounds: int, progress: Progress = _ignore) -> list[list[float]]:
     """Seconds of each side by round, (sides,rounds): in each round every side runs once, in the order of `turns`."""
     seconds: list[list[float]] = [[] for _ in sides]
     orders = turns(len(sides))

@@ -10,6 +10,7 @@ Opcodes and their arguments: Python's `pickletools` (PEP 307 for protocol 2, PEP
 
 import pickletools
 import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import DatasetError
@@ -37,6 +38,7 @@ _BINUNICODE, _SHORT_BINUNICODE = _CODES["BINUNICODE"], _CODES["SHORT_BINUNICODE"
 _BINSTRING, _SHORT_BINSTRING = _CODES["BINSTRING"], _CODES["SHORT_BINSTRING"]
 _EMPTY_LIST, _APPEND, _APPENDS = (_CODES[n] for n in ("EMPTY_LIST", "APPEND", "APPENDS"))
 _EMPTY_DICT, _SETITEM, _SETITEMS = (_CODES[n] for n in ("EMPTY_DICT", "SETITEM", "SETITEMS"))
+_FILLING = frozenset({_APPEND, _APPENDS, _SETITEM, _SETITEMS})
 _BINGET, _LONG_BINGET, _BINPUT, _LONG_BINPUT, _MEMOIZE = (
     _CODES[n] for n in ("BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 )
@@ -47,6 +49,43 @@ _SHORT_TUPLES = {_CODES["EMPTY_TUPLE"]: 0, _CODES["TUPLE1"]: 1, _CODES["TUPLE2"]
 
 class _RefusedError(Exception):
     """Why a pickle is not read, in a few words."""
+
+
+def _python2_text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def _unsigned(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")
+
+
+def _signed(raw: bytes) -> int:
+    return int.from_bytes(raw, "little", signed=True)
+
+
+def _float(raw: bytes) -> float:
+    value: float = struct.unpack(">d", raw)[0]
+    return value
+
+
+# Opcodes whose argument begins with its length, of so many bytes; and those whose argument has so many bytes.
+_Decoder = Callable[[bytes], object]
+_SIZED: Mapping[int, tuple[int, _Decoder]] = {
+    _BINUNICODE: (4, bytes.decode),
+    _SHORT_BINUNICODE: (1, bytes.decode),
+    _BINSTRING: (4, _python2_text),
+    _SHORT_BINSTRING: (1, _python2_text),
+    _LONG1: (1, _signed),
+}
+_FIXED: Mapping[int, tuple[int, _Decoder]] = {
+    _BININT1: (1, _unsigned),
+    _BININT2: (2, _unsigned),
+    _BININT: (4, _signed),
+    _BINFLOAT: (8, _float),
+}
 
 
 def read_plain_pickle(path: Path) -> object:
@@ -98,10 +137,15 @@ def _run(data: bytes) -> object:
         elif op == _LONG_BINPUT:
             _put(memo, from_bytes(data[at : at + 4], "little"), stack[-1])
             at += 4
-        elif op == _BINUNICODE:
-            end = at + 4 + from_bytes(data[at : at + 4], "little")
-            stack.append(data[at + 4 : end].decode())
-            at = end
+        elif op in _SIZED:
+            width, decode = _SIZED[op]
+            start = at + width
+            at = start + from_bytes(data[at:start], "little")
+            stack.append(decode(data[start:at]))
+        elif op in _FIXED:
+            width, decode = _FIXED[op]
+            stack.append(decode(data[at : at + width]))
+            at += width
         elif op == _BINGET:
             stack.append(memo[data[at]])
             at += 1
@@ -110,48 +154,10 @@ def _run(data: bytes) -> object:
             at += 4
         elif op == _MEMOIZE:
             memo.append(stack[-1])
-        elif op == _SHORT_BINUNICODE:
-            end = at + 1 + data[at]
-            stack.append(data[at + 1 : end].decode())
-            at = end
-        elif op == _SHORT_BINSTRING:
-            end = at + 1 + data[at]
-            stack.append(_python2_text(data[at + 1 : end]))
-            at = end
-        elif op == _BINSTRING:
-            end = at + 4 + from_bytes(data[at : at + 4], "little")
-            stack.append(_python2_text(data[at + 4 : end]))
-            at = end
-        elif op == _BININT1:
-            stack.append(data[at])
-            at += 1
-        elif op == _BININT2:
-            stack.append(from_bytes(data[at : at + 2], "little"))
-            at += 2
-        elif op == _BININT:
-            stack.append(from_bytes(data[at : at + 4], "little", signed=True))
-            at += 4
-        elif op == _LONG1:
-            end = at + 1 + data[at]
-            stack.append(from_bytes(data[at + 1 : end], "little", signed=True))
-            at = end
-        elif op == _BINFLOAT:
-            stack.append(struct.unpack_from(">d", data, at)[0])
-            at += 8
         elif op == _MARK:
             marks.append(len(stack))
-        elif op == _APPEND:
-            item = stack.pop()
-            _extend(stack[-1], [item])
-        elif op == _APPENDS:
-            items = _pop_to_mark(stack, marks)
-            _extend(stack[-1], items)
-        elif op == _SETITEM:
-            item, key = stack.pop(), stack.pop()
-            _set_items(stack[-1], [key, item])
-        elif op == _SETITEMS:
-            items = _pop_to_mark(stack, marks)
-            _set_items(stack[-1], items)
+        elif op in _FILLING:
+            _fill(op, stack, marks)
         elif op in _CONSTANTS:
             stack.append(_CONSTANTS[op])
         elif op == _PROTO:
@@ -168,6 +174,22 @@ def _run(data: bytes) -> object:
                 raise _RefusedError(f"more than {MAX_CONTAINERS} containers")
             _push_container(op, stack, marks)
     raise _RefusedError(f"more than {MAX_OPCODES} opcodes")
+
+
+def _fill(op: int, stack: list[object], marks: list[int]) -> None:
+    """Puts what lies on top of the stack into the list or dict below it."""
+    if op == _APPEND:
+        item = stack.pop()
+        _extend(stack[-1], [item])
+    elif op == _APPENDS:
+        items = _pop_to_mark(stack, marks)
+        _extend(stack[-1], items)
+    elif op == _SETITEM:
+        item, key = stack.pop(), stack.pop()
+        _set_items(stack[-1], [key, item])
+    else:
+        items = _pop_to_mark(stack, marks)
+        _set_items(stack[-1], items)
 
 
 def _push_container(op: int, stack: list[object], marks: list[int]) -> None:
@@ -225,10 +247,3 @@ def _set_items(target: object, items: list[object]) -> None:
         if type(key) is not str:
             raise _RefusedError("a pickle with a dict key that is not text")
         target[key] = value
-
-
-def _python2_text(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
