@@ -8,7 +8,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -20,6 +19,7 @@ import pytest
 from lavt_edge.benchmarks.report import page, write_report
 from lavt_edge.benchmarks.report_charts import Axis, interval, place, spread, strip
 from lavt_edge.benchmarks.report_format import finite, ms, scaled, verdicts
+from lavt_edge.tests.browser import Browser
 from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
@@ -49,6 +49,25 @@ def make_side(name: str, median: float, precision: str | None, kind: str, seed: 
     }
 
 
+def fidelity_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "sentences": 200,
+            "mean_iou": 91.2 - drop,
+            "drop": drop,
+            "relative_error": drop / 50,
+            "pixel_agreement": 1 - drop / 100,
+            "iou_with_fp32": 100 - drop,
+            "overlays": [
+                {"case": i, "sentence": text, "pixel_agreement": 1 - drop / 9, "image_png_base64": picture(60 * i + 20)}
+                for i, text in enumerate(("the large red circle left of the small blue square", EVIL))
+            ],
+        }
+        for name, drop in (("fp32", 0.0), ("fp16", 0.01), ("int8", 0.42))
+    ]
+
+
 def example() -> dict[str, Any]:
     """A full run, as benchmarks/measure.py gives it."""
     names = ["patch embedding", "text"]
@@ -65,22 +84,6 @@ def example() -> dict[str, Any]:
     for part in parts:
         floor = max(part["macs"] / 2.1e11, part["bytes"] / 1.6e10)
         roofs.append({**part, "floor_seconds": floor, "seconds": 1.8 * floor, "efficiency": 1 / 1.8})
-    fidelity = [
-        {
-            "name": name,
-            "sentences": 200,
-            "mean_iou": 91.2 - drop,
-            "drop": drop,
-            "relative_error": drop / 50,
-            "pixel_agreement": 1 - drop / 100,
-            "iou_with_fp32": 100 - drop,
-            "overlays": [
-                {"case": i, "sentence": text, "pixel_agreement": 1 - drop / 9, "image_png_base64": picture(60 * i + 20)}
-                for i, text in enumerate(("the large red circle left of the small blue square", EVIL))
-            ],
-        }
-        for name, drop in (("fp32", 0.0), ("fp16", 0.01), ("int8", 0.42))
-    ]
     return {
         "format": 1,
         "machine": {
@@ -107,7 +110,7 @@ def example() -> dict[str, Any]:
             {"side": "bundle/segmenter.int8.onnx", "parts": other},
         ],
         "roofline": {"ceilings": ceilings, "parts": roofs},
-        "fidelity": fidelity,
+        "fidelity": fidelity_rows(),
         "sweeps": [
             {
                 "threads": 1,
@@ -294,85 +297,6 @@ class TestCharts:
 
     def test_a_range_is_never_empty(self) -> None:
         assert all(low < high for low, high in (spread([1.0]), spread([0.0]), spread([2.0, 2.0]), spread([1.0, 3.0])))
-
-
-class Browser:
-    """Headless Chromium, spoken to in its DevTools protocol over a pipe."""
-
-    def __init__(self, executable: str, profile: Path) -> None:
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-        command = [executable, *flags, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
-        # The protocol is spoken on descriptors 3 and 4.
-        shell = ["sh", "-c", 'exec 3<&0 4>&1; exec "$@" </dev/null >/dev/null', "sh", *command]
-        self._process = subprocess.Popen(
-            shell, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
-        )
-        self._left, self._count, self.events = b"", 0, list[dict[str, Any]]()
-        targets = self.call("Target.getTargets")["targetInfos"]
-        target = next(one["targetId"] for one in targets if one["type"] == "page")
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    _session: str | None = None
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._count += 1
-        message: dict[str, Any] = {"id": self._count, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self._count:
-                assert "error" not in answer, answer
-                return dict(answer["result"])
-            self.events.append(answer)
-
-    def _next(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        while b"\0" not in self._left:
-            data = self._process.stdout.read(1 << 16)
-            assert data, "the browser ended"
-            self._left += data
-        first, self._left = self._left.split(b"\0", 1)
-        return dict(json.loads(first))
-
-    def show(self, url: str, width: int, dark: bool = False) -> None:
-        """Loads a page at a width in pixels and waits for it."""
-        self.events.clear()
-        phone = width < 600
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=phone)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=url)
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events if "method" in event):
-            self.events.append(self._next())
-
-    def value(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
-
-    def screenshot(self) -> bytes:
-        """The whole page as a PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
-
-    def problems(self) -> list[dict[str, Any]]:
-        """Errors in the console, exceptions, and requests for anything but the page and what it holds itself."""
-        found = []
-        for event in self.events:
-            method, parameters = event.get("method", ""), event.get("params", {})
-            bad = method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-            if method == "Network.requestWillBeSent":
-                bad = not parameters["request"]["url"].startswith(("file:", "data:"))
-            if bad:
-                found.append(event)
-        return found
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.communicate(timeout=20)
 
 
 @pytest.fixture(scope="module")
