@@ -1,0 +1,266 @@
+"""README and docs are true: every command and all Python in them run, print what is shown, and name what exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from lavt_edge.errors import ExitCode
+from lavt_edge.runtime.manifest import CheckpointInfo, FileEntry, InputSpec, Manifest
+from lavt_edge.runtime.signature import segmenter_signature, text_signature
+from lavt_edge.tests.doc_blocks import PAGES, REASONS, ROOT, RUN, SHOWN, blocks, matches, prepare, promised, run
+from PIL import Image
+
+DOCS = ROOT / "docs"
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+Ran = Callable[[str], tuple[Path, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Ran:
+    """Runs a page's blocks, once, in order, in a folder of its own: that folder, and what each block printed."""
+    root = tmp_path_factory.mktemp("docs")
+    supposed = root / "supposed"
+    supposed.mkdir()
+    prepare(supposed, demo_bundle)
+    (supposed / "cache").rename(root / "cache")
+    done: dict[str, tuple[Path, list[str]]] = {}
+
+    def ran_page(name: str) -> tuple[Path, list[str]]:
+        if name not in done:
+            folder = root / name
+            subprocess.run(["cp", "-rl", supposed, folder], check=True)
+            if name == "README.md":  # which makes its bundles itself
+                for bundle in ("bundle", "demo-bundle"):
+                    (folder / bundle).rename(root / f"unused-{bundle}")
+            done[name] = folder, [run(block, folder) for block in BLOCKS if block.page.name == name and block.is_run]
+        return done[name]
+
+    return ran_page
+
+
+# the blocks
+
+
+def test_no_block_is_neither_run_nor_marked() -> None:
+    """Counts them; a mark gives a reason that is known, or the test that runs the block."""
+    assert not [b.place for b in BLOCKS if b.language not in (*RUN, *SHOWN)]
+    assert not [b.place for b in BLOCKS if b.reason is not None and b.reason not in REASONS]
+    executable = [b for b in BLOCKS if b.language in RUN]
+    assert not [block.place for block in executable if block.mark and block.is_run]
+    for block in executable:
+        if block.runner is not None:
+            test, words = block.runner
+            assert words in test.read_text(encoding="utf-8"), f"{block.place}: {test.name} has no {words!r}"
+    marked = Counter(block.mark for block in executable if not block.is_run)
+    print(f"\n{len(executable)} blocks: {len(executable) - marked.total()} run, {marked.total()} marked", dict(marked))
+    assert len(executable) - marked.total() > 30
+
+
+@pytest.mark.parametrize("page", [page.name for page in PAGES if any(b.is_run and b.page == page for b in BLOCKS)])
+def test_blocks_of(page: str, ran: Ran) -> None:
+    if page == "precision.md":
+        pytest.importorskip("modelopt", reason="ModelOpt needs Python 3.11 and x86-64")
+    if page == "README.md":
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX needs x86-64")
+    _, printed = ran(page)
+    run_blocks = [block for block in BLOCKS if block.page.name == page and block.is_run]
+    assert len(printed) == len(run_blocks)
+    for block, output in zip(run_blocks, printed, strict=True):
+        assert output.strip() or block.language == "python", f"{block.place} printed nothing"
+        said = promised(block)
+        assert not said or matches(said, output), f"{block.place} printed\n{output}"
+
+
+def test_demo_of_the_readme_is_as_good_as_it_says(ran: Ran) -> None:
+    folder, (made, *_) = ran("README.md")
+    assert min(Image.open(folder / "demo-output" / "sheet.png").size) > 400
+    found = re.search(r"\d+ sentences on 60 scenes: mean IoU (\d+\.\d\d)", made)
+    assert found
+    assert float(found[1]) > 75
+    assert "relative error" in made
+    assert (folder / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_masks_of_another_reader_are_those_of_the_runtime(ran: Ran) -> None:
+    folder, printed = ran("bundle.md")
+    mask = np.asarray(Image.open(folder / "mask.png"))
+    assert set(np.unique(mask)) == {0, 255}
+    assert printed[-1].strip() == "True"
+
+
+# what the pages say
+
+
+def test_generated_parts_are_what_the_generator_gives() -> None:
+    done = subprocess.run([sys.executable, DOCS / "generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_shows_the_measured_figures() -> None:
+    if not (DOCS / "benchmarks.json").is_file():
+        pytest.skip("docs/benchmarks.json is not there: make bench writes it")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("<!-- benchmarks: generated -->")[1].split("<!-- benchmarks: end -->")[0]
+    for model in json.loads((DOCS / "benchmarks.json").read_bytes())["models"]:
+        sides = {side["name"]: side["summary"]["median"] for side in model["sides"]}
+        for name in ("rewritten", "plain export"):
+            (row,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+            assert f" {1e3 * sides[name]:.1f} " in row
+
+
+def _slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name) if name else page
+        assert path.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(_slug, headings), f"{page.name}: {target}"
+
+
+def test_tests_and_files_that_the_pages_name_exist() -> None:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`(test_\w+)`", text):
+            assert f"def {name}(" in sources, f"{page.name}: {name}"
+        for name in re.findall(r"`((?:tests|export|runtime|calibration|benchmarks|reference|data)/\w+\.py)`", text):
+            assert (ROOT / name).is_file(), f"{page.name}: {name}"
+
+
+def test_bundle_page_names_every_key(ran: Ran) -> None:
+    """Of a bundle with all that the pages add: precisions, engines."""
+    page = (DOCS / "bundle.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w]+)`", page))
+    for kind in (Manifest, InputSpec, FileEntry, CheckpointInfo):
+        assert {one.name for one in fields(kind)} <= named
+    manifests = [json.loads((ran(name)[0] / folder / "lavt.json").read_bytes()) for name, folder in WITH_PRECISIONS]
+    assert {role for manifest in manifests for role in manifest["precisions"]} == {"fp16", "int8"}
+    assert any(manifest.get("engines") for manifest in manifests)
+    for manifest in manifests:
+        for section in ("precisions", "engines", "files"):
+            manifest[section] = [*manifest.get(section, {}).values()]
+        assert set(_keys(manifest)) <= named
+
+
+WITH_PRECISIONS = (("README.md", "demo-bundle"), ("calibration.md", "bundle"))
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """All keys but those within objects whose keys are names of nodes or types."""
+    if isinstance(value, dict):
+        yield from value
+        value = [one for key, one in value.items() if key not in ("islands", "layers", "products")]
+    for one in value if isinstance(value, list) else ():
+        yield from _keys(one)
+
+
+def test_bundle_page_gives_the_graphs_inputs_and_outputs() -> None:
+    page = (DOCS / "bundle.md").read_text(encoding="utf-8")
+    spec = InputSpec(height=480, width=480, batch=None, max_words=20, prompt_channels=100)
+    for signature in (text_signature(spec), segmenter_signature(spec)):
+        for tensor in (*signature.inputs, *signature.outputs):
+            assert re.search(rf"\| `{tensor.name}` \| {tensor.dtype} \|", page), tensor
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    table = page.split("## Exit codes")[1].split("```")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == sorted(ExitCode)
+
+
+def _messages() -> Iterator[re.Pattern[str]]:
+    """A pattern for each text in the package with enough of its own to be told by, holes for what it is filled with."""
+    for path in ROOT.rglob("*.py"):
+        if path.relative_to(ROOT).parts[0] in ("tests", "docs", "examples", ".venv", "build"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            literal = [part.value if isinstance(part, ast.Constant) else None for part in parts]
+            if all(one is None or isinstance(one, str) for one in literal) and len("".join(filter(None, literal))) > 14:
+                yield re.compile("".join(".*" if one is None else re.escape(one) for one in literal), re.DOTALL)
+
+
+def test_messages_that_cannot_be_provoked_here_are_in_the_code() -> None:
+    patterns = list(_messages())
+    shown = [block for block in BLOCKS if block.page.name == "troubleshooting.md" and block.language == "text"]
+    lines = [line for block in shown for line in block.text.splitlines()]
+    assert len(lines) > 12
+    for line in lines:
+        message = re.sub(r"^(error|warning|[\w.]+Error): ", "", line)
+        assert any(pattern.fullmatch(message) or pattern.fullmatch(line) for pattern in patterns), line
+
+
+# the house
+
+
+LEVELS = {"cli": 3, "benchmarks": 2, "export": 2, "calibration": 2, "demo": 2, "reference": 1, "data": 1}
+BELOW = ("runtime", "errors", "exits", "files", "lazy", "__init__")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The top-level parts of lavt_edge that a module imports from, its own among them."""
+    folder = ("lavt_edge", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = folder[: len(folder) - node.level + 1] if node.level else ()
+            parts = (*base, *(node.module or "").split("."))
+            if parts[0] == "lavt_edge":
+                names = [part for part in parts[1:] if part]
+                yield from names[:1] or [alias.name for alias in node.names if not alias.name.startswith("__")]
+
+
+def _part(name: str) -> str:
+    return "cli" if name.startswith("cli") else name
+
+
+def test_imports_point_one_way() -> None:
+    """cli -> benchmarks, export, calibration -> reference, data -> runtime, which imports none of them."""
+    checked = 0
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).parts
+        own = _part(parts[0].removesuffix(".py"))
+        if own not in LEVELS and own not in BELOW:
+            continue
+        for name in map(_part, _imports(path)):
+            assert name in LEVELS or name in BELOW, f"{path}: {name} has no level"
+            allowed = LEVELS.get(name, 0) <= LEVELS.get(own, 0)
+            assert allowed, f"{path.relative_to(ROOT)} imports {name}, which is above it"
+            checked += 1
+    assert checked > 300
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([0-3]) \| (.*) \|$", page, re.MULTILINE))
+    for name, level in {**LEVELS, "runtime": 0, "errors": 0, "files": 0, "exits": 0}.items():
+        assert re.search(rf"`{name}(/|\*?\.py)`", rows[str(level)]), f"architecture.md: level {level} lacks {name}"
+
+
+def test_citation_names_the_paper() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "version", "license"} <= cited.keys()
+    (paper,) = cited["references"]
+    assert paper["title"] == "LAVT: Language-Aware Vision Transformer for Referring Image Segmentation"
+    assert [f"{one['given-names']} {one['family-names']}" for one in paper["authors"]] == [
+        *("Zhao Yang", "Jiaqi Wang", "Yansong Tang", "Kai Chen", "Hengshuang Zhao", "Philip H.S. Torr")
+    ]
+    assert paper["identifiers"][0]["value"] == "arXiv:2112.02244"
