@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import venv
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -22,15 +25,21 @@ def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist, and the wheel that is built from it, as `python -m build` makes them."""
+    folder = tmp_path_factory.mktemp("distributions")
     # A copy without build/: what an earlier build left there would get into the wheel.
     source = folder / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "demo-output"))
-    built = run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, source)
+    built = run(sys.executable, "-m", "build", "--outdir", folder, source)
     assert built.returncode == 0, built.stderr
-    (path,) = folder.glob("*.whl")
-    return path
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(distributions: tuple[Path, Path]) -> Path:
+    return distributions[1]
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +65,36 @@ def test_wheel_holds_the_package_and_not_the_tests(wheel: Path) -> None:
     ):
         assert expected in names
     assert not [name for name in names if "/tests/" in name]
+
+
+def test_sdist_holds_what_building_testing_and_reading_need(distributions: tuple[Path, Path]) -> None:
+    with tarfile.open(distributions[0]) as archive:
+        names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    tracked = run("git", "ls-files", cwd=ROOT)
+    if tracked.returncode:
+        pytest.skip("no git checkout, whose files are compared with the sdist's")
+    wanted = {name for name in tracked.stdout.splitlines() if (ROOT / name).is_file() and not name.startswith(".")}
+    assert not wanted - names
+    assert not {name for name in names if "__pycache__" in name or name.startswith((".", "demo-output"))}
+
+
+def test_twine_finds_nothing(distributions: tuple[Path, Path]) -> None:
+    checked = run(sys.executable, "-m", "twine", "check", "--strict", *distributions)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stdout.count("PASSED") == 2
+
+
+def test_metadata_says_what_it_is(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = Parser().parsestr(archive.read(name).decode())
+        assert [one for one in archive.namelist() if one.endswith(("licenses/LICENSE", "licenses/NOTICE"))]
+    assert metadata["Name"] == "lavt-edge"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert wheel.name.endswith("-py3-none-any.whl")
+    needed = [line.split(";")[0] for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert {re.split("[^A-Za-z]", line)[0] for line in needed} == {"numpy", "Pillow", "tokenizers", "typer", "rich"}
 
 
 def test_runtime_imports_and_runs_where_torch_is_not(lean_python: Path, demo_bundle: Path, tmp_path: Path) -> None:
@@ -118,7 +157,8 @@ def test_mypy_finds_nothing(tmp_path: Path) -> None:
     # The repository root is the package, so mypy must meet it under the package's name.
     (tmp_path / "lavt_edge").symlink_to(ROOT)
     environment = {**os.environ, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
-    packages = ["benchmarks", "calibration", "data", "export", "reference", "runtime", "cli", "errors", "files", "demo"]
+    packages = ["benchmarks", "calibration", "data", "export", "reference", "runtime"]
+    packages += ["cli", "errors", "exits", "files", "demo"]
     targets = [part for name in packages for part in ("-p" if (ROOT / name).is_dir() else "-m", f"lavt_edge.{name}")]
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), *targets]
     result = run(*command, cwd=tmp_path, env=environment)
