@@ -31,6 +31,10 @@ SWIN: dict[str, SwinConfig] = {
 }
 
 
+MAX_WINDOW = 32  # a block's index grows with its fourth power; published models have 7 or 12
+_MOST_TEXT = {"vocab_size": 1_000_000, "num_layers": 48}
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """Sizes of the BERT encoder; the defaults are bert-base-uncased."""
@@ -41,6 +45,12 @@ class TextConfig:
     num_heads: int = 12
     intermediate_size: int = 3072
     max_positions: int = 512
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            most = _MOST_TEXT.get(name, 65_536)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"text.{name} is {value!r}; expected 1 to {most}")
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,10 @@ class LAVTConfig:
     def __post_init__(self) -> None:
         if self.swin not in SWIN:
             raise ValueError(f"swin is {self.swin!r}; expected one of {', '.join(SWIN)}")
-        if self.window < 2:
-            raise ValueError(f"window is {self.window}; expected 2 or more")
+        if not 2 <= self.window <= MAX_WINDOW:
+            raise ValueError(f"window is {self.window}; expected 2 to {MAX_WINDOW}")
+        if not 3 <= self.max_words <= 512:
+            raise ValueError(f"max_words is {self.max_words}; expected 3 to 512")
         if len(self.fusion_heads) != 4 or any(
             h < 1 or c % h for h, c in zip(self.fusion_heads, self.channels, strict=False)
         ):
@@ -74,6 +86,7 @@ class LAVTConfig:
 
     @property
     def backbone(self) -> SwinConfig:
+        """The sizes of the Swin backbone."""
         return SWIN[self.swin]
 
     @property
