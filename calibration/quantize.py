@@ -65,11 +65,15 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command prints: the manifest, the figures of the new graph, and for INT8 where it was placed."""
+    """What a command prints: the manifest, the figures of the new graph, and for INT8 where it was placed.
+
+    `total_macs` are the image graph's; `int8_share` is the part of them that INT8 has.
+    """
 
     manifest: Manifest
     precision: str
     figures: Figures
+    total_macs: int = 0
     int8_share: float = 0.0
     placement: Placement | None = None
 
@@ -127,6 +131,7 @@ def _calibration(bundle: Bundle, sample: Sample, change: Amendment, report: Repo
         with suppress(BundleError):  # one that is damaged is made again
             found = read_calibration(bundle.file("calibration", None))
     if found is not None and found.key == calibration_key(bundle, sample) and fits_graphs(bundle, found):
+        forget_state(bundle.root)  # left where a run was killed between keeping the record and this
         report("using the calibration that the bundle holds")
         return found
     report("calibrating")
@@ -240,7 +245,7 @@ def _int8(
         groups=[one.to_dict() for one in placement.ranking],
         islands={"segmenter": islands},
     )
-    return Outcome(change.commit(entries, _with_precision(name, about)), name, figures, share, placement)
+    return Outcome(change.commit(entries, _with_precision(name, about)), name, figures, total, share, placement)
 
 
 def quantized_graph(

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import repeat
 from types import TracebackType
 from typing import Any, overload
 
@@ -131,7 +132,7 @@ class Segmenter:
         A sentence of more tokens than the model reads is cut, with a TruncationWarning.
         Raises PromptError where it has no word.
         """
-        return self._encode(sentence, stacklevel=3)
+        return self._encode(sentence, self._open_backends()[0], stacklevel=3)
 
     @overload
     def segment(self, image: ImageLike, prompt: str | Prompt) -> Result: ...
@@ -161,10 +162,11 @@ class Segmenter:
             PromptError: a sentence has no word, a prompt comes from another bundle, or the list is empty.
         """
         several = isinstance(prompt, (list, tuple))
-        prompts = list(map(self._prompt, prompt if isinstance(prompt, (list, tuple)) else (prompt,)))
+        text, graph = self._open_backends()  # held to the end of this call, whatever is closed meanwhile
+        prompts = list(map(self._prompt, prompt if isinstance(prompt, (list, tuple)) else (prompt,), repeat(text)))
         if not prompts:
             raise PromptError("no sentence was given: give at least one")
-        results = self._results(self._prepare(image), prompts)
+        results = self._results(self._prepare(image), prompts, graph)
         return results if several else results[0]
 
     @overload
@@ -186,7 +188,8 @@ class Segmenter:
         Raises PromptError at once, ImageError at a frame.
         """
         several = isinstance(prompt, list)
-        prompts = list(map(self._prompt, prompt if isinstance(prompt, list) else (prompt,)))
+        text, _ = self._open_backends()
+        prompts = list(map(self._prompt, prompt if isinstance(prompt, list) else (prompt,), repeat(text)))
         if not prompts:
             raise PromptError("no sentence was given: give at least one")
         return self._stream(frames, prompts, several)
@@ -194,24 +197,20 @@ class Segmenter:
     def _stream(self, frames: Iterable[ImageLike], prompts: list[Prompt], several: bool) -> Generator[Any, None, None]:
         with closing(prepared_ahead(frames, self._prepare)) as images:
             for image in images:
-                results = self._results(image, prompts)
+                results = self._results(image, prompts, self._open_backends()[1])
                 yield results if several else results[0]
 
     def encode_graph(
         self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """The bare text graph: (B, max_words) twice to the prompt (B, max_words, prompt_channels); B as exported."""
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        (prompt,) = self._open_backends()[0].run(feeds, ["prompt"])
-        return prompt
+        return self._run_text(self._open_backends()[0], input_ids, attention_mask)
 
     def run_graph(
         self, image: npt.NDArray[np.uint8], prompt: npt.NDArray[np.float32], word_mask: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
         """The bare image graph: image (B, H, W, 3), prompt and mask to logits (B, 2, H, W); B and size as exported."""
-        feeds: dict[str, npt.NDArray[Any]] = {"image": image, "prompt": prompt, "word_mask": word_mask}
-        (logits,) = self._open_backends()[1].run(feeds, ["logits"])
-        return logits
+        return self._run_image(self._open_backends()[1], image, prompt, word_mask)
 
     def close(self) -> None:
         """Let go of the graphs, the device's memory and the cached prompts; calls in other threads still finish first.
@@ -242,15 +241,30 @@ class Segmenter:
             raise BackendError("the segmenter is closed: load it again with Segmenter.load")
         return self._backends
 
-    def _prompt(self, prompt: str | Prompt) -> Prompt:
+    def _run_text(
+        self, backend: Backend, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        (prompt,) = backend.run({"input_ids": input_ids, "attention_mask": attention_mask}, ["prompt"])
+        return prompt
+
+    def _run_image(
+        self,
+        backend: Backend,
+        image: npt.NDArray[np.uint8],
+        prompt: npt.NDArray[np.float32],
+        word_mask: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.float32]:
+        (logits,) = backend.run({"image": image, "prompt": prompt, "word_mask": word_mask}, ["logits"])
+        return logits
+
+    def _prompt(self, prompt: str | Prompt, text: Backend) -> Prompt:
         if not isinstance(prompt, Prompt):
-            return self._encode(prompt, stacklevel=4)
+            return self._encode(prompt, text, stacklevel=4)
         if prompt.fingerprint != self._fingerprint:
             raise PromptError(f"the prompt {prompt.sentence[:60]!r} comes from another bundle: encode it with this one")
         return prompt
 
-    def _encode(self, sentence: str, stacklevel: int) -> Prompt:
-        self._open_backends()
+    def _encode(self, sentence: str, text: Backend, stacklevel: int) -> Prompt:
         input_ids, attention_mask, truncated = self._tokenizer.encode(sentence)
         if truncated:
             warnings.warn(
@@ -262,7 +276,7 @@ class Segmenter:
         def compute() -> Prompt:
             # Alone, also where the graph takes several: a prompt does not depend on what is encoded beside it.
             rows = self._spec.batch or 1
-            prompts = self.encode_graph(np.tile(input_ids, (rows, 1)), np.tile(attention_mask, (rows, 1)))
+            prompts = self._run_text(text, np.tile(input_ids, (rows, 1)), np.tile(attention_mask, (rows, 1)))
             word_mask = attention_mask.astype(np.float32)
             return Prompt(sentence, prompts[0].copy(), word_mask, truncated, self._fingerprint)
 
@@ -271,20 +285,22 @@ class Segmenter:
     def _prepare(self, image: ImageLike) -> PreparedImage:
         return prepare(image, *self.input_size)
 
-    def _results(self, image: PreparedImage, prompts: list[Prompt]) -> list[Result]:
+    def _results(self, image: PreparedImage, prompts: list[Prompt], graph: Backend) -> list[Result]:
         return [
             Result(*foreground(logits, image.height, image.width), sentence=one.sentence)
-            for one, logits in zip(prompts, self._logits(image.pixels, prompts), strict=True)
+            for one, logits in zip(prompts, self._logits(image.pixels, prompts, graph), strict=True)
         ]
 
-    def _logits(self, image: npt.NDArray[np.uint8], prompts: list[Prompt]) -> Iterator[npt.NDArray[np.float32]]:
+    def _logits(
+        self, image: npt.NDArray[np.uint8], prompts: list[Prompt], graph: Backend
+    ) -> Iterator[npt.NDArray[np.float32]]:
         """Logits (2, H, W) of each prompt on one image; one too small for a batch is filled with its last."""
-        limit = self._open_backends()[1].max_batch or _MAX_DYNAMIC_BATCH
+        limit = graph.max_batch or _MAX_DYNAMIC_BATCH
         size = self._spec.batch or min(limit, _MAX_DYNAMIC_BATCH)
         for start in range(0, len(prompts), size):
             part = prompts[start : start + size]
             rows = part + [part[-1]] * (size - len(part) if self._spec.batch else 0)
             stacked = self._stacked = stack(rows, self._stacked)
             images = image[None] if len(rows) == 1 else np.repeat(image[None], len(rows), axis=0)
-            logits = self.run_graph(images, stacked.prompt, stacked.word_mask)
+            logits = self._run_image(graph, images, stacked.prompt, stacked.word_mask)
             yield from logits[: len(part)]

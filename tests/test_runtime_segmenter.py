@@ -8,11 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from lavt_edge.errors import BackendError, BundleError, ImageError, PromptError
 from lavt_edge.runtime import Prompt, Result, Segmenter, TruncationWarning
+from lavt_edge.runtime.backend import Backend
 from lavt_edge.runtime.bundle import file_entry
 from lavt_edge.runtime.postprocess import foreground
 from lavt_edge.runtime.preprocess import resize
@@ -56,13 +58,13 @@ def single(bundles: dict[str, Path]) -> Segmenter:
 def text_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each run of a text graph."""
     runs: list[int] = []
-    original = Segmenter.encode_graph
+    original = Segmenter._run_text
 
-    def counted(self: Segmenter, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+    def counted(self: Segmenter, backend: Backend, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         runs.append(len(input_ids))
-        return original(self, input_ids, attention_mask)
+        return original(self, backend, input_ids, attention_mask)
 
-    monkeypatch.setattr(Segmenter, "encode_graph", counted)
+    monkeypatch.setattr(Segmenter, "_run_text", counted)
     return runs
 
 
@@ -121,8 +123,8 @@ def test_ten_sentences_run_in_batches(
 ) -> None:
     segmenter = Segmenter.load(bundles[name], device="cpu", threads=1)
     sizes: list[int] = []
-    original = segmenter.run_graph
-    monkeypatch.setattr(segmenter, "run_graph", lambda *feeds: (sizes.append(len(feeds[0])), original(*feeds))[1])
+    original = segmenter._run_image
+    monkeypatch.setattr(segmenter, "_run_image", lambda *feeds: (sizes.append(len(feeds[1])), original(*feeds))[1])
     segmenter.segment(photo(), [f"dog {index}" for index in range(10)])
     assert sizes == rows
 
@@ -253,14 +255,14 @@ def test_threads_get_what_one_thread_gets(bundles: dict[str, Path], name: str, t
 def test_a_cached_prompt_does_not_wait_for_another_sentence(single: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     single.encode("a dog")
     started, release = threading.Event(), threading.Event()
-    original = single.encode_graph
+    original = single._run_text
 
-    def slow(*feeds: np.ndarray) -> np.ndarray:
+    def slow(*feeds: Any) -> np.ndarray:
         started.set()
         assert release.wait(10)
         return original(*feeds)
 
-    monkeypatch.setattr(single, "encode_graph", slow)
+    monkeypatch.setattr(single, "_run_text", slow)
     with ThreadPoolExecutor(2) as pool:
         pending = pool.submit(single.encode, "a cat")
         assert started.wait(10)
@@ -303,6 +305,33 @@ def test_after_close_every_use_is_refused(single: Segmenter) -> None:
     for use in uses:
         with pytest.raises(BackendError, match="closed: load it again"):
             use()
+
+
+@pytest.mark.parametrize("graph", ["_run_text", "_run_image"])
+def test_a_call_that_is_under_way_when_another_thread_closes_still_finishes(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, graph: str
+) -> None:
+    """Before its first graph, and between the two batches of five sentences."""
+    wanted = Segmenter.load(bundles["three"], device="cpu", threads=1).segment(photo(), SENTENCES)
+    shared = Segmenter.load(bundles["three"], device="cpu", threads=1)
+    started, release = threading.Event(), threading.Event()
+    original = getattr(shared, graph)
+
+    def slow(*feeds: Any) -> np.ndarray:
+        started.set()
+        assert release.wait(10)
+        return original(*feeds)
+
+    monkeypatch.setattr(shared, graph, slow)
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(shared.segment, photo(), SENTENCES)
+        assert started.wait(10)
+        shared.close()
+        with pytest.raises(BackendError, match="closed"):
+            shared.encode("a dog")
+        release.set()
+        found = pending.result(timeout=10)
+    assert all(np.array_equal(a.probability, b.probability) for a, b in zip(found, wanted, strict=True))
 
 
 def test_a_graph_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_several_sentences_on_every_frame(segmenter: Segmenter) -> None:
 
 def test_the_next_frame_is_prepared_while_this_one_runs(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = [threading.Event() for _ in range(4)]
-    original = segmenter.run_graph
+    original = segmenter._run_image
     running: list[int] = []
 
     def frames() -> Iterator[np.ndarray]:
@@ -66,13 +67,13 @@ def test_the_next_frame_is_prepared_while_this_one_runs(segmenter: Segmenter, mo
             event.set()
             yield photo(0)
 
-    def run(*feeds: np.ndarray) -> np.ndarray:
+    def run(*feeds: Any) -> np.ndarray:
         running.append(len(running))
         if running[-1] < 2:
             assert taken[running[-1] + 2].wait(10), "the frame after the next was not prepared meanwhile"
         return original(*feeds)
 
-    monkeypatch.setattr(segmenter, "run_graph", run)
+    monkeypatch.setattr(segmenter, "_run_image", run)
     assert len(list(segmenter.stream(frames(), "a dog"))) == 4
 
 
