@@ -1,13 +1,14 @@
 """The roofline (Williams et al., CACM 52(4), 2009): how fast each part could run here, and how near it comes.
 
-Ceilings are measured on this machine through ONNX Runtime: a large matrix product in each precision, and a large copy.
+Ceilings are measured on this machine through ONNX Runtime: in each precision the better of a large matrix product and a
+large convolution, which have kernels of their own, and a large copy.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from .part_costs import PRECISIONS
 
-_SIZE = 1024  # of the product: its operands and result stay in a CPU's caches
+_SIZE = 960  # of the product: its operands and result stay in a CPU's caches; rows of 4096 bytes would share cache sets
+_CHANNELS, _SIDE = 512, 30  # of the convolution, 3x3
 _COPIED = 128 << 20  # bytes, beyond any cache
 _TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}
 _ROUNDS = 10
@@ -51,40 +53,67 @@ def measure_ceilings(precisions: Iterable[str] = PRECISIONS, threads: int | None
 
     Raises ValueError for an unknown precision.
     """
-    runs: dict[str, Callable[[], object]] = {}
+    runs: dict[tuple[str, int], Callable[[], object]] = {}  # by precision and MACs
+    map_shape = (1, _CHANNELS, _SIDE, _SIDE)
     for precision in precisions:
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r}: give some of {', '.join(PRECISIONS)}")
-        left = np.ones((_SIZE, _SIZE), helper.tensor_dtype_to_np_dtype(_TYPES[precision]))
-        runs[precision] = _runner(product_graph(precision, _SIZE), left, threads)
-    runs["copy"] = _runner(copy_graph(_COPIED // 4), np.ones(_COPIED // 4, np.float32), threads)
+        kind = helper.tensor_dtype_to_np_dtype(_TYPES[precision])
+        left, image = np.ones((_SIZE, _SIZE), kind), np.ones(map_shape, kind)
+        runs[precision, _SIZE**3] = _runner(product_graph(precision, _SIZE), left, threads)
+        macs = 9 * _CHANNELS * math.prod(map_shape)
+        runs[precision, macs] = _runner(convolution_graph(precision, map_shape), image, threads)
+    runs["copy", 0] = _runner(copy_graph(_COPIED // 4), np.ones(_COPIED // 4, np.float32), threads)
     seconds = dict.fromkeys(runs, math.inf)
     for _ in range(_ROUNDS):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
             seconds[name] = min(seconds[name], time.perf_counter() - start)
-    moved = 2 * _COPIED / seconds.pop("copy")
-    return Ceilings({name: _SIZE**3 / least for name, least in seconds.items()}, moved, threads)
+    moved = 2 * _COPIED / seconds.pop(("copy", 0))
+    rates: dict[str, float] = {}
+    for (precision, macs), least in seconds.items():
+        rates[precision] = max(rates.get(precision, 0.0), macs / least)
+    return Ceilings(rates, moved, threads)
 
 
 def product_graph(precision: str, size: int) -> onnx.ModelProto:
     """y = a w, both (size,size), w constant; INT8 as a bundle's graph for CPUs has it: Q/DQ of uint8 and int8."""
     weight = np.random.default_rng(0).integers(-127, 128, (size, size))
+    return _weighted_graph(precision, "MatMul", weight, (size, size), axis=1)
+
+
+def convolution_graph(precision: str, shape: Sequence[int]) -> onnx.ModelProto:
+    """y = a * w, 3x3 with padding, (1,C,H,W) to the same, w constant; INT8 as `product_graph`, also of the result."""
+    weight = np.random.default_rng(0).integers(-127, 128, (shape[1], shape[1], 3, 3))
+    return _weighted_graph(precision, "Conv", weight, shape, axis=0, pads=[1, 1, 1, 1])
+
+
+def _weighted_graph(
+    precision: str, operator: str, weight: npt.NDArray[np.int64], shape: Sequence[int], axis: int, **attributes: Any
+) -> onnx.ModelProto:
+    """An operator on `a` and a constant whose output channels lie along `axis`."""
     value = _TYPES[precision]
-    if precision == "int8":
-        constants = {"scale": np.float32(0.02), "zero": np.uint8(128), "w.int8": weight.astype(np.int8)}
-        constants |= {"w.scale": np.full(size, 0.01, np.float32), "w.zero": np.zeros(size, np.int8)}
-        nodes = [
-            helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["a.int8"]),
-            helper.make_node("DequantizeLinear", ["a.int8", "scale", "zero"], ["left"]),
-            helper.make_node("DequantizeLinear", ["w.int8", "w.scale", "w.zero"], ["right"], axis=1),
-            helper.make_node("MatMul", ["left", "right"], ["y"], name="product"),
-        ]
-    else:
+    if precision != "int8":
         constants = {"w": (weight / 127).astype(helper.tensor_dtype_to_np_dtype(value))}
-        nodes = [helper.make_node("MatMul", ["a", "w"], ["y"], name="product")]
-    return _model(nodes, value, [size, size], constants)
+        nodes = [helper.make_node(operator, ["a", "w"], ["y"], name="product", **attributes)]
+        return _model(nodes, value, shape, constants)
+    scales = {"w.scale": np.full(weight.shape[axis], 0.01, np.float32), "w.zero": np.zeros(weight.shape[axis], np.int8)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["a.int8"]),
+        helper.make_node("DequantizeLinear", ["a.int8", "scale", "zero"], ["left"]),
+        helper.make_node("DequantizeLinear", ["w.int8", "w.scale", "w.zero"], ["right"], axis=axis),
+    ]
+    if operator == "MatMul":
+        nodes.append(helper.make_node(operator, ["left", "right"], ["y"], name="product", **attributes))
+    else:  # ONNX Runtime computes a convolution in integers where its result is quantised
+        nodes += [
+            helper.make_node(operator, ["left", "right"], ["made"], name="product", **attributes),
+            helper.make_node("QuantizeLinear", ["made", "made.scale", "zero"], ["made.int8"]),
+            helper.make_node("DequantizeLinear", ["made.int8", "made.scale", "zero"], ["y"]),
+        ]
+    constants = {"scale": np.float32(0.02), "made.scale": np.float32(20), "zero": np.uint8(128), **scales}
+    return _model(nodes, value, shape, {**constants, "w.int8": weight.astype(np.int8)})
 
 
 def copy_graph(count: int) -> onnx.ModelProto:
@@ -92,7 +121,9 @@ def copy_graph(count: int) -> onnx.ModelProto:
     return _model([helper.make_node("Neg", ["a"], ["y"], name="copy")], TensorProto.FLOAT, [count], {})
 
 
-def _model(nodes: list[onnx.NodeProto], value: int, shape: list[int], constants: Mapping[str, Any]) -> onnx.ModelProto:
+def _model(
+    nodes: list[onnx.NodeProto], value: int, shape: Sequence[int], constants: Mapping[str, Any]
+) -> onnx.ModelProto:
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
     ends = [helper.make_tensor_value_info(name, value, shape) for name in ("a", "y")]
     graph = helper.make_graph(nodes, "ceiling", ends[:1], ends[1:], tensors)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
+from lavt_edge.benchmarks import roofline as roofline_module
 from lavt_edge.benchmarks.devices import DEVICES, Device, estimate, find_device
 from lavt_edge.benchmarks.part_costs import cost_rows
 from lavt_edge.benchmarks.roofline import (
     Ceilings,
+    convolution_graph,
     copy_graph,
     floor_seconds,
     measure_ceilings,
@@ -68,12 +73,44 @@ class TestRoofline:
         found, wanted = session.run(None, {"a": left})[0], left.astype(np.float64) @ weight
         assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.02
 
-    def test_int8_is_computed_in_integers(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("precision", ["fp32", "int8"])
+    def test_the_convolution_is_a_convolution(self, precision: str) -> None:
+        model = convolution_graph(precision, (1, 16, 5, 6))
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        image = np.random.default_rng(1).uniform(-2, 2, (1, 16, 5, 6)).astype("float32")
+        constants = {one.name: onnx.numpy_helper.to_array(one).astype(np.float64) for one in model.graph.initializer}
+        weight = constants["w"] if precision != "int8" else constants["w.int8"] * constants["w.scale"][0]
+        wanted = torch.nn.functional.conv2d(
+            torch.from_numpy(image).double(), torch.from_numpy(weight), padding=1
+        ).numpy()
+        found = session.run(None, {"a": image})[0]
+        step = 20.0 if precision == "int8" else 0.001  # of the result's own quantisation
+        assert found.shape == image.shape
+        assert abs(found - wanted).max() < step
+
+    def test_ceilings_are_the_better_of_product_and_convolution(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whichever of the two is made slow, the other's rate is the ceiling."""
+        made = roofline_module._runner
+
+        def slow_on(axes: int) -> float:
+            def runner(model: onnx.ModelProto, array: Any, threads: int | None) -> Callable[[], object]:
+                run = made(model, array, threads)
+                return (lambda: (time.sleep(0.2), run())) if array.ndim == axes else run
+
+            monkeypatch.setattr(roofline_module, "_runner", runner)
+            return measure_ceilings(["fp32"], threads=1).macs_per_second["fp32"]
+
+        slowest = 9 * 512 * 512 * 900 / 0.2
+        assert slow_on(2) > 1.5 * slowest
+        assert slow_on(4) > 1.5 * slowest
+
+    @pytest.mark.parametrize("graph", [product_graph("int8", 64), convolution_graph("int8", (1, 16, 8, 8))])
+    def test_int8_is_computed_in_integers(self, tmp_path: Path, graph: onnx.ModelProto) -> None:
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-        ort.InferenceSession(product_graph("int8", 64).SerializeToString(), options, ["CPUExecutionProvider"])
+        ort.InferenceSession(graph.SerializeToString(), options, ["CPUExecutionProvider"])
         operations = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
-        assert "MatMul" not in operations
+        assert not operations & {"MatMul", "Conv"}
         assert any("Integer" in one or "QLinear" in one for one in operations)
 
     def test_the_copy_touches_every_number(self) -> None:
