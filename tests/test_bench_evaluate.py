@@ -1,40 +1,27 @@
-"""`lavt-bench --dataset`: the paper's row of a bundle and of the reference, and runs that were stopped half-way."""
+"""`lavt-bench --dataset`: the figures of a bundle, its results file, and runs that were stopped half-way."""
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from lavt_edge.benchmarks import generated
 from lavt_edge.benchmarks.accuracy import ReferringMetrics
-from lavt_edge.benchmarks.evaluate import HEADER, Evaluation, evaluate
+from lavt_edge.benchmarks.evaluate import HEADER, evaluate
 from lavt_edge.benchmarks.predictors import BundlePredictor, load_bundle, object_masks
-from lavt_edge.benchmarks.reference_predictor import ReferencePredictor, load_reference
 from lavt_edge.benchmarks.sentences import Split, open_split
-from lavt_edge.data import RefCOCO
-from lavt_edge.data.shapes import KINDS, VOCABULARY
+from lavt_edge.data.shapes import KINDS
 from lavt_edge.data.shapes_write import write_refcoco
-from lavt_edge.errors import BackendError, DatasetError, LavtError
-from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
-from lavt_edge.runtime.tokenizer import SentenceTokenizer, build_tokenizer
-from lavt_edge.tests.runtime_bundle import HEIGHT, VOCAB, WIDTH, WORDS, expected_logits, expected_prompt, write_bundle
-from PIL import Image
+from lavt_edge.errors import BackendError, DatasetError
+from lavt_edge.tests.bench_results import MINI, counts_in, expected_counts, lines, mini, refusal, stop_after
+from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, write_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
-
-MINI = Path(__file__).parent / "data" / "refer_mini"
-Progress = Callable[[int, int], None]
 
 
 @pytest.fixture(scope="module")
@@ -50,44 +37,6 @@ def predictor(bundle: Path) -> BundlePredictor:
 @pytest.fixture(scope="module")
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_refcoco(tmp_path_factory.mktemp("data") / "shapes", seed=3, scenes={"val": 4})
-
-
-def mini(split: str = "test", **options: Any) -> Split:
-    return open_split("refcoco", split, data_root=MINI, **options)
-
-
-def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(np.uint8(255) * mask).resize((width, height), Image.Resampling.NEAREST)) == 255
-
-
-def expected_counts(root: Path, split: str) -> dict[int, tuple[int, int]]:
-    """(intersection, union) by sentence, from the fake model's arithmetic in numpy."""
-    tokenizer = SentenceTokenizer(build_tokenizer(VOCAB), WORDS)
-    counts = {}
-    for ref in RefCOCO(root, split=split):
-        image = np.asarray(ref.image.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR))
-        target = nearest(ref.mask, HEIGHT, WIDTH)
-        for sentence_id, text in zip(ref.sentence_ids, ref.sentences, strict=True):
-            ids, words, _ = tokenizer.encode(text)
-            mask = expected_logits(image, expected_prompt(ids, words), words.astype(np.float32)).argmax(0) == 1
-            counts[sentence_id] = (int((mask & target).sum()), int((mask | target).sum()))
-    return counts
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def counts_in(path: Path) -> dict[int, tuple[int, int]]:
-    return {line["sentence_id"]: (line["intersection"], line["union"]) for line in lines(path)[1:]}
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(LavtError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize("split", ["val", "test", "testB"])
@@ -135,14 +84,6 @@ def test_batches_of_any_size_give_the_same_figures(
 
 def test_a_batch_size_that_the_bundle_does_not_take_is_refused(bundle: Path) -> None:
     assert "exported for batches of 1, not 2" in refusal(lambda: load_bundle(bundle, batch_size=2))
-
-
-def stop_after(count: int) -> Progress:
-    def progress(done: int, total: int) -> None:
-        if done == count:
-            raise KeyboardInterrupt
-
-    return progress
 
 
 @pytest.mark.parametrize("batch", [1, 4, None])
@@ -380,171 +321,3 @@ def test_a_missing_image_is_named_and_what_was_done_is_kept(predictor: BundlePre
     assert len(lines(path)) == 4
     evaluate(predictor, split, path)
     assert counts_in(path) == expected_counts(MINI, "val")
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(generated, "DEFAULT_SCENES", {"train": 3, "val": 2, "testA": 1, "testB": 1})
-    return tmp_path / "cache" / "lavt-edge"
-
-
-def test_generated_data_is_written_once_and_reused(cache: Path) -> None:
-    written: list[tuple[int, int]] = []
-    first = open_split("shapes", "val", progress=lambda done, total: written.append((done, total)))
-    assert written == [(1, 2), (2, 2)]
-    (folder,) = cache.iterdir()
-    assert folder.name == f"shapes-{generated.generator_version()}-seed0-val"
-    again = open_split("shapes", "val", progress=lambda done, total: pytest.fail("written twice"))
-    assert again.describe() == first.describe()
-    assert {one.target.image_id for one in open_split("shapes", "test").sentences} == {
-        one.target.image_id for split in ("testA", "testB") for one in open_split("shapes", split).sentences
-    }
-
-
-def test_generated_data_is_made_anew_when_the_generator_changes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_split("shapes", "val")
-    monkeypatch.setattr(generated, "__version__", "another")
-    open_split("shapes", "val")
-    assert len(list(cache.iterdir())) == 2
-
-
-def test_generated_data_that_was_not_finished_leaves_nothing(cache: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        open_split("shapes", "val", progress=stop_after(1))
-    assert list(cache.iterdir()) == []
-    open_split("shapes", "val")
-
-
-def test_two_first_runs_at_once_share_the_generated_data(cache: Path) -> None:
-    """The second finishes while the first still writes."""
-
-    def progress(done: int, total: int) -> None:
-        if done == 1:
-            open_split("shapes", "val")
-
-    assert open_split("shapes", "val", progress=progress).sentences
-    assert len(list(cache.iterdir())) == 1
-
-
-def test_a_cache_that_cannot_be_written_says_what_to_do(cache: Path) -> None:
-    cache.parent.touch()
-    assert "set XDG_CACHE_HOME" in refusal(lambda: open_split("shapes", "val"))
-
-
-def test_the_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch) -> None:
-    for ignored in ("", "relative"):
-        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert generated.cache_folder() == Path.home() / ".cache" / "lavt-edge"
-
-
-@pytest.fixture(scope="module")
-def small_lavt() -> LAVT:
-    torch.manual_seed(0)
-    text = TextConfig(len(VOCABULARY), 32, num_layers=1, num_heads=2, intermediate_size=32, max_positions=20)
-    model = LAVT(LAVTConfig(swin="demo", window=4, text=text, variant="lavt_one")).eval()
-    with torch.no_grad():  # an untrained model's masks are nearly empty
-        model.classifier.conv1_1.bias.zero_()
-        model.classifier.conv1_1.weight.mul_(10)
-    return model
-
-
-def test_the_reference_gives_what_the_model_itself_computes(
-    small_lavt: LAVT, shapes_root: Path, tmp_path: Path
-) -> None:
-    split = open_split("shapes", "val", data_root=shapes_root)
-    predictors = [
-        ReferencePredictor(small_lavt, VOCABULARY, (64, 80), checkpoint="0" * 64, batch=batch) for batch in (1, 3)
-    ]
-    found: list[Evaluation] = [evaluate(one, split, tmp_path / f"{one.batch}.jsonl", limit=8) for one in predictors]
-    tokenizer = build_tokenizer(VOCABULARY)
-    expected = {}
-    for one in split.sentences[:8]:
-        resized = one.target.image.resize((80, 64), Image.Resampling.BILINEAR)
-        pixels = (np.asarray(resized) / 255.0 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-        ids = tokenizer.encode(one.text).ids
-        padding = [0] * (20 - len(ids))
-        with torch.inference_mode():
-            logits = small_lavt(
-                torch.tensor(pixels.transpose(2, 0, 1)[None], dtype=torch.float32),
-                torch.tensor([ids + padding]),
-                torch.tensor([[1] * len(ids) + padding]),
-            )
-        mask = logits[0].argmax(0).numpy() == 1
-        target = nearest(one.target.mask, 64, 80)
-        expected[one.sentence_id] = (int((mask & target).sum()), int((mask | target).sum()))
-    assert len({union for _, union in expected.values()}) > 2
-    for name in ("1.jsonl", "3.jsonl"):
-        for sentence_id, (intersection, union) in counts_in(tmp_path / name).items():
-            # A pixel on the border of the classes may fall to either side in float32.
-            assert intersection == pytest.approx(expected[sentence_id][0], abs=2)
-            assert union == pytest.approx(expected[sentence_id][1], abs=2)
-    assert found[0].figures["mean_iou"] == pytest.approx(found[1].figures["mean_iou"], abs=0.05)
-    assert lines(tmp_path / "1.jsonl")[0]["model"]["runtime"] == "pytorch cpu"
-
-
-def test_pytorch_and_the_bundle_give_the_same_row(demo_bundle: Path, shapes_root: Path, tmp_path: Path) -> None:
-    split = open_split("shapes", "val", data_root=shapes_root)
-    predictors = (load_bundle(demo_bundle, device="cpu", threads=1), load_reference("demo", device="cpu"))
-    on_runtime, in_pytorch = (evaluate(one, split, tmp_path / one.name, limit=24).figures for one in predictors)
-    assert on_runtime["sentences"] == 24
-    assert on_runtime == pytest.approx(in_pytorch, abs=0.05)
-
-
-def bench(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("lavt-bench"), *arguments]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache")}
-    return subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-def test_the_command_ends_with_the_row_and_the_published_ones(bundle: Path, tmp_path: Path) -> None:
-    command = ("--engine", bundle / "segmenter.onnx", "--dataset", "refcoco", "--data-root", MINI, "--device", "cpu")
-    done = bench(*command, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    results = tmp_path / "small.fp32.refcoco-unc.val.jsonl"
-    metrics = ReferringMetrics()
-    for counts in expected_counts(MINI, "val").values():
-        metrics.add(*counts)
-    figures = [f"{value:.2f}" for value in metrics.compute().values()][1:]
-    (row,) = [line for line in done.stdout.splitlines() if " all " in line]
-    assert row.split() == ["all", "5", *figures]
-    assert "paper, lavt_one base" in done.stdout
-    assert results.name in done.stdout
-    kept = results.read_bytes()
-    assert bench(*command, cwd=tmp_path).stdout == done.stdout
-    assert results.read_bytes() == kept
-
-    control = bench(*command, "--split", "test", "--swap", cwd=tmp_path)
-    assert "with the words of another object" in control.stdout
-    assert (tmp_path / "small.fp32.refcoco-unc.test.swapped.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ((), "--engine is missing"),
-        (("--checkpoint", "demo"), "--checkpoint measures accuracy; name a data set with --dataset"),
-        (("--engine", "x", "--limit", "3"), "--limit measures accuracy"),
-        (("--dataset", "shapes", "--rounds", "3"), "--rounds measures latency"),
-        (("--engine", "x", "--dataset", "shapes", "--image-size", "96"), "--image-size is for a checkpoint"),
-        (("--engine", "x", "--checkpoint", "y", "--dataset", "shapes"), "--checkpoint is for a checkpoint"),
-        (("--engine", "x", "--dataset", "refcoco"), "refcoco needs --data-root"),
-        (("--engine", "x", "--dataset", "refcoco", "--data-root", str(MINI)), "no such bundle: x"),
-        (("--checkpoint", "x.pth", "--dataset", "refcoco", "--data-root", str(MINI)), "x.pth: no such file"),
-        (("--dataset", "refcoco", "--data-root", str(MINI), "--image-size", "big"), "--image-size 'big'"),
-    ],
-)
-def test_a_wrong_combination_ends_in_one_line(
-    options: tuple[str, ...], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    from lavt_edge.cli import bench_main
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lavt-bench", *options])
-    with pytest.raises(SystemExit) as caught:
-        bench_main()
-    assert caught.value.code == 1
-    shown = capsys.readouterr()
-    assert shown.err.count("\n") == 1
-    assert named in shown.err
-    assert list(tmp_path.iterdir()) == []

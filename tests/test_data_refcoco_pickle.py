@@ -1,8 +1,6 @@
 """Pickles that call, import, allocate or are damaged: refused with the project's own error, and nothing is run."""
 
-import builtins
 import codecs
-import json
 import os
 import pickle
 import resource
@@ -11,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,70 +18,18 @@ from hypothesis import strategies as st
 from lavt_edge.data import RefCOCO
 from lavt_edge.data.safe_pickle import MAX_BYTES, read_plain_pickle
 from lavt_edge.errors import DatasetError
+from lavt_edge.tests.hostile_pickles import BOMBS, FLAG, PAYLOADS, Executed, Payload, nothing_runs, pickled
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
 
 MINI = Path(__file__).parent / "data" / "refer_mini"
 REFS = (MINI / "refcoco" / "refs(unc).p").read_bytes()
-INSTANCES = (MINI / "refcoco" / "instances.json").read_bytes()
-FLAG = "LAVT_TEST_PAYLOAD_RAN"
-
-
-class Payload:
-    """Sets an environment variable when a real unpickler meets it."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.putenv, (FLAG, "1")
-
-
-class Executed:
-    """Runs source code when a real unpickler meets it."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return builtins.exec, (f"import os; os.environ['{FLAG}'] = '1'",)
-
-
-EXEC_SOURCE = f"import os; os.environ['{FLAG}'] = '1'".encode()
-PAYLOADS = [
-    b"cbuiltins\nexec\n(U" + bytes([len(EXEC_SOURCE)]) + EXEC_SOURCE + b"tR",
-    b"(ibuiltins\nexec\n",
-    b"(cbuiltins\nexec\nU" + bytes([len(EXEC_SOURCE)]) + EXEC_SOURCE + b"o",
-    b"\x8c\x08builtins\x8c\x04exec\x93\x8c" + bytes([len(EXEC_SOURCE)]) + EXEC_SOURCE + b"\x85R",
-    b"Ppersistent\n",
-    b"U\x01aQ",
-    b"\x82\x01",
-    b"\x83\x01\x00",
-    b"\x84\x01\x00\x00\x00",
-    b"}}b",
-    b"ccollections\nOrderedDict\n)\x81",
-    b"\x97",
-    b"\x98",
-]
-BOMBS = [
-    b"X\xff\xff\xff\xff",  # 4 GB of text declared
-    b"T\xff\xff\xff\x7f",
-    b"\x8d" + struct.pack("<Q", 2**62),  # BINUNICODE8
-    b"\x8e" + struct.pack("<Q", 2**62),  # BINBYTES8
-    b"\x96" + struct.pack("<Q", 2**40),  # BYTEARRAY8, which pickle allocates before reading
-    b"\x8b\xff\xff\xff\x7f",  # LONG4
-    b"\x95" + struct.pack("<Q", 2**62),  # FRAME
-    b"]r\xff\xff\xff\x7f",  # a memo slot that pickle makes room for: 32 GB
-    b"]p999999999999\n",
-    b"I" + b"9" * 100_000 + b"\n",
-]
-
-
-def pickled(body: bytes) -> bytes:
-    return b"\x80\x02" + body + b"."
 
 
 @pytest.fixture(autouse=True)
-def nothing_ran() -> object:
-    os.environ.pop(FLAG, None)
-    yield
-    assert FLAG not in os.environ
-    probe = subprocess.run(["printenv", FLAG], capture_output=True, check=False)  # putenv does not show in os.environ
-    assert probe.returncode == 1
+def nothing_ran() -> Iterator[None]:
+    with nothing_runs():
+        yield
 
 
 @pytest.fixture
@@ -199,6 +146,32 @@ def test_declared_sizes_allocate_nothing(path: Path, bomb: bytes) -> None:
         tracemalloc.stop()
 
 
+def test_bombs_are_refused_in_a_process_that_has_no_memory_to_spare(tmp_path: Path) -> None:
+    names = []
+    for number, bomb in enumerate(BOMBS):
+        names.append(tmp_path / f"{number}.p")
+        names[-1].write_bytes(pickled(bomb))
+    code = (
+        "import sys, pathlib, lavt_edge.data.safe_pickle as s, lavt_edge.errors as e\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: s.read_plain_pickle(pathlib.Path(name))\n"
+        "    except e.DatasetError: print('refused')\n"
+    )
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, names)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert done.stdout.split() == ["refused"] * len(BOMBS), done.stderr
+
+
 def test_exponential_references_cost_their_file_only(path: Path) -> None:
     # Each list holds the one before ten times: 10**60 elements to whoever walks it, sixty lists in memory.
     body = b"]q\x00" + b"".join(
@@ -288,162 +261,3 @@ def test_a_directory_or_a_missing_file_is_refused(tmp_path: Path) -> None:
     for name in (tmp_path, tmp_path / "none"):
         with pytest.raises(DatasetError, match="cannot be read"):
             read_plain_pickle(name)
-
-
-# Mutated files: 1,600 of the refs and 600 crafted opcode streams, 600 of the annotations.
-
-POSITION = st.floats(0, 1, exclude_max=True)
-SNIPPETS = st.sampled_from(PAYLOADS + BOMBS) | st.binary(min_size=1, max_size=8)
-EDIT = st.tuples(
-    st.sampled_from(["replace", "insert", "delete", "cut", "repeat"]), POSITION, st.integers(1, 40), SNIPPETS
-)
-OPCODES = st.sampled_from([bytes([code]) for code in range(256)]) | st.sampled_from(
-    [
-        b"]",
-        b"}",
-        b"(",
-        b"e",
-        b"a",
-        b"s",
-        b"u",
-        b"K\x01",
-        b"U\x03raw",
-        b"q\x00",
-        b"h\x00",
-        b"\x94",
-        b"\x85",
-        b"t",
-        b"0",
-        b"N",
-    ]
-)
-
-
-def mutate(data: bytes, edits: list[tuple[str, float, int, bytes]]) -> bytes:
-    for kind, position, length, snippet in edits:
-        at = int(position * len(data))
-        if kind == "replace":
-            data = data[:at] + snippet + data[at + len(snippet) :]
-        elif kind == "insert":
-            data = data[:at] + snippet + data[at:]
-        elif kind == "delete":
-            data = data[:at] + data[at + length :]
-        elif kind == "cut":
-            data = data[:at]
-        else:
-            data = data[: at + length] + data[at:]
-    return data
-
-
-def open_and_use(root: Path) -> None:
-    """Opens the data set and uses what is in it; anything but the project's own error fails the test."""
-    try:
-        for split in ("val", "testA"):
-            for item in RefCOCO(root, split=split):
-                assert all(isinstance(sentence, str) for sentence in item.sentences)
-                assert item.mask.dtype == bool
-                assert item.image.mode == "RGB"
-    except DatasetError as error:
-        assert "\n" not in str(error)  # noqa: PT017
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(MINI, tmp_path_factory.mktemp("mutated") / "mini"))
-
-
-@pytest.fixture
-def whole(root: Path) -> Path:
-    (root / "refcoco" / "refs(unc).p").write_bytes(REFS)
-    (root / "refcoco" / "instances.json").write_bytes(INSTANCES)
-    return root
-
-
-MANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-
-
-@settings(MANY, max_examples=1600)
-@given(st.lists(EDIT, min_size=1, max_size=4))
-def test_mutated_refs_are_read_or_refused_and_run_nothing(
-    whole: Path, edits: list[tuple[str, float, int, bytes]]
-) -> None:
-    (whole / "refcoco" / "refs(unc).p").write_bytes(mutate(REFS, edits))
-    open_and_use(whole)
-    assert FLAG not in os.environ
-
-
-@settings(MANY, max_examples=600)
-@given(st.lists(OPCODES | SNIPPETS, max_size=30))
-def test_crafted_opcode_streams_are_read_or_refused_and_run_nothing(whole: Path, stream: list[bytes]) -> None:
-    (whole / "refcoco" / "refs(unc).p").write_bytes(pickled(b"".join(stream)))
-    open_and_use(whole)
-    assert FLAG not in os.environ
-
-
-JSON_SNIPPETS = st.sampled_from(
-    [
-        b"1e999",
-        b"NaN",
-        b"-Infinity",
-        b"null",
-        b"[[]]",
-        b'{"size":[9,9],"counts":"o"}',
-        b"[" * 20_000,
-        b"9" * 5_000,
-        b'"',
-        b"-1e8",
-    ]
-) | st.binary(min_size=1, max_size=3)
-JSON_EDIT = st.tuples(
-    st.sampled_from(["replace", "insert", "delete", "cut", "repeat"]), POSITION, st.integers(1, 40), JSON_SNIPPETS
-)
-
-
-@settings(MANY, max_examples=600)
-@given(st.lists(JSON_EDIT, min_size=1, max_size=3))
-def test_mutated_annotations_are_read_or_refused(whole: Path, edits: list[tuple[str, float, int, bytes]]) -> None:
-    (whole / "refcoco" / "instances.json").write_bytes(mutate(INSTANCES, edits))
-    open_and_use(whole)
-
-
-VALUES = st.sampled_from(
-    [None, -1, 0, 2**63, 1e308, float("nan"), "", "x", [], {}, [[]], [[1, 2, 3]], [[1e9] * 6], True]
-)
-
-
-@settings(MANY, max_examples=200)
-@given(st.sampled_from(["images", "annotations"]), st.integers(0, 9), st.data(), VALUES)
-def test_annotations_with_wrong_values_are_read_or_refused(
-    whole: Path, section: str, position: int, data: st.DataObject, value: object
-) -> None:
-    content = json.loads(INSTANCES)
-    record = content[section][position]
-    record[data.draw(st.sampled_from(sorted(record)))] = value
-    (whole / "refcoco" / "instances.json").write_text(json.dumps(content))
-    open_and_use(whole)
-
-
-def test_bombs_are_refused_in_a_process_that_has_no_memory_to_spare(tmp_path: Path) -> None:
-    names = []
-    for number, bomb in enumerate(BOMBS):
-        names.append(tmp_path / f"{number}.p")
-        names[-1].write_bytes(pickled(bomb))
-    code = (
-        "import sys, pathlib, lavt_edge.data.safe_pickle as s, lavt_edge.errors as e\n"
-        "for name in sys.argv[1:]:\n"
-        "    try: s.read_plain_pickle(pathlib.Path(name))\n"
-        "    except e.DatasetError: print('refused')\n"
-    )
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, names)],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=limit,
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
-    )
-    assert done.stdout.split() == ["refused"] * len(BOMBS), done.stderr

@@ -1,92 +1,40 @@
-"""Engines on a simulated device: results, memory, copies, graphs, threads, and which engine a bundle runs."""
+"""Engines on a simulated device: results, memory, copies, graphs and threads."""
 
 import gc
-import json
 import logging
-import shutil
 import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from lavt_edge.errors import BackendError, BundleError
-from lavt_edge.runtime import Segmenter, UnverifiedEngineWarning, graphs
+from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.runtime.tensorrt_backend import TensorRTBackend
 from lavt_edge.runtime.tensorrt_cuda import cuda_message, import_cuda_runtime
 from lavt_edge.runtime.tensorrt_engine import engine_record
 from lavt_edge.runtime.tensorrt_loading import load_engine
-from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, expected_logits, write_bundle
+from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, expected_logits
 from lavt_edge.tests.runtime_engines import add_engine
-from lavt_edge.tests.runtime_simulated_cuda import SimulatedCuda, SimulatedTensorRT, plan
+from lavt_edge.tests.runtime_machine import Machine, photo, pretend
+from lavt_edge.tests.runtime_machine import bundle as bundle
+from lavt_edge.tests.runtime_machine import free as free
+from lavt_edge.tests.runtime_machine import machine as machine
+from lavt_edge.tests.runtime_machine import pristine as pristine
+from lavt_edge.tests.runtime_simulated_cuda import SimulatedCuda, plan
 
 SENTENCES = ["the man in red", "a dog", "left zebra", "woman with an umbrella", "the big red bus on the right"]
-
-
-@dataclass
-class Machine:
-    """A simulated machine: what `import tensorrt` and cuda-python find there."""
-
-    cuda: SimulatedCuda
-    tensorrt: SimulatedTensorRT
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, version: str = "10.3.0", **device: Any) -> Machine:
-    cuda = SimulatedCuda(**device)
-    tensorrt = SimulatedTensorRT(cuda, version)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
-    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr(graphs, "cuda_device_count", lambda: 1)
-    return Machine(cuda, tensorrt)
-
-
-@pytest.fixture(params=["discrete", "integrated"])
-def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    made = pretend(monkeypatch, integrated=request.param == "integrated")
-    yield made
-    gc.collect()
-    assert not made.cuda.live
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("bundles")
-    return {"fixed": write_bundle(root / "fixed", 1), "free": write_bundle(root / "free", None)}
-
-
-@pytest.fixture
-def bundle(pristine: dict[str, Path], tmp_path: Path) -> Path:
-    return with_engines(pristine["fixed"], tmp_path)
-
-
-@pytest.fixture
-def free(pristine: dict[str, Path], tmp_path: Path) -> Path:
-    return with_engines(pristine["free"], tmp_path, max_batch=3)
-
-
-def with_engines(pristine: Path, folder: Path, max_batch: int = 1, **fields: Any) -> Path:
-    copy = Path(shutil.copytree(pristine, folder / "bundle"))
-    batch = json.loads((copy / "lavt.json").read_text())["input"]["batch"]
-    for role in ("segmenter", "text_encoder"):
-        add_engine(copy, f"{role}.fp16.engine", plan(role, batch, max_batch), max_batch=max_batch, **fields)
-    return copy
 
 
 def backend(bundle: Path, **options: Any) -> TensorRTBackend:
     opened = open_bundle(bundle)
     return load_engine(opened, engine_record(bundle, opened.manifest, "segmenter.fp16.engine"), **options)
-
-
-def photo(seed: int = 0, height: int = 60, width: int = 90) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def feeds(rows: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
@@ -395,110 +343,6 @@ def test_what_tensorrt_refuses_is_one_line_with_its_reason(machine: Machine, bun
     assert str(caught.value) == (
         f"TensorRT could not load segmenter.fp16.engine (the plan is damaged): lavt-export trt {bundle} --fp16"
     )
-
-
-def test_the_best_engine_is_verified_first_then_fp16(machine: Machine, bundle: Path) -> None:
-    for precision, verified in (("int8", True), ("fp32", True)):
-        add_engine(bundle, f"segmenter.{precision}.engine", plan("segmenter", 1), verified=verified)
-    assert Segmenter.load(bundle).precision == "fp16"
-    assert Segmenter.load(bundle, precision="int8").files == ("text_encoder.fp16.engine", "segmenter.int8.engine")
-    add_engine(bundle, "segmenter.fp16.engine", plan("segmenter", 1), verified=False)
-    assert Segmenter.load(bundle).precision == "int8"
-    add_engine(bundle, "segmenter.int8.engine", plan("segmenter", 1), compute_capability="8.6")
-    assert Segmenter.load(bundle).precision == "fp32"
-    assert Segmenter.load(bundle, device="cpu").runtime.startswith("ONNX Runtime")
-
-
-def test_an_unverified_engine_warns_each_time_and_names_the_caller(machine: Machine, bundle: Path) -> None:
-    add_engine(bundle, "segmenter.fp16.engine", plan("segmenter", 1), verified=False)
-    for path in (bundle, bundle / "segmenter.fp16.engine", bundle):
-        with pytest.warns(UnverifiedEngineWarning, match=r"segmenter\.fp16\.engine of .*masks may be wrong") as caught:
-            Segmenter.load(path)
-        assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
-    add_engine(bundle, "text_encoder.fp16.engine", plan("text_encoder", 1), verified=False)
-    with pytest.warns(UnverifiedEngineWarning, match="text_encoder.fp16.engine and segmenter.fp16.engine of"):
-        Segmenter.load(bundle)
-
-
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"version": "10.4.0"}, "was built with 10.3.0.0, lavt.json says 10.4.0"),
-        ({"flavor": "tensorrt_rtx", "version": "1.7.1"}, "is an engine of TensorRT, lavt.json says TensorRT for RTX"),
-        ({"gpu": "Other GPU"}, "was built for Other GPU (8.7), this machine has Simulated GPU (8.7)"),
-        ({"compute_capability": "8.6"}, "was built for Simulated GPU (8.6), this machine has Simulated GPU (8.7)"),
-        ({"onnx_sha256": "0" * 64}, "was built from another segmenter.onnx than the bundle has now"),
-        ({"max_batch": "1"}, "engines.segmenter.fp16.engine.max_batch is missing or malformed"),
-    ],
-)
-def test_a_bundle_whose_engine_does_not_fit_runs_on_onnx_runtime(
-    machine: Machine, bundle: Path, caplog: pytest.LogCaptureFixture, fields: dict[str, Any], reason: str
-) -> None:
-    path = add_engine(bundle, "segmenter.fp16.engine", plan("segmenter", 1), **fields)
-    with caplog.at_level(logging.WARNING, "lavt_edge"):
-        assert Segmenter.load(bundle, threads=1).runtime.startswith("ONNX Runtime")
-    messages = [record.message for record in caplog.records]
-    assert any(reason in message and f"lavt-export trt {bundle} --fp16" in message for message in messages)
-    with pytest.raises((BackendError, BundleError)) as caught:
-        Segmenter.load(path)
-    assert reason in str(caught.value)
-    assert str(caught.value).endswith(f"lavt-export trt {bundle} --fp16")
-    assert not machine.tensorrt.deserialised
-
-
-def test_an_engine_of_another_tensorrt(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
-    machine = pretend(monkeypatch, version="10.13.3")
-    with pytest.raises(
-        BackendError, match=r"built with TensorRT 10\.3\.0, this machine has TensorRT 10\.13\.3: lavt-export trt"
-    ):
-        Segmenter.load(bundle / "segmenter.fp16.engine")
-    add_engine(bundle, "segmenter.fp16.engine", plan("segmenter", 1), version_compatible=True)
-    assert Segmenter.load(bundle).runtime == "TensorRT 10.13.3"
-    rtx = plan("segmenter", 1, version="1.7.1")
-    rtx = b"vtrt" + rtx[4:16] + len(rtx).to_bytes(8, "little") + rtx[24:]
-    add_engine(bundle, "segmenter.fp16.engine", rtx, flavor="tensorrt_rtx", version="1.7.1")
-    with pytest.raises(BackendError, match=r"TensorRT for RTX 1\.7\.1, this machine has TensorRT 10\.13\.3"):
-        Segmenter.load(bundle / "segmenter.fp16.engine")
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendError, match="needs TensorRT for RTX: no TensorRT can be imported"):
-        Segmenter.load(bundle / "segmenter.fp16.engine")
-    assert len(machine.tensorrt.deserialised) == 1  # the version-compatible one
-
-
-def test_a_text_engine_that_does_not_fit_leaves_the_text_to_onnx_runtime(
-    machine: Machine, bundle: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    add_engine(bundle, "text_encoder.fp16.engine", plan("text_encoder", 1), compute_capability="7.2")
-    with caplog.at_level(logging.WARNING, "lavt_edge"):
-        engine = Segmenter.load(bundle, threads=1)
-    assert engine.files == ("text_encoder.onnx", "segmenter.fp16.engine")
-    assert "the text encoder runs on ONNX Runtime" in caplog.text
-    assert engine.segment(photo(), "a dog").mask.shape == (60, 90)
-
-
-def test_without_a_device_a_bundle_runs_on_onnx_runtime_and_its_engine_does_not(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    machine = pretend(monkeypatch)
-    monkeypatch.setattr(graphs, "cuda_device_count", lambda: 0)
-    with caplog.at_level(logging.INFO, "lavt_edge"):
-        assert Segmenter.load(bundle, threads=1).runtime.startswith("ONNX Runtime")
-    assert "no CUDA device was found" in caplog.text
-    machine.cuda.failing["cudaSetDevice"] = 35
-    with pytest.raises(BackendError, match="no usable CUDA device"):
-        Segmenter.load(bundle / "segmenter.fp16.engine")
-    with pytest.raises(BackendError, match="runs on a CUDA device, not on 'cpu'"):
-        Segmenter.load(bundle / "segmenter.fp16.engine", device="cpu")
-
-
-def test_only_the_image_graphs_engine_of_the_asked_precision_can_be_named(machine: Machine, bundle: Path) -> None:
-    with pytest.raises(BundleError, match="is the bundle's text_encoder, no image graph"):
-        Segmenter.load(bundle / "text_encoder.fp16.engine")
-    with pytest.raises(BundleError, match="is of precision fp16, not int8"):
-        Segmenter.load(bundle / "segmenter.fp16.engine", precision="int8")
-    shutil.copy(bundle / "segmenter.fp16.engine", bundle / "other.engine")
-    with pytest.raises(BundleError, match=r"is not listed in lavt\.json"):
-        Segmenter.load(bundle / "other.engine")
 
 
 def test_cuda_python_of_either_layout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from lavt_edge.errors import BackendError, BundleError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.cuda import cuda_device_count
 from lavt_edge.runtime.flavor import Flavor, find_flavor
-from lavt_edge.runtime.manifest import FileEntry
 from lavt_edge.runtime.tensorrt_backend import ask_rtx
 from lavt_edge.runtime.tensorrt_engine import (
-    CudaDevice,
-    EngineRecord,
     check_header,
-    device_misfit,
-    engine_record,
-    flavor_misfit,
-    preferred,
-    text_engine_for,
 )
-from lavt_edge.tests.runtime_bundle import image_graph, manifest_for, text_graph, write_bundle
+from lavt_edge.tests.engine_records import a_record
+from lavt_edge.tests.runtime_bundle import image_graph, text_graph, write_bundle
 from lavt_edge.tests.runtime_engines import add_engine, build
 from lavt_edge.tests.runtime_simulated_cuda import plan
 
 TARGETS = ("sm86", "sm89")
-ORIN = CudaDevice("Orin", "8.7", shares_memory=True)
 
 
 @pytest.fixture(scope="module")
@@ -83,25 +71,6 @@ def add_rtx(bundle: Path, data: bytes, rtx: Flavor, role: str = "segmenter", **f
     return add_engine(bundle, f"{role}.fp16.engine", data, **{**record, **fields})
 
 
-def a_record(**changes: Any) -> EngineRecord:
-    record = EngineRecord(
-        name="segmenter.fp16.engine",
-        role="segmenter",
-        precision="fp16",
-        flavor="tensorrt",
-        version="10.3.0",
-        gpu="Orin",
-        compute_capability="8.7",
-        targets=(),
-        max_batch=1,
-        version_compatible=False,
-        hardware_compatible=False,
-        verified=True,
-        rebuild="lavt-export trt bundle --fp16",
-    )
-    return replace(record, **changes)
-
-
 def test_the_header_of_real_engines(plans: dict[str, bytes], rtx: Flavor) -> None:
     record = a_record(flavor="tensorrt_rtx", version=rtx.version)
     for data in plans.values():
@@ -138,74 +107,6 @@ def test_a_later_major_may_have_another_magic_but_none_of_another_flavour() -> N
     check_header(b"what" + bytes(100), later, Path("x"))
     with pytest.raises(BundleError, match="is an engine of TensorRT for RTX"):
         check_header(b"vtrt" + bytes(100), later, Path("x"))
-
-
-@pytest.mark.parametrize(
-    ("built", "compatible", "running", "fits"),
-    [
-        ("10.3.0", False, "10.3.0", True),
-        ("10.3.0", False, "10.3.0.30", True),
-        ("10.3.0", False, "10.3.1", False),
-        ("10.3.0", False, "10.13.0", False),
-        ("10.3.0", True, "10.13.0", True),
-        ("10.13.0", True, "10.3.0", False),
-        ("10.3.0", True, "11.0.0", True),
-        ("11.1.0", True, "12.0.0", False),
-        ("10.3.0", True, "10.3.0", True),
-    ],
-)
-def test_versions(built: str, compatible: bool, running: str, fits: bool) -> None:
-    record = a_record(version=built, version_compatible=compatible)
-    misfit = flavor_misfit(record, "tensorrt", running)
-    assert (misfit is None) == fits
-    if misfit:
-        assert built in misfit
-        assert running in misfit
-    assert flavor_misfit(record, "tensorrt_rtx", built) is not None
-    assert (flavor_misfit(replace(record, flavor="tensorrt_rtx"), "tensorrt_rtx", running) is None) == (
-        fits and running.startswith(built)
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "device", "fits"),
-    [
-        ({}, ORIN, True),
-        ({"gpu": None}, ORIN, True),
-        ({"gpu": "AGX"}, ORIN, False),
-        ({"compute_capability": "8.6"}, ORIN, False),
-        ({"compute_capability": None}, ORIN, False),
-        ({"compute_capability": "8.6", "gpu": "A", "hardware_compatible": True}, ORIN, True),
-        ({"hardware_compatible": True}, CudaDevice("Xavier", "7.2", True), False),
-        ({"hardware_compatible": True}, CudaDevice("B", "12.0", False), True),
-        ({"flavor": "tensorrt_rtx", "targets": ("sm86", "sm87")}, ORIN, True),
-        ({"flavor": "tensorrt_rtx", "targets": ("sm86",)}, ORIN, False),
-        ({"flavor": "tensorrt_rtx", "targets": ("sm120",)}, CudaDevice("B", "12.0", False), True),
-        ({"flavor": "tensorrt_rtx", "compute_capability": None, "gpu": None}, ORIN, True),
-    ],
-)
-def test_devices(changes: dict[str, Any], device: CudaDevice, fits: bool) -> None:
-    misfit = device_misfit(a_record(**changes), device)
-    assert (misfit is None) == fits
-    assert misfit is None or f"{device.name} ({device.compute_capability})" in misfit
-
-
-def test_the_order_of_engines() -> None:
-    names = [(precision, verified) for verified in (False, True) for precision in ("fp32", "int8", "fp16", "fp8")]
-    records = [a_record(precision=precision, verified=verified) for precision, verified in names]
-    assert [(one.precision, one.verified) for one in preferred(records)] == [
-        (precision, verified) for verified in (True, False) for precision in ("fp16", "int8", "fp32", "fp8")
-    ]
-
-
-def test_the_text_engine_beside_an_image_engine() -> None:
-    texts = [a_record(role="text_encoder", precision=precision) for precision in ("fp32", "fp16")]
-    other = a_record(role="text_encoder", precision="int8", flavor="tensorrt_rtx")
-    for image, wanted in (("int8", "fp16"), ("fp16", "fp16"), ("fp32", "fp32")):
-        found = text_engine_for(a_record(precision=image), [other, *texts, a_record()])
-        assert found is not None
-        assert found.precision == wanted
-    assert text_engine_for(a_record(), [other, a_record()]) is None
 
 
 def test_a_real_engine_gets_as_far_as_the_device(bundle: Path) -> None:
@@ -363,59 +264,3 @@ def test_an_engine_file_must_be_within_the_bundle(bundle: Path, tmp_path: Path) 
     engine.symlink_to(tmp_path / "outside.engine")
     with pytest.raises(BundleError, match=r"is a link that leaves the bundle: lavt-export trt"):
         Segmenter.load(engine)
-
-
-FIELDS = ("role", "precision", "flavor", "version", "gpu", "compute_capability", "targets", "onnx_file", "onnx_sha256")
-FIELDS += ("max_batch", "version_compatible", "hardware_compatible", "verified")
-VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.lists(st.text(max_size=5))
-
-
-@settings(max_examples=300, deadline=None)
-@given(key=st.sampled_from(FIELDS), value=VALUES, remove=st.booleans())
-def test_any_altered_record_is_read_or_refused(key: str, value: Any, remove: bool) -> None:
-    sha = "a" * 64
-    manifest = manifest_for(
-        {
-            "segmenter.onnx": FileEntry("segmenter", sha, 1, "fp32"),
-            "segmenter.fp16.engine": FileEntry("engine", hashlib.sha256().hexdigest(), 0, "fp16"),
-        }
-    )
-    values = (
-        "segmenter",
-        "fp16",
-        "tensorrt",
-        "10.3.0",
-        "Orin",
-        "8.7",
-        [],
-        "segmenter.onnx",
-        sha,
-        1,
-        False,
-        False,
-        True,
-    )
-    record: dict[str, Any] = dict(zip(FIELDS, values, strict=True))
-    assert engine_record(
-        Path("b"), replace(manifest, engines={"segmenter.fp16.engine": record}), "segmenter.fp16.engine"
-    )
-    if remove:
-        del record[key]
-    else:
-        record[key] = value
-    problem = ""
-    try:
-        read = engine_record(
-            Path("b"), replace(manifest, engines={"segmenter.fp16.engine": record}), "segmenter.fp16.engine"
-        )
-    except BundleError as error:
-        problem = str(error)
-    if problem:
-        assert len(problem.splitlines()) == 1
-        assert problem.endswith("lavt-export trt b --fp16")
-        return
-    assert read.max_batch >= 1
-    assert read.role in ("segmenter", "text_encoder")
-    flavor_misfit(read, "tensorrt", "10.3.0")
-    device_misfit(read, ORIN)
-    check_header(plan("segmenter", 1, version="10.3.0"), replace(read, version="10.3.0", flavor="tensorrt"), Path("x"))

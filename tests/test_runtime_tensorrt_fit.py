@@ -1,0 +1,150 @@
+"""Whether an engine fits, from its record: TensorRT's release, the device, the order, and records that were altered."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lavt_edge.errors import BundleError
+from lavt_edge.runtime.manifest import FileEntry
+from lavt_edge.runtime.tensorrt_engine import (
+    CudaDevice,
+    check_header,
+    device_misfit,
+    engine_record,
+    flavor_misfit,
+    preferred,
+    text_engine_for,
+)
+from lavt_edge.tests.engine_records import ORIN, a_record
+from lavt_edge.tests.runtime_bundle import manifest_for
+from lavt_edge.tests.runtime_simulated_cuda import plan
+
+
+@pytest.mark.parametrize(
+    ("built", "compatible", "running", "fits"),
+    [
+        ("10.3.0", False, "10.3.0", True),
+        ("10.3.0", False, "10.3.0.30", True),
+        ("10.3.0", False, "10.3.1", False),
+        ("10.3.0", False, "10.13.0", False),
+        ("10.3.0", True, "10.13.0", True),
+        ("10.13.0", True, "10.3.0", False),
+        ("10.3.0", True, "11.0.0", True),
+        ("11.1.0", True, "12.0.0", False),
+        ("10.3.0", True, "10.3.0", True),
+    ],
+)
+def test_versions(built: str, compatible: bool, running: str, fits: bool) -> None:
+    record = a_record(version=built, version_compatible=compatible)
+    misfit = flavor_misfit(record, "tensorrt", running)
+    assert (misfit is None) == fits
+    if misfit:
+        assert built in misfit
+        assert running in misfit
+    assert flavor_misfit(record, "tensorrt_rtx", built) is not None
+    assert (flavor_misfit(replace(record, flavor="tensorrt_rtx"), "tensorrt_rtx", running) is None) == (
+        fits and running.startswith(built)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "fits"),
+    [
+        ({}, ORIN, True),
+        ({"gpu": None}, ORIN, True),
+        ({"gpu": "AGX"}, ORIN, False),
+        ({"compute_capability": "8.6"}, ORIN, False),
+        ({"compute_capability": None}, ORIN, False),
+        ({"compute_capability": "8.6", "gpu": "A", "hardware_compatible": True}, ORIN, True),
+        ({"hardware_compatible": True}, CudaDevice("Xavier", "7.2", True), False),
+        ({"hardware_compatible": True}, CudaDevice("B", "12.0", False), True),
+        ({"flavor": "tensorrt_rtx", "targets": ("sm86", "sm87")}, ORIN, True),
+        ({"flavor": "tensorrt_rtx", "targets": ("sm86",)}, ORIN, False),
+        ({"flavor": "tensorrt_rtx", "targets": ("sm120",)}, CudaDevice("B", "12.0", False), True),
+        ({"flavor": "tensorrt_rtx", "compute_capability": None, "gpu": None}, ORIN, True),
+    ],
+)
+def test_devices(changes: dict[str, Any], device: CudaDevice, fits: bool) -> None:
+    misfit = device_misfit(a_record(**changes), device)
+    assert (misfit is None) == fits
+    assert misfit is None or f"{device.name} ({device.compute_capability})" in misfit
+
+
+def test_the_order_of_engines() -> None:
+    names = [(precision, verified) for verified in (False, True) for precision in ("fp32", "int8", "fp16", "fp8")]
+    records = [a_record(precision=precision, verified=verified) for precision, verified in names]
+    assert [(one.precision, one.verified) for one in preferred(records)] == [
+        (precision, verified) for verified in (True, False) for precision in ("fp16", "int8", "fp32", "fp8")
+    ]
+
+
+def test_the_text_engine_beside_an_image_engine() -> None:
+    texts = [a_record(role="text_encoder", precision=precision) for precision in ("fp32", "fp16")]
+    other = a_record(role="text_encoder", precision="int8", flavor="tensorrt_rtx")
+    for image, wanted in (("int8", "fp16"), ("fp16", "fp16"), ("fp32", "fp32")):
+        found = text_engine_for(a_record(precision=image), [other, *texts, a_record()])
+        assert found is not None
+        assert found.precision == wanted
+    assert text_engine_for(a_record(), [other, a_record()]) is None
+
+
+FIELDS = ("role", "precision", "flavor", "version", "gpu", "compute_capability", "targets", "onnx_file", "onnx_sha256")
+FIELDS += ("max_batch", "version_compatible", "hardware_compatible", "verified")
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.lists(st.text(max_size=5))
+
+
+@settings(max_examples=300, deadline=None)
+@given(key=st.sampled_from(FIELDS), value=VALUES, remove=st.booleans())
+def test_any_altered_record_is_read_or_refused(key: str, value: Any, remove: bool) -> None:
+    sha = "a" * 64
+    manifest = manifest_for(
+        {
+            "segmenter.onnx": FileEntry("segmenter", sha, 1, "fp32"),
+            "segmenter.fp16.engine": FileEntry("engine", hashlib.sha256().hexdigest(), 0, "fp16"),
+        }
+    )
+    values = (
+        "segmenter",
+        "fp16",
+        "tensorrt",
+        "10.3.0",
+        "Orin",
+        "8.7",
+        [],
+        "segmenter.onnx",
+        sha,
+        1,
+        False,
+        False,
+        True,
+    )
+    record: dict[str, Any] = dict(zip(FIELDS, values, strict=True))
+    assert engine_record(
+        Path("b"), replace(manifest, engines={"segmenter.fp16.engine": record}), "segmenter.fp16.engine"
+    )
+    if remove:
+        del record[key]
+    else:
+        record[key] = value
+    problem = ""
+    try:
+        read = engine_record(
+            Path("b"), replace(manifest, engines={"segmenter.fp16.engine": record}), "segmenter.fp16.engine"
+        )
+    except BundleError as error:
+        problem = str(error)
+    if problem:
+        assert len(problem.splitlines()) == 1
+        assert problem.endswith("lavt-export trt b --fp16")
+        return
+    assert read.max_batch >= 1
+    assert read.role in ("segmenter", "text_encoder")
+    flavor_misfit(read, "tensorrt", "10.3.0")
+    device_misfit(read, ORIN)
+    check_header(plan("segmenter", 1, version="10.3.0"), replace(read, version="10.3.0", flavor="tensorrt"), Path("x"))
