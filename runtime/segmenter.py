@@ -47,9 +47,9 @@ class Result:
 class Segmenter:
     """Segments the object that a sentence refers to. Make one with `Segmenter.load`; safe to share between threads.
 
-        with Segmenter.load("bundle/") as segmenter:
+        with Segmenter.load("bundle") as segmenter:
             prompt = segmenter.encode("the man in red")
-            result = segmenter.segment(image, prompt)
+            result = segmenter.segment("photo.jpg", prompt)
 
     Attributes:
         manifest: what the bundle says about itself.
