@@ -1,0 +1,471 @@
+"""The examples are real: they run as a user would run them, and the camera's masks follow an object that moves."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from lavt_edge.runtime import Segmenter
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools.coco import COCO
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FRAMES = 40
+Run = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports an example, which finds its neighbours as it does when it is run."""
+    sys.path.insert(0, str(EXAMPLES))
+    before = set(sys.modules)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    sys.path.remove(str(EXAMPLES))
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(EXAMPLES)):
+            del sys.modules[name]
+
+
+def run(name: str, *arguments: str | Path, cwd: Path, text: str = "") -> Run:
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, input=text, capture_output=True, text=True, timeout=60)
+
+
+def refusal(done: Run) -> str:
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of each frame, from masks (n, H, W)."""
+    return (one & other).sum((1, 2)) / np.maximum((one | other).sum((1, 2)), 1)
+
+
+def frames_of(path: Path) -> NDArray[np.uint8]:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    capture.release()
+    return np.stack(frames).astype(np.uint8)
+
+
+def centres(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of each frame's mask, (n, 2) as x, y."""
+    return np.array([np.argwhere(mask).mean(0)[::-1] for mask in masks])
+
+
+@dataclass
+class Recorded:
+    """A generated clip, its sentences with the true masks, and what camera.py made of it."""
+
+    folder: Path
+    truth: dict[str, NDArray[np.bool_]]
+    done: Run = field(repr=False)
+
+    @property
+    def sentence(self) -> str:
+        return next(iter(self.truth))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Recorded:
+    folder = tmp_path_factory.mktemp("camera")
+    made = run("generate_clip.py", "clip.mp4", "--truth", "truth.npz", "--frames", str(FRAMES), cwd=folder)
+    assert made.returncode == 0, made.stderr
+    sentences = made.stdout.splitlines()
+    stored = np.load(folder / "truth.npz")
+    files = ("--output", "overlay.mp4", "--masks", "masks.npz", "--headless", "--device", "cpu")
+    done = run("camera.py", demo_bundle, "--source", "clip.mp4", "--text", sentences[0], *files, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return Recorded(folder, {sentence: stored[sentence] for sentence in sentences}, done)
+
+
+def test_the_masks_follow_the_object_that_moves(recorded: Recorded) -> None:
+    truth = recorded.truth[recorded.sentence]
+    masks = np.load(recorded.folder / "masks.npz")["masks"]
+    assert masks.shape == truth.shape == (FRAMES, 240, 320)
+    of_each = iou(masks, truth)
+    assert of_each.mean() > 0.70
+    assert of_each.min() > 0.50
+    # The object crosses more than half of the picture; where it is, the mask is, and a mask that stood still is not.
+    path, wanted = centres(masks), centres(truth)
+    assert np.ptp(wanted[:, 0]) > 160
+    assert np.abs(path - wanted).max() < 6
+    for still in (masks[0], masks[FRAMES // 2]):
+        assert iou(np.broadcast_to(still, truth.shape), truth).mean() < 0.3
+
+
+def test_the_video_shows_the_masks_where_the_object_is(recorded: Recorded) -> None:
+    truth = recorded.truth[recorded.sentence]
+    clip, shown = frames_of(recorded.folder / "clip.mp4"), frames_of(recorded.folder / "overlay.mp4")
+    assert len(shown) == len(clip) == FRAMES
+    assert shown.shape[2] == clip.shape[2] == 320
+    assert shown.shape[1] > clip.shape[1] == 240
+    # The tint takes green away and the outline is white; what is outside of the object stays as it was.
+    change = np.abs(shown[:, :240].astype(int) - clip.astype(int)).sum(-1) > 60
+    assert iou(change, truth).mean() > 0.70
+    assert change[~truth].mean() < 0.01
+    text = shown[:, 240:].astype(int).min(-1) > 150
+    assert text.sum((1, 2)).min() > 100, "a frame has no sentence and figures below it"
+    capture = cv2.VideoCapture(str(recorded.folder / "overlay.mp4"))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(25)
+    assert sorted(path.name for path in recorded.folder.iterdir()) == [
+        *("clip.mp4", "masks.npz", "overlay.mp4", "truth.npz")
+    ]
+
+
+def test_a_line_a_second_says_what_was_found_and_how_fast(recorded: Recorded) -> None:
+    lines = recorded.done.stdout.splitlines()
+    assert 1 <= len(lines) <= 30
+    for line in lines:
+        assert line.startswith(f"'{recorded.sentence}': ")
+        assert line.endswith(" fps, cpu fp32")
+        assert "ms, p90" in line
+
+
+def test_a_sentence_typed_while_it_runs_counts_from_then_on(recorded: Recorded, demo_bundle: Path) -> None:
+    first, second = list(recorded.truth)[:2]
+    arguments = [demo_bundle, "--source", "clip.mp4", "--text", first, "--masks", "two.npz", "--headless"]
+    command = [sys.executable, EXAMPLES / "camera.py", *arguments, "--device", "cpu"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [str(part) for part in command], cwd=recorded.folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        assert first in process.stdout.readline()  # the first frame is done
+        process.stdin.write(f"...\n \n{second}\n")
+        process.stdin.flush()
+        assert process.wait(60) == 0
+        problems = process.stderr.read().splitlines()
+    assert problems
+    assert all(line.startswith("warning: ") for line in problems)
+    stored = np.load(recorded.folder / "two.npz")
+    sentences = stored["sentences"].tolist()
+    change = sentences.index(second)
+    assert 0 < change < FRAMES - 5
+    assert sentences == [first] * change + [second] * (FRAMES - change)
+    for sentence, part in ((first, slice(change)), (second, slice(change, None))):
+        assert iou(stored["masks"][part], recorded.truth[sentence][part]).mean() > 0.70
+
+
+def test_a_window_takes_typed_sentences_and_escape(
+    recorded: Recorded,
+    demo_bundle: Path,
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    camera = example("camera")
+    first, second = list(recorded.truth)[:2]
+    shown: list[NDArray[np.uint8]] = []
+    keys = iter([*map(ord, f"{second}x"), 8, 13, -1, -1, 27])
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "namedWindow", lambda name: None)
+    monkeypatch.setattr(cv2, "imshow", lambda name, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: next(keys))
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: shown.append(np.empty(0, np.uint8)))
+    arguments = [str(demo_bundle), "--source", str(recorded.folder / "clip.mp4"), "--text", first, "--device", "cpu"]
+    masks = recorded.folder / "window"
+    camera.run(camera.parse([*arguments, "--masks", str(masks)]))
+
+    count = len(second) + 6
+    assert len(shown) == count + 1, "a picture for each key, and the window is closed"
+    assert shown[-1].size == 0
+    assert len({picture.shape for picture in shown[:-1]}) == 1, "the picture changes its size"
+    saved = np.stack([np.asarray(Image.open(path)) for path in sorted(masks.iterdir())])
+    assert len(saved) == count
+    entered = len(second) + 3  # the frame after Enter
+    for sentence, part in ((first, slice(0, entered)), (second, slice(entered, count))):
+        assert iou(saved[part], recorded.truth[sentence][part]).mean() > 0.70
+    assert not iou(saved[:entered], recorded.truth[second][:entered]).any()
+
+
+def test_live_sources_give_the_newest_frame_and_say_when_they_end(
+    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source_module = example("camera_source")
+    behind = 30
+
+    class Camera:
+        """Gives numbered frames as fast as they are taken, then none."""
+
+        taken = 0
+        released = False
+
+        def __init__(self, number: int) -> None:
+            assert number == 0
+
+        def isOpened(self) -> bool:  # noqa: N802
+            return True
+
+        def get(self, what: int) -> float:
+            return 0.0
+
+        def read(self) -> tuple[bool, NDArray[np.uint8] | None]:
+            Camera.taken += 1
+            return (True, np.full((2, 2, 3), Camera.taken, np.uint8)) if Camera.taken <= behind else (False, None)
+
+        def release(self) -> None:
+            Camera.released = True
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    source = source_module.Source("0")
+    assert source.live
+    assert source.fps == 30
+    source._thread.join(10)
+    with pytest.raises(source_module.SourceError, match="gives no more frames"):
+        list(source)
+    assert Camera.taken == behind + 1
+    source.close()
+    assert Camera.released
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--source", "none.mp4"), "no such video: none.mp4"),
+        (("--source", "text.mp4"), "cannot open it"),
+        (("--source", "videotestsrc ! appsink"), "without GStreamer"),
+        (("--source", "clip.mp4", "--output", "none/out.mp4"), "cannot write it"),
+        (("--source", "clip.mp4", "--text", ""), "the sentence is empty"),
+        (("--source", "clip.mp4", "--precision", "int8"), "int8"),
+    ],
+)
+def test_refusals_are_one_line(recorded: Recorded, demo_bundle: Path, arguments: tuple[str, ...], said: str) -> None:
+    if "GStreamer" in said and "GStreamer:                   YES" in cv2.getBuildInformation():
+        pytest.skip("this OpenCV has GStreamer")
+    (recorded.folder / "text.mp4").write_text("no video")
+    done = run("camera.py", demo_bundle, "--text", "a dog", "--headless", *arguments, cwd=recorded.folder)
+    (recorded.folder / "text.mp4").unlink()
+    assert said in refusal(done)
+
+
+@pytest.fixture(scope="module")
+def photos(recorded: Recorded, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three frames of the clip, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in (0, 13, 26):
+        cv2.imwrite(str(folder / f"{index:02d}.png"), frames_of(recorded.folder / "clip.mp4")[index])
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+def test_a_folder_becomes_a_coco_file(recorded: Recorded, demo_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    sentences = list(recorded.truth)[:2]
+    done = run("folder.py", demo_bundle, photos, *sentences, "--output", "masks.json", "--device", "cpu", cwd=tmp_path)
+    assert "broken.jpg cannot be read" in refusal(done)
+    assert [path.name for path in tmp_path.iterdir()] == ["masks.json"]
+
+    coco = COCO(str(tmp_path / "masks.json"))
+    assert [coco.imgs[number]["file_name"] for number in coco.getImgIds()] == ["00.png", "13.png", "26.png"]
+    assert [coco.cats[number]["name"] for number in coco.getCatIds()] == sentences
+    assert len(coco.anns) == 6
+    segmenter = Segmenter.load(demo_bundle, device="cpu")
+    for annotation in coco.anns.values():
+        name = coco.imgs[annotation["image_id"]]["file_name"]
+        sentence = coco.cats[annotation["category_id"]]["name"]
+        mask = coco.annToMask(annotation).astype(bool)
+        wanted = segmenter.segment(photos / name, sentence)
+        np.testing.assert_array_equal(mask, wanted.mask)
+        assert annotation["area"] == mask.sum()
+        x, y, width, height = annotation["bbox"]
+        assert mask[int(y) : int(y + height), int(x) : int(x + width)].sum() == mask.sum()
+        assert annotation["score"] == pytest.approx(wanted.probability[mask].mean(), abs=1e-3)
+        assert iou(mask[None], recorded.truth[sentence][int(name[:2])][None]) > 0.70
+
+
+def test_a_run_that_was_stopped_goes_on(
+    demo_bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+    example: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = example("folder")
+    output = tmp_path / "masks.json"
+    options = SimpleNamespace(
+        bundle=demo_bundle, images=photos, sentences=["the red circle"], output=output, device="cpu"
+    )
+    encode, segmented = folder.encode, []
+
+    def stopping(result: Any) -> dict[str, Any]:
+        if len(segmented) == 2:
+            raise KeyboardInterrupt
+        segmented.append(result)
+        return dict(encode(result))
+
+    monkeypatch.setattr(folder, "encode", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        folder.run(options)
+    assert not output.exists()
+    progress = tmp_path / "masks.json.progress"
+    with progress.open("a") as stream:
+        stream.write('{"file_name": "26.p')  # as a power cut leaves it
+
+    again: list[Any] = []
+    monkeypatch.setattr(folder, "encode", lambda result: again.append(result) or encode(result))
+    with pytest.raises(folder.LavtError, match="is of another"):
+        folder.run(SimpleNamespace(**{**vars(options), "sentences": ["the dog"]}))
+    assert folder.run(options) == 1  # broken.jpg
+    assert len(again) == 1
+    assert len(json.loads(output.read_text())["annotations"]) == 3
+    assert not progress.exists()
+
+
+def test_embed_is_ten_lines_and_says_where_the_object_is(
+    recorded: Recorded, demo_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    code = [line for line in (EXAMPLES / "embed.py").read_text().splitlines() if line.strip()]
+    assert len(code) <= 10
+    done = run("embed.py", demo_bundle, photos / "00.png", recorded.sentence, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mask = Segmenter.load(demo_bundle, device="auto").segment(photos / "00.png", recorded.sentence).mask
+    y, x = mask.nonzero()
+    expected = f"{recorded.sentence}: {len(x)} pixels, x {x.min()} to {x.max()}, y {y.min()} to {y.max()}\n"
+    assert done.stdout == expected
+
+
+@dataclass
+class ImageMessage:
+    """sensor_msgs/Image: the fields as they are defined there."""
+
+    header: Any = None
+    height: int = 0
+    width: int = 0
+    encoding: str = ""
+    is_bigendian: int = 0
+    step: int = 0
+    data: bytes | NDArray[np.uint8] = b""
+
+
+@dataclass
+class StringMessage:
+    data: str = ""
+
+
+MESSAGES = SimpleNamespace(Image=ImageMessage, String=StringMessage)
+
+
+def image_message(pixels: NDArray[Any], encoding: str, padding: int = 0, bigendian: int = 0) -> ImageMessage:
+    """As a camera driver fills it; `padding` bytes of 0xEE end each row."""
+    height, width = pixels.shape[:2]
+    rows = np.frombuffer(pixels.tobytes(), np.uint8).reshape(height, -1)
+    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xEE)
+    return ImageMessage("header", height, width, encoding, bigendian, rows.shape[1], rows.tobytes())
+
+
+class FakeNode:
+    """What SegmentNode uses of an rclpy node."""
+
+    def __init__(self) -> None:
+        self.callbacks: dict[str, Callable[[Any], None]] = {}
+        self.published: list[ImageMessage] = []
+        self.errors: list[str] = []
+
+    def create_publisher(self, kind: type, topic: str, qos: Any) -> SimpleNamespace:
+        assert (kind, topic) == (ImageMessage, "mask")
+        return SimpleNamespace(publish=self.published.append)
+
+    def create_subscription(self, kind: type, topic: str, callback: Callable[[Any], None], qos: Any) -> None:
+        assert kind is {"image": ImageMessage, "sentence": StringMessage}[topic]
+        self.callbacks[topic] = callback
+
+    def get_logger(self) -> SimpleNamespace:
+        return SimpleNamespace(info=lambda text: None, error=self.errors.append)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("as_array", [False, True], ids=["bytes", "array"])
+def test_ros_images_become_rgb_arrays(example: Callable[[str], ModuleType], padding: int, as_array: bool) -> None:
+    ros = example("ros2_node")
+    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    grey = rgb[:, :, 0]
+    wide = np.random.default_rng(1).integers(0, 65536, (5, 7), dtype=np.uint16)
+    grey_rgb = np.repeat(grey[:, :, None], 3, 2)
+    eight = np.round(wide * (255 / 65535)).astype(np.uint8)
+    cases = [
+        (image_message(rgb, "rgb8", padding), rgb),
+        (image_message(rgb[:, :, ::-1], "bgr8", padding), rgb),
+        (image_message(rgb, "rgb8", padding, bigendian=1), rgb),
+        (image_message(grey, "mono8", padding), grey_rgb),
+        (image_message(wide.astype("<u2"), "mono16", padding), np.repeat(eight[:, :, None], 3, 2)),
+        (image_message(wide.astype(">u2"), "mono16", padding, bigendian=1), np.repeat(eight[:, :, None], 3, 2)),
+    ]
+    for message, wanted in cases:
+        if as_array:  # rclpy gives array.array or numpy
+            message.data = np.frombuffer(message.data, np.uint8)
+        found = ros.image_to_array(message)
+        np.testing.assert_array_equal(found, wanted)
+        assert found.dtype == np.uint8
+        assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"encoding": "yuv422"},
+        {"step": 20},
+        {"data": b"\0" * 104},
+        {"height": 0},
+        {"width": 0, "step": 0, "data": b""},
+    ],
+    ids=lambda broken: next(iter(broken)),
+)
+def test_broken_ros_images_are_refused(example: Callable[[str], ModuleType], broken: dict[str, Any]) -> None:
+    ros = example("ros2_node")
+    message = image_message(np.zeros((5, 7, 3), np.uint8), "rgb8")
+    for name, value in broken.items():
+        setattr(message, name, value)
+    with pytest.raises(ValueError, match="not supported" if "encoding" in broken else "the image is broken"):
+        ros.image_to_array(message)
+
+
+def test_the_ros_node_publishes_the_mask_of_what_was_asked_for(
+    recorded: Recorded, demo_bundle: Path, photos: Path, example: Callable[[str], ModuleType]
+) -> None:
+    assert importlib.util.find_spec("rclpy") is None, "this test is for machines without ROS"
+    ros = example("ros2_node")
+    node = FakeNode()
+    pixels = np.asarray(Image.open(photos / "13.png"))
+    with Segmenter.load(demo_bundle, device="cpu") as segmenter:
+        ros.SegmentNode(node, segmenter, MESSAGES)
+        node.callbacks["image"](image_message(pixels, "rgb8"))
+        assert not node.published, "there is no sentence yet"
+        node.callbacks["sentence"](StringMessage(recorded.sentence))
+        node.callbacks["image"](image_message(pixels[:, :, ::-1], "bgr8", padding=3))
+        node.callbacks["sentence"](StringMessage(" "))
+        node.callbacks["image"](image_message(pixels, "yuv422"))
+        node.callbacks["image"](image_message(pixels, "rgb8"))
+    assert len(node.errors) == 2
+    assert "yuv422" in node.errors[1]
+    first, second = node.published
+    for message in (first, second):
+        assert (message.encoding, message.height, message.width, message.step) == ("mono8", 240, 320, 320)
+        assert message.header == "header"
+        mask = np.frombuffer(message.data, np.uint8).reshape(240, 320)
+        assert set(np.unique(mask)) == {0, 255}
+        assert iou(mask[None] == 255, recorded.truth[recorded.sentence][13][None]) > 0.70
+
+
+def test_the_ros_node_without_ros_says_so(tmp_path: Path) -> None:
+    assert "rclpy is not installed: source /opt/ros" in refusal(run("ros2_node.py", cwd=tmp_path))
