@@ -1,40 +1,36 @@
-"""The exported graphs: the published function on ONNX Runtime, static, clean, named, cheap, and whole or not at all."""
+"""The exported graphs: static, clean, named, cheap, and whole or not at all."""
 
 from __future__ import annotations
 
-import gc
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-import onnxruntime
 import onnxscript.optimizer
 import pytest
 import torch
 from lavt_edge.calibration.quantize import quantize_bundle
 from lavt_edge.errors import ExportError
 from lavt_edge.export import ExportOptions, export_bundle
-from lavt_edge.export.graph import export_graph, save_graph
+from lavt_edge.export.graph import save_graph
 from lavt_edge.export.image_model import ImageModel
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.text_model import TextModel
 from lavt_edge.export.words import prompt_channels
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.bundle import CheckpointInfo, Manifest, sha256_of
+from lavt_edge.runtime.bundle import Manifest, sha256_of
 from lavt_edge.tests.base_export import CommandRun
-from lavt_edge.tests.golden import NO_TEXT, Case, byte_patches, golden_lavt
-from onnx.utils import Extractor
+from lavt_edge.tests.export_graphs import CHECKPOINT, export_image, image_inputs, run_graph
+from lavt_edge.tests.golden import NO_TEXT, golden_lavt
 from polygraphy.backend.onnx import fold_constants
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,53 +44,12 @@ SMALL = LAVTConfig(
     text=TextConfig(hidden_size=24, num_layers=2, num_heads=2, intermediate_size=40, max_positions=20),
 )
 SIZE = (75, 102)  # pads patches, windows and merges
-CHECKPOINT = CheckpointInfo("golden.pth", "0" * 64)
 STEPS = ("exporting the text graph", "exporting the image graph", "checking against PyTorch", "writing the manifest")
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-def run_graph(model: onnx.ModelProto | Path, feed: Arrays) -> dict[str, npt.NDArray[Any]]:
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, dict(feed)), strict=True))
-
-
-def image_inputs(config: LAVTConfig, size: tuple[int, int], batch: int) -> dict[str, torch.Tensor]:
-    return {
-        "image": torch.zeros(batch, *size, 3, dtype=torch.uint8),
-        "prompt": torch.zeros(batch, 20, prompt_channels(config)),
-        "word_mask": torch.ones(batch, 20),
-    }
-
-
-def export_image(model: LAVT, path: Path, size: tuple[int, int], **options: Any) -> Path:
-    inputs = image_inputs(model.config, size, options.pop("batch", 2))
-    save_graph(export_graph(ImageModel(model, *size), inputs, ("logits", "mask"), **options), path)
-    return path
-
-
-def export_text(model: LAVT, path: Path, batch: int = 2, **options: Any) -> Path:
-    ids = torch.ones(batch, 20, dtype=torch.int64)
-    inputs = {"input_ids": ids, "attention_mask": ids.clone()}
-    save_graph(export_graph(TextModel(model), inputs, ("prompt",), **options), path)
-    return path
 
 
 @pytest.fixture(scope="module")
 def small_model() -> LAVT:
     return golden_lavt(SMALL)
-
-
-@pytest.fixture(scope="module")
-def one_tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole export of the golden `lavt_one` case, with a free batch."""
-    case = Case.load("one_tiny_w7_224")
-    folder = tmp_path_factory.mktemp("one_tiny") / "bundle"
-    export_bundle(golden_lavt(case.config), folder, CHECKPOINT, options=ExportOptions(case.size, batch=None))
-    gc.collect()
-    return folder
 
 
 # the command on an official file for base (the fixture `base` is in conftest.py)
@@ -169,67 +124,6 @@ def test_macs_of_each_kind_of_product() -> None:
     outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in ("conv", "relu", "gemm")]
     model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "products", inputs, outputs))
     assert count_macs(model) == {"conv": 6 * 5 * 4 * 2 * 9, "matmul": 5 * 2 * 4 * 3, "gemm": 2 * 3 * 8}
-
-
-# the golden cases on ONNX Runtime
-
-
-def cut(path: Path, inputs: list[str], output: list[str]) -> onnx.ModelProto:
-    """The part of a graph behind the named tensors."""
-    return Extractor(onnx.load(path)).extract_model(inputs, output)
-
-
-def run_golden(case: Case, text: Path, image: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Logits and mask of a bundle's graphs for a golden case.
-
-    Its image is of normalised numbers, where a bundle takes bytes: it enters behind the cast from bytes, as numbers
-    that the graph's own normalisation turns into the case's. Word features enter behind BERT.
-    """
-    mask = case.word_mask.numpy()
-    if case.config.variant == "lavt_one":
-        prompt = run_graph(text, {"input_ids": case.input_ids.numpy(), "attention_mask": mask})["prompt"]
-    else:
-        (words,) = (node.input[0] for node in onnx.load(text).graph.node if node.name == "prompt/Mul")
-        feed = {words: case.words.transpose(1, 2).numpy(), "attention_mask": mask}
-        prompt = run_graph(cut(text, list(feed), ["prompt"]), feed)["prompt"]
-    (patches,) = (node.input[0] for node in onnx.load(image).graph.node if node.name == "patch_embed.proj/MatMul")
-    feed = {patches: byte_patches(case.image), "prompt": prompt, "word_mask": mask.astype(np.float32)}
-    outputs = run_graph(cut(image, list(feed), ["logits", "mask"]), feed)
-    return outputs["logits"], outputs["mask"]
-
-
-@pytest.mark.parametrize("name", ["tiny_w7_224", "one_tiny_w7_224", "small_w12_heads_200x312", "base_w12_480"])
-def test_golden_case_on_onnx_runtime(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    case = Case.load(name)
-    if name == "base_w12_480":
-        bundle = request.getfixturevalue("base").bundle
-    elif name == "one_tiny_w7_224":
-        bundle = request.getfixturevalue("one_tiny_bundle")
-    else:
-        bundle, model, batch = tmp_path, golden_lavt(case.config), len(case.word_counts)
-        export_text(model, tmp_path / "text_encoder.onnx", batch)
-        export_image(model, tmp_path / "segmenter.onnx", case.size, batch=batch)
-    logits, mask = run_golden(case, bundle / "text_encoder.onnx", bundle / "segmenter.onnx")
-    assert logits.dtype == np.float32
-    error, agreement = case.compare(logits)
-    print(f"\n{name} on ONNX Runtime: relative error {error:.2e}, mask agreement {100 * agreement:.4f} %")
-    assert error <= case.float32_bound
-    assert agreement >= 0.9995
-    assert np.array_equal(mask, (logits[:, 1] > logits[:, 0]).astype(np.uint8))
-
-
-def test_whole_export_is_a_bundle_that_runs(one_tiny_bundle: Path) -> None:
-    manifest = Manifest.parse_json((one_tiny_bundle / "lavt.json").read_text())
-    assert sorted(path.name for path in one_tiny_bundle.iterdir()) == sorted([*manifest.files, "lavt.json"])
-    assert set(manifest.files) == {"tokenizer.json", "text_encoder.onnx", "segmenter.onnx"}
-    assert (manifest.input.height, manifest.input.width, manifest.input.batch) == (224, 224, None)
-    parity = manifest.parity["segmenter"]
-    assert parity["cases"] == 4
-    assert parity["relative_error"] <= 1e-3
-    assert parity["pixel_agreement"] > 0.999
-    with Segmenter.load(one_tiny_bundle, device="cpu") as segmenter:
-        result = segmenter.segment(np.zeros((50, 60, 3), np.uint8), "the man in red")
-    assert result.mask.shape == (50, 60)
 
 
 # the shape of the graphs
