@@ -1,14 +1,8 @@
-"""Official checkpoints load as they are; anything else is refused with one line, and nothing in it runs."""
+"""Official checkpoints load as they are; anything else is refused with one line."""
 
 from __future__ import annotations
 
-import argparse
-import builtins
-import functools
-import io
 import os
-import pickle
-import subprocess
 import sys
 import warnings
 import zipfile
@@ -21,51 +15,21 @@ import pytest
 import torch
 from lavt_edge import cli
 from lavt_edge.errors import CheckpointError
-from lavt_edge.reference import LAVT, LAVTConfig, TextConfig, load_checkpoint
+from lavt_edge.reference import LAVT, LAVTConfig, load_checkpoint
 from lavt_edge.tests.golden import golden_lavt, official_content
+from lavt_edge.tests.small_checkpoints import LATE_KEY, PROJECTION, SMALL, SMALL_APART, SMALL_TEXT, Call, refusal, saved
+from lavt_edge.tests.small_checkpoints import one as one  # a fixture
+from lavt_edge.tests.small_checkpoints import small_bert as small_bert  # a fixture
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL_TEXT = TextConfig(
-    vocab_size=60, hidden_size=24, num_layers=1, num_heads=2, intermediate_size=40, max_positions=20
-)
-SMALL = LAVTConfig(swin="demo", window=7, variant="lavt_one", text=SMALL_TEXT)
-SMALL_APART = LAVTConfig(swin="demo", window=7, variant="lavt", text=SMALL_TEXT)
-PROJECTION = "backbone.patch_embed.proj.weight"
-LATE_KEY = "backbone.layers.3.fusion.project_mm.0.bias"
 BIAS_TABLE = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
-
-
-@pytest.fixture
-def small_bert(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpoints hold BERT base; here one of a few kilobytes, everything else as it is."""
-    monkeypatch.setattr("lavt_edge.reference.checkpoint.LAVTConfig", functools.partial(LAVTConfig, text=SMALL_TEXT))
 
 
 @pytest.fixture(scope="module", params=[SMALL, SMALL_APART], ids=["lavt_one", "lavt"])
 def model(request: pytest.FixtureRequest) -> LAVT:
     return golden_lavt(request.param)
-
-
-@pytest.fixture(scope="module")
-def one() -> LAVT:
-    return golden_lavt(SMALL)
-
-
-def saved(path: Path, content: object, **options: Any) -> Path:
-    torch.save(content, path, **options)
-    return path
-
-
-def refusal(path: Path, **options: Any) -> str:
-    """The line with which a file is refused; it names the file."""
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path, **options)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    assert message.startswith(f"{path}: ")
-    return message.removeprefix(f"{path}: ")
 
 
 # what loads
@@ -335,85 +299,6 @@ def test_a_damaged_header_is_refused_or_harmless(one: LAVT, tmp_path: Path) -> N
     assert refused > 10
 
 
-# what would run
-
-
-class Call:
-    """Pickles as a call of `function`, which loading then makes."""
-
-    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return self.function, self.arguments
-
-
-class Built:
-    """Pickles as a plain object whose state is set by a call."""
-
-    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
-        self.call = Call(function, *arguments)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return argparse.Namespace, (), {"mha": self.call}
-
-
-def payloads(sentinel: Path) -> dict[str, object]:
-    """Objects that create `sentinel` when they are unpickled."""
-    touch = f"touch {sentinel}"
-    code = f"__import__('pathlib').Path({str(sentinel)!r}).touch()"
-    nested = io.BytesIO()
-    torch.save(Call(os.system, touch), nested, _use_new_zipfile_serialization=False)
-    return {
-        "os.system": Call(os.system, touch),
-        "eval": Call(builtins.eval, code),
-        "exec": Call(builtins.exec, code),
-        "Popen": Call(subprocess.check_call, ["touch", str(sentinel)]),
-        "partial": Call(functools.partial(os.system, touch)),
-        "inside Namespace": Built(os.system, touch),
-        "storage bytes": Call(torch.storage._load_from_bytes, nested.getvalue()),
-        "pickle in a pickle": Call(pickle.loads, pickle.dumps(Call(os.system, touch))),
-    }
-
-
-PAYLOADS = tuple(payloads(Path("unused")))
-PLACES: dict[str, Callable[[dict[str, Any], object], object]] = {
-    "the whole file": lambda content, payload: payload,
-    "args": lambda content, payload: {**content, "args": payload},
-    "args.mha": lambda content, payload: {**content, "args": argparse.Namespace(mha=payload)},
-    "optimizer": lambda content, payload: {**content, "optimizer": {"state": {0: {"step": payload}}}},
-    "model": lambda content, payload: {**content, "model": {**content["model"], PROJECTION: payload}},
-}
-WRITERS: dict[str, Callable[[Path, object], object]] = {
-    "zip": lambda path, content: torch.save(content, path),
-    "legacy": lambda path, content: torch.save(content, path, _use_new_zipfile_serialization=False),
-    "plain pickle": lambda path, content: path.write_bytes(pickle.dumps(content, protocol=2)),
-}
-
-
-@pytest.mark.parametrize("name", PAYLOADS)
-def test_the_payloads_are_real(tmp_path: Path, name: str) -> None:
-    """Loaded as torch once did by default, each of them does what the next test says does not happen."""
-    sentinel = tmp_path / "sentinel"
-    path = saved(tmp_path / "malicious.pth", {"model": payloads(sentinel)[name]})
-    torch.load(path, weights_only=False)
-    assert sentinel.exists()
-
-
-@pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", PAYLOADS)
-@pytest.mark.usefixtures("small_bert")
-def test_nothing_in_a_checkpoint_runs(tmp_path: Path, name: str, place: str, writer: str) -> None:
-    sentinel, path = tmp_path / "sentinel", tmp_path / "malicious.pth"
-    content = {"model": {PROJECTION: torch.zeros(24, 3, 4, 4)}, "bert_model": {}}
-    WRITERS[writer](path, PLACES[place](content, payloads(sentinel)[name]))
-    message = refusal(path)
-    assert not sentinel.exists()
-    if writer != "plain pickle":  # a foreign pickle is refused for its form already
-        assert "refused, it holds more than tensors and plain values" in message
-
-
 def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "script.pth"
     with warnings.catch_warnings():
@@ -462,22 +347,3 @@ def test_the_command_refuses_with_one_line_and_writes_nothing(
     assert str(path) in line
     assert LATE_KEY in line or kind not in ("missing key", "wrong shape")
     assert sorted(tmp_path.iterdir()) == before
-
-
-def test_the_installed_command_runs_nothing_of_a_malicious_file(tmp_path: Path) -> None:
-    sentinel = tmp_path / "sentinel"
-    path = saved(tmp_path / "malicious.pth", {"model": {}, "args": Call(os.system, f"touch {sentinel}")})
-    command = [
-        Path(sys.executable).parent / "lavt-export",
-        "onnx",
-        "--checkpoint",
-        path,
-        "--output",
-        tmp_path / "bundle",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.splitlines() == [done.stderr.rstrip("\n")]
-    assert done.stderr.startswith(f"error: {path}: refused")
-    assert list(tmp_path.iterdir()) == [path]
