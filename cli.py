@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +21,8 @@ from .cli_common import (
     refuse,
     stages,
     steps,
+    warnings_as_lines,
+    without_library_output,
 )
 from .errors import ExportError, LavtError
 from .exits import needs, run_typer
@@ -69,7 +71,7 @@ def export_onnx(
     source = open_source(checkpoint)
     options = ExportOptions(size=size or source.size, batch=count, opset=opset, winograd=winograd)
     check_output(output, force)
-    if source.path.resolve().is_relative_to(output.resolve()):
+    if Path(os.path.realpath(source.path)).is_relative_to(os.path.realpath(output)):
         raise ExportError(f"{source.path} lies in {output}, which would be replaced; name another folder")
     with steps(9) as report:
         report(f"reading {source.path.name}")
@@ -139,9 +141,14 @@ def export_quantize(
         )
     figures = outcome.figures
     if outcome.placement is not None:
-        total = outcome.manifest.model["macs"]["segmenter"]
         rows = [
-            (one.group, f"{100 * one.macs / total:.2f}", f"{one.drop:+.3f}", f"{one.relative_error:.1e}", kept)
+            (
+                one.group,
+                f"{100 * one.macs / outcome.total_macs:.2f}",
+                f"{one.drop:+.3f}",
+                f"{one.relative_error:.1e}",
+                kept,
+            )
             for one in outcome.placement.ranking
             for kept in ("int8" if one.int8 else rest,)
         ]
@@ -231,12 +238,11 @@ def run(
 
     if output.suffix.lower() != ".png":
         raise LavtError(f"{output}: the output is a PNG; give a name that ends in .png")
-    pixels = to_rgb_array(image)
-    if output.resolve() == image.resolve():
-        raise LavtError(f"{output} is the image itself; name another output")
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *rest: err.print(f"warning: {message}", soft_wrap=True, highlight=False)
+    with warnings_as_lines():
+        with without_library_output():
+            pixels = to_rgb_array(image)
+        if os.path.realpath(output) == os.path.realpath(image):
+            raise LavtError(f"{output} is the image itself; name another output")
         with Segmenter.load(bundle, device=device) as segmenter:
             result = segmenter.segment(pixels, text)
     picture = Image.fromarray(result.mask.astype("uint8") * 255) if mask else overlay(pixels, result.mask, text)

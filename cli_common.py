@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from .errors import ExportError, LavtError
+from .errors import ExportError, LavtError, one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -53,6 +56,34 @@ def refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> Non
         source = context.get_parameter_source(option)
         if source is not None and source.name == "COMMANDLINE":
             raise LavtError(f"--{option.removesuffix('_file').replace('_', '-')} {reason}")
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Warnings as a line each on stderr, once what is within is done; where it fails, its error is all that is said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for one in caught:
+        err.print(f"warning: {one_line(str(one.message))}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def without_library_output() -> Iterator[None]:
+    """Keeps off stderr what C libraries print there by themselves, as libtiff does of a damaged file."""
+    try:
+        sys.stderr.flush()
+        kept = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # no stderr, or no descriptor left
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class _Steps:

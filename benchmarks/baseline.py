@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import strict_json
 from ..errors import LavtError
 from .measure import FORMAT_VERSION
 from .statistics import Ratio, divided, unpaired_ratio
+
+_MAX_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,43 @@ class Verdict:
 def read_result(path: Path) -> dict[str, Any]:
     """What `lavt-bench --json` wrote. Raises LavtError where it is not that."""
     try:
-        result = json.loads(path.read_bytes())
+        if path.stat().st_size > _MAX_BYTES:
+            raise LavtError(f"{path}: larger than {_MAX_BYTES} bytes; give a file that lavt-bench --json wrote")
+        result = strict_json.loads(path.read_bytes())
     except OSError as error:
         raise LavtError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise LavtError(f"{path}: not JSON; give a file that lavt-bench --json wrote") from error
     if not isinstance(result, dict) or result.get("format") != FORMAT_VERSION:
         raise LavtError(f"{path}: not a result of lavt-bench, format {FORMAT_VERSION}")
     try:
-        for side in result["sides"]:
-            if not all(value > 0 for value in side["seconds"]) or len(side["seconds"]) < 2:
-                raise ValueError(side["name"])
-        _side_names(result)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        _check(result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LavtError(f"{path}: damaged, or of a single round; measure it again with lavt-bench --json") from error
     return result
+
+
+def _check(result: dict[str, Any]) -> None:
+    """Raises some error where `compare_with_baseline` could not use a result."""
+    sides, ratios = result["sides"], result["ratios"]
+    for side in sides:
+        if not isinstance(side["name"], str) or len(side["seconds"]) < 2 or not all(map(_is_time, side["seconds"])):
+            raise ValueError(side["name"])
+    for row in ratios:
+        if (
+            not all(map(_is_time, (row["low"], row["ratio"], row["high"])))
+            or not row["low"] <= row["ratio"] <= row["high"]
+        ):
+            raise ValueError(row["against"])
+    if not sides or [side["name"] for side in sides[1:]] != [row["against"] for row in ratios]:
+        raise ValueError("sides and ratios")
+    for key in ("cpu", "gpu"):
+        _model(result, key)
+
+
+def _is_time(value: object) -> bool:
+    """Whether a value is a positive number that arithmetic neither rounds to zero nor overflows with."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-100 < value < 1e100
 
 
 def compare_with_baseline(result: Mapping[str, Any], baseline: Mapping[str, Any], max_slowdown: float) -> Verdict:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from .. import strict_json
 from ..errors import LavtError
 from .sentences import Sentence
 
@@ -115,10 +116,10 @@ class ResultsFile:
     def _parse(self, line: bytes) -> tuple[int, int] | None:
         """(intersection, union) of the next sentence's line; None where it is another's."""
         try:
-            record = json.loads(line)
+            record = strict_json.loads(line)
             intersection, union = record["intersection"], record["union"]
             ids = (record["sentence_id"], record["ref_id"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             return None
         if len(self.counts) == len(self._sentences) or type(intersection) is not int or type(union) is not int:
             return None
@@ -163,7 +164,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
 def _difference(first: bytes, header: bytes) -> str:
     """The first thing in which two headers differ, in words."""
     try:
-        there = dict(_leaves(json.loads(first)))
+        there = dict(_leaves(strict_json.loads(first)))
     except (ValueError, RecursionError):
         return "its first line is damaged"
     for name, value in _leaves(json.loads(header)):

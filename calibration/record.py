@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import strict_json
 from ..errors import BundleError
 from .half import Range
 from .smoothing import ChannelStatistics
@@ -19,6 +19,8 @@ from .thresholds import BINS, Histogram, clipped_range
 RECORD_NAME = "calibration.json"
 FORMAT_VERSION = 1
 _MAX_BYTES = 256 * 2**20
+_MAX_FLOAT = float(np.finfo(np.float32).max)  # the graphs compute in FP32
+_MAX_COUNT = 2**52  # whose sums are exact
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def read_calibration(path: Path) -> Calibration | None:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise BundleError(f"{path}: larger than {_MAX_BYTES} bytes, no calibration; delete it")
-        fields = json.loads(path.read_bytes())
+        fields = strict_json.loads(path.read_bytes())
         if not isinstance(fields, dict):
             raise TypeError("not an object")
         if fields.get("format_version") != FORMAT_VERSION:
@@ -76,23 +78,23 @@ def read_calibration(path: Path) -> Calibration | None:
                 role: {name: _range(*pair) for name, pair in found.items()} for role, found in fields["ranges"].items()
             },
             channels={
-                name: ChannelStatistics(_vector(one["amax"]), _vector(one["square"]))
+                name: ChannelStatistics(_vector(one["amax"], _MAX_FLOAT), _vector(one["square"], _MAX_FLOAT**2))
                 for name, one in fields["channels"].items()
             },
-            strengths={name: _number(value) for name, value in fields["strengths"].items()},
+            strengths={name: _number(value, 0, 1) for name, value in fields["strengths"].items()},
             histograms={name: _histogram(one) for name, one in fields["histograms"].items()},
         )
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise BundleError(f"{path}: damaged ({type(error).__name__}: {str(error)[:80]}); delete it") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError("not a finite number")
+def _number(value: object, low: float = -_MAX_FLOAT, high: float = _MAX_FLOAT) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"not a number from {low:g} to {high:g}")
     return float(value)
 
 
@@ -103,21 +105,20 @@ def _range(low: object, high: object) -> Range:
     return pair
 
 
-def _vector(values: object) -> np.ndarray:
+def _vector(values: object, high: float) -> np.ndarray:
     if not isinstance(values, list) or not values:
         raise TypeError("not a list of numbers")
-    array = np.array([_number(value) for value in values])
-    if array.min() < 0:
-        raise ValueError("a negative magnitude")
-    return array
+    return np.array([_number(value, 0, high) for value in values])
 
 
 def _histogram(fields: Mapping[str, Any]) -> Histogram:
     counts = np.array(fields["counts"])
-    if counts.shape != (BINS,) or counts.dtype != np.int64 or counts.min() < 0 or counts.sum() == 0:
+    if (
+        counts.shape != (BINS,)
+        or counts.dtype != np.int64
+        or counts.min() < 0
+        or not 0 < counts.sum(dtype=float) < _MAX_COUNT
+    ):
         raise ValueError(f"a histogram is {BINS} counts")
     low, high = _range(fields["low"], fields["high"])
-    bound = _number(fields["bound"])
-    if bound < 0:
-        raise ValueError("a negative bound")
-    return Histogram(low, high, bound, counts)
+    return Histogram(low, high, _number(fields["bound"], 0), counts)

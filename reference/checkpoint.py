@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .config import SWIN, LAVTConfig, Variant
+from .config import MAX_WINDOW, SWIN, LAVTConfig, Variant
 from .lavt import LAVT
 
 logger = logging.getLogger("lavt_edge")
@@ -26,7 +26,6 @@ _TEXT = "text_encoder."
 _EMBED = "backbone.patch_embed.proj.weight"
 _BIAS_TABLE = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MAX_WINDOW = 32  # a block's index grows with its fourth power; official checkpoints have 7 or 12
 
 
 def load_checkpoint(path: str | Path, *, fusion_heads: tuple[int, int, int, int] | None = None) -> LAVT:
@@ -138,9 +137,9 @@ def _swin_type(path: Path, state: Mapping[str, Tensor]) -> str:
 def _window(path: Path, state: Mapping[str, Tensor]) -> int:
     rows = _shape(path, state, _BIAS_TABLE, 2)[0]
     side = math.isqrt(rows)
-    if side * side != rows or side % 2 == 0 or not 3 <= side < 2 * _MAX_WINDOW:
+    if side * side != rows or side % 2 == 0 or not 3 <= side < 2 * MAX_WINDOW:
         raise CheckpointError(
-            f"{path}: key '{_BIAS_TABLE}' has {rows} rows; expected (2 * window - 1)^2, windows up to {_MAX_WINDOW}"
+            f"{path}: key '{_BIAS_TABLE}' has {rows} rows; expected (2 * window - 1)^2, windows up to {MAX_WINDOW}"
         )
     return (side + 1) // 2
 

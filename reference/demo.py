@@ -39,7 +39,9 @@ def load_demo(path: str | Path = DEMO_WEIGHTS) -> LAVT:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        model = LAVT(LAVTConfig.from_dict(json.loads(metadata["config"]))).eval()
+        config = LAVTConfig.from_dict(json.loads(metadata["config"]))
+        _check_shapes(config, state)
+        model = LAVT(config).eval()
         model.load_state_dict(
             {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
         )
@@ -49,6 +51,14 @@ def load_demo(path: str | Path = DEMO_WEIGHTS) -> LAVT:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(f"{path}: not the demo model's weights ({reason})") from error
     return model
+
+
+def _check_shapes(config: LAVTConfig, state: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError where the configuration asks for other tensors than the file has, before they take memory."""
+    with torch.device("meta"):
+        expected = LAVT(config).state_dict()
+    if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in expected.items()}:
+        raise ValueError("tensors of another model than its configuration says")
 
 
 def demo_bytes(model: LAVT) -> bytes:

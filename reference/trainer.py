@@ -147,12 +147,21 @@ def load(run: Run, path: Path) -> None:
     """Read a checkpoint. Raises CheckpointError where there is none, or one of another run."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; there is nothing to resume")
-    state = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(path, weights_only=True)
+        trained = {name: state["options"][name] for name in _plain(run.options)}
+    except Exception as error:  # a damaged archive surfaces as almost any type
+        raise CheckpointError(
+            f"{path}: no checkpoint of a training run, or damaged; begin in another folder"
+        ) from error
     for name, value in _plain(run.options).items():
         # The length may change: what is done stays done, the rate falls sooner or later.
-        if name != "steps" and state["options"][name] != value:
-            raise CheckpointError(f"{path}: trained with {name} {state['options'][name]}, not {value}")
-    run.restore(state)
+        if name != "steps" and trained[name] != value:
+            raise CheckpointError(f"{path}: trained with {name} {trained[name]}, not {value}")
+    try:
+        run.restore(state)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: the state of another model, or damaged; begin in another folder") from error
 
 
 @torch.no_grad()
@@ -182,8 +191,11 @@ def evaluate(model: LAVT, chosen: list[Example]) -> dict[str, float]:
 
 def _open_log(path: Path, step: int) -> list[str]:
     """The lines up to a step; a run that was killed may have written more."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [line for line in lines if json.loads(line)["step"] <= step]
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    try:
+        return [line for line in lines if json.loads(line)["step"] <= step]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path}: a line is damaged; remove that line, or the file") from error
 
 
 def train(output: Path, options: Options, *, minutes: float, resume: bool, console: Console) -> None:

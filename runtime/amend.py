@@ -97,9 +97,10 @@ def amend(root: Path) -> Iterator[Amendment]:
 
 
 def _read(root: Path) -> Manifest:
-    if not root.is_dir():
+    bundle = open_bundle(root)
+    if bundle.selected is not None:
         raise BundleError(f"{root} is not a bundle's folder: give the folder that lavt-export onnx wrote")
-    return open_bundle(root).manifest
+    return bundle.manifest
 
 
 def _without(manifest: Manifest, names: set[str]) -> Manifest:

@@ -79,10 +79,13 @@ class OnnxRuntimeBackend:
         if threads is not None:
             self._options.intra_op_num_threads = threads
         self._session, self.device = self._create(device)
-        self.signature = Signature(
-            inputs=tuple(_tensor_spec(argument) for argument in self._session.get_inputs()),
-            outputs=tuple(_tensor_spec(argument) for argument in self._session.get_outputs()),
-        )
+        try:
+            self.signature = Signature(
+                inputs=tuple(_tensor_spec(argument) for argument in self._session.get_inputs()),
+                outputs=tuple(_tensor_spec(argument) for argument in self._session.get_outputs()),
+            )
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path} has an input or output whose name is no text: {EXPORT_AGAIN}") from error
         _LOGGER.info("%s runs on %s (%s)", path.name, self.device, self.name)
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .. import strict_json
 from ..errors import BundleError
 
 FORMAT_VERSION = 1
@@ -97,7 +98,7 @@ class Manifest:
                 name=_string(checkpoint, "name"), sha256=_string(checkpoint, "sha256", _SHA256, "a SHA-256")
             ),
             files={_file_name(name): _file_entry(name, entry) for name, entry in files.items()},
-            parity=_mapping(fields.get("parity", {}), "parity"),
+            parity=_objects(fields, "parity"),
             precisions=_objects(fields, "precisions"),
             engines=_objects(fields, "engines"),
         )
@@ -108,8 +109,8 @@ class Manifest:
     def parse_json(cls, text: bytes | str) -> Manifest:
         """`parse` from JSON text. Raises BundleError where it is not JSON, as well."""
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+            data = strict_json.loads(text)
+        except ValueError as error:
             raise BundleError(f"{MANIFEST_NAME} is not valid JSON ({error}): {EXPORT_AGAIN}") from None
         return cls.parse(data)
 
@@ -161,10 +162,6 @@ class Manifest:
 
 def _refused(where: str, problem: str) -> BundleError:
     return BundleError(f"{MANIFEST_NAME}: {where}: {problem}; {EXPORT_AGAIN}")
-
-
-def _refuse_constant(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON number")
 
 
 def _mapping(value: object, where: str) -> dict[str, Any]:

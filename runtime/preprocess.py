@@ -25,8 +25,8 @@ def to_rgb_array(image: ImageLike) -> npt.NDArray[np.uint8]:
     `convert` would turn all that is above 255 into white.
 
     Raises:
-        ImageError: an unreadable, truncated, too large (Pillow's decompression bomb limit) or empty image, or
-            something that is not an image.
+        ImageError: an unreadable, truncated or empty image, one of more than 2 * PIL.Image.MAX_IMAGE_PIXELS pixels
+            (178,956,970, Pillow's decompression bomb limit), or something that is not an image.
     """
     if isinstance(image, np.ndarray):
         return _checked_array(image)
@@ -53,6 +53,9 @@ def _checked_array(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         raise ImageError(f"expected a uint8 RGB array (H, W, 3), found {array.dtype} {array.shape}")
     if array.size == 0:
         raise ImageError(f"the image has no pixels: {array.shape}")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and array.shape[0] * array.shape[1] > 2 * limit:  # where Pillow refuses a file
+        raise ImageError(f"the image {array.shape} has more than {2 * limit} pixels: make it smaller")
     return np.ascontiguousarray(array)
 
 
@@ -95,4 +98,5 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def _unreadable(name: str, error: Exception) -> ImageError:
     if isinstance(error, UnidentifiedImageError):
         return ImageError(f"{name} cannot be read: it is not an image that Pillow knows")
-    return ImageError(f"{name} cannot be read as an image ({' '.join(str(error).split())[:200]})")
+    reason = "it does not fit in memory" if isinstance(error, MemoryError) else str(error) or type(error).__name__
+    return ImageError(f"{name} cannot be read as an image ({' '.join(reason.split())[:200]})")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +57,12 @@ class SentenceTokenizer:
     @classmethod
     def from_json(cls, data: bytes, max_words: int = 20) -> SentenceTokenizer:
         """From the content of `tokenizer.json`. Raises BundleError where that is not a BERT tokenizer."""
-        try:
+        with _sound():
             tokenizer = Tokenizer.from_str(data.decode("utf-8"))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise BundleError(f"tokenizer.json is not a tokenizer ({' '.join(str(error).split())[:200]})") from None
-        made = cls(tokenizer, max_words)
-        complete = all(tokenizer.token_to_id(token) is not None for token in SPECIAL_TOKENS)
-        if not complete or tokenizer.encode("").tokens != ["[CLS]", "[SEP]"]:
+            made = cls(tokenizer, max_words)
+            complete = all(tokenizer.token_to_id(token) is not None for token in SPECIAL_TOKENS)
+            sound = complete and tokenizer.encode("").tokens == ["[CLS]", "[SEP]"]
+        if not sound:
             raise BundleError("tokenizer.json is not BERT's tokenizer: export the bundle again with lavt-export onnx")
         return made
 
@@ -93,7 +93,22 @@ class SentenceTokenizer:
             if len(sentence) <= length:
                 break
             cut = max((match.start() for match in _BOUNDARY.finditer(sentence, 0, length)), default=0)
-            ids: list[int] = self._tokenizer.encode(sentence[:cut]).ids
+            ids = self._all_ids(sentence[:cut])
             if len(ids) > self.max_words + 1:
                 return ids
-        return list(self._tokenizer.encode(sentence).ids)
+        return self._all_ids(sentence)
+
+    def _all_ids(self, text: str) -> list[int]:
+        with _sound():
+            return list(self._tokenizer.encode(text).ids)
+
+
+@contextmanager
+def _sound() -> Iterator[None]:
+    """Turns what tokenizers raises, with a file that is none of its own, into BundleError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # plain Exception; and a panic in Rust derives from BaseException alone
+        raise BundleError(f"tokenizer.json is not a tokenizer ({' '.join(str(error).split())[:200]})") from None
