@@ -21,12 +21,10 @@ from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.runtime.cuda import cuda_device_count
 from lavt_edge.runtime.flavor import find_flavor
 from lavt_edge.runtime.tensorrt_engine import check_header, engine_record
+from lavt_edge.tests.engine_builds import COMMAND, TARGETS, damage, refused, start_and_wait_for, state, trt
 from lavt_edge.tests.typed_bundle import add_typed_graphs, copy_bundle, count_nodes
 
 pytest.importorskip("tensorrt_rtx")
-
-COMMAND = Path(sys.executable).parent / "lavt-export"
-TARGETS = ("sm86", "sm89")
 HAS_CUDA = cuda_device_count() > 0
 
 
@@ -55,31 +53,6 @@ def built(typed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert done.stdout.count("unverified: there is no CUDA device here") == 2
     build_engines(bundle, EngineOptions(precision="fp32", targets=TARGETS, max_batch=3, flavor="tensorrt_rtx"))
     return bundle
-
-
-def trt(bundle: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [
-        COMMAND,
-        "trt",
-        bundle,
-        "--flavor",
-        "tensorrt_rtx",
-        "--compute-capability",
-        ",".join(TARGETS),
-        *arguments,
-    ]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
-
-
-def state(bundle: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in bundle.iterdir()}
-
-
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.strip().count("\n") == 0
-    return done.stderr
 
 
 ENGINES = [("text_encoder", "fp16"), ("segmenter", "fp16"), ("segmenter", "int8")]
@@ -159,36 +132,6 @@ def test_building_again_replaces_the_engine_of_that_name_alone(built: Path, tmp_
     assert engines["segmenter.int8.engine"]["max_batch"] == 3
 
 
-WATCHED = """
-import sys
-from pathlib import Path
-from lavt_edge import cli
-from lavt_edge.export import engine
-original = engine.build_engines
-def watched(*arguments, progress, **more):
-    def tell(phase, share):
-        print(phase, share, flush=True)
-        progress(phase, share)
-    return original(*arguments, progress=tell, **more)
-engine.build_engines = watched
-sys.argv = ["lavt-export", "trt", sys.argv[1], "--flavor", "tensorrt_rtx", "--compute-capability", "sm86"]
-cli.export_main()
-"""
-
-
-def start_and_wait_for(bundle: Path, phase: str) -> subprocess.Popen[str]:
-    """The command, once it says that it is in the midst of a phase."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WATCHED, str(bundle)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        name, _, share = line.strip().rpartition(" ")
-        if name.startswith(phase) and float(share) > 0:
-            return process
-    raise AssertionError(f"{phase} was never reached: {process.communicate()[1]}")
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_build_that_is_interrupted_leaves_the_bundle_as_it_was(bundle: Path, number: int) -> None:
     before = state(bundle)
@@ -242,16 +185,6 @@ def test_progress_names_phases_and_never_falls(bundle: Path) -> None:
     assert shares == sorted(shares)
     assert 0.5 < shares[-1] <= 1
     assert len({phase for phase, _ in image}) >= 3
-
-
-def damage(bundle: Path, name: str, data: bytes) -> None:
-    """Another file under the name, and a manifest that agrees with it."""
-    (bundle / name).unlink()
-    (bundle / name).write_bytes(data)
-    manifest: dict[str, Any] = json.loads((bundle / "lavt.json").read_text())
-    manifest["files"][name].update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
-    (bundle / "lavt.json").unlink()
-    (bundle / "lavt.json").write_text(json.dumps(manifest))
 
 
 def test_a_graph_that_tensorrt_cannot_read_is_one_line(bundle: Path) -> None:

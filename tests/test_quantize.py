@@ -14,9 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from lavt_edge.calibration import quantize
 from lavt_edge.calibration.control import control
-from lavt_edge.calibration.half import emulate_half, find_islands
 from lavt_edge.calibration.judge import Figures, Judge
 from lavt_edge.calibration.passes import image_products, load_graph
 from lavt_edge.calibration.products import WEIGHTS, Product, candidates, int8_macs
@@ -26,11 +24,9 @@ from lavt_edge.calibration.sample import DataOptions, draw_sample
 from lavt_edge.data.shapes import scene_at
 from lavt_edge.data.shapes_write import write_refcoco
 from lavt_edge.errors import BundleError, ExportError
-from lavt_edge.export import ExportOptions, export_bundle
 from lavt_edge.export.engine import build_engines
 from lavt_edge.export.engine_options import EngineOptions
 from lavt_edge.export.macs import count_macs
-from lavt_edge.export.source import open_source
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import file_entry, open_bundle, sha256_of
@@ -276,70 +272,6 @@ def test_policies_differ_in_what_they_start_from(demo_bundle: Path) -> None:
     assert 0.45 < share["decoder"] < 0.5
     assert 0.7 < share["full"] < 0.8
     assert share["auto"] > 0.97
-
-
-OVERFLOW = 2.0**18
-
-
-@pytest.fixture(scope="module")
-def overflow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A demo model whose values pass FP16's largest number in stage 2: V scaled up, the projection down."""
-    source = open_source(None)
-    model = source.load()
-    attention = model.backbone.stages[2].swin_blocks[1].attn
-    channels = attention.qkv.in_features
-    for tensor in (attention.qkv.weight, attention.qkv.bias):
-        tensor.data[2 * channels :] *= OVERFLOW
-    attention.proj.weight.data /= OVERFLOW
-    output = tmp_path_factory.mktemp("overflow") / "bundle"
-    export_options = ExportOptions(size=source.size, batch=None)
-    export_bundle(model, output, source.info(), vocabulary=source.vocabulary, options=export_options)
-    return output
-
-
-class TestOverflow:
-    def test_it_is_right_in_fp16(self, overflow_bundle: Path, options: QuantizeOptions) -> None:
-        outcome = quantize_bundle(overflow_bundle, "fp16", options)
-        assert outcome.figures.relative_error < 0.005
-        assert outcome.figures.pixel_agreement > 0.999
-        islands = outcome.manifest.precisions["fp16"]["islands"]["segmenter"]
-        assert "reaches" in islands["stage2.block1.attn.qkv/Add"]
-        assert "stage2.block0.attn.qkv/Add" not in islands
-        calibration = read_calibration(overflow_bundle / "calibration.json")
-        assert calibration is not None
-        low, high = calibration.ranges["segmenter"]["stage2.block1.attn.qkv/Add"]
-        assert max(-low, high) > 65504
-
-    def test_it_is_right_in_int8(self, overflow_bundle: Path, options: QuantizeOptions) -> None:
-        outcome = quantize_bundle(overflow_bundle, "int8", options)
-        assert outcome.figures.drop <= options.max_drop
-        assert outcome.figures.pixel_agreement > 0.99
-        assert outcome.int8_share > 0.9
-        islands = outcome.manifest.precisions["int8"]["islands"]["segmenter"]
-        assert "reaches" in islands["stage2.block1.attn.proj/MatMul"]  # it reads them through DequantizeLinear
-        assert "stage2.block0.attn.proj/MatMul" not in islands
-
-    def test_without_the_islands_it_is_refused(
-        self, overflow_bundle: Path, options: QuantizeOptions, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(quantize, "find_islands", lambda model, ranges: {})
-        with pytest.raises(ExportError, match="FP16 loses too much"):
-            quantize_bundle(overflow_bundle, "fp16", options, replace_existing=True)
-
-    def test_the_emulated_masks_are_wrong_with_the_structural_islands_alone(
-        self, overflow_bundle: Path, options: QuantizeOptions
-    ) -> None:
-        opened = open_bundle(overflow_bundle)
-        model = load_graph(opened, "segmenter")
-        structural = {
-            name: reason
-            for name, reason in find_islands(model, {}).items()
-            if "reaches" not in reason and "below" not in reason
-        }
-        quantize.to_half(model, structural)
-        emulate_half(model)
-        figures = Judge(opened, draw_sample(options.data)).figures(model)
-        assert figures.drop > 10
 
 
 def test_the_cpus_own_int8(quantized: Path, options: QuantizeOptions, tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""`lavt-export quantize` on a model whose values pass FP16's largest number: right, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lavt_edge.calibration import quantize
+from lavt_edge.calibration.half import emulate_half, find_islands
+from lavt_edge.calibration.judge import Judge
+from lavt_edge.calibration.passes import load_graph
+from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle
+from lavt_edge.calibration.record import read_calibration
+from lavt_edge.calibration.sample import draw_sample
+from lavt_edge.errors import ExportError
+from lavt_edge.export import ExportOptions, export_bundle
+from lavt_edge.export.source import open_source
+from lavt_edge.runtime.bundle import open_bundle
+from lavt_edge.tests.test_quantize import options as options  # a fixture
+from lavt_edge.tests.test_quantize import root as root  # a fixture
+
+OVERFLOW = 2.0**18
+
+
+@pytest.fixture(scope="module")
+def overflow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo model whose values pass FP16's largest number in stage 2: V scaled up, the projection down."""
+    source = open_source(None)
+    model = source.load()
+    attention = model.backbone.stages[2].swin_blocks[1].attn
+    channels = attention.qkv.in_features
+    for tensor in (attention.qkv.weight, attention.qkv.bias):
+        tensor.data[2 * channels :] *= OVERFLOW
+    attention.proj.weight.data /= OVERFLOW
+    output = tmp_path_factory.mktemp("overflow") / "bundle"
+    export_options = ExportOptions(size=source.size, batch=None)
+    export_bundle(model, output, source.info(), vocabulary=source.vocabulary, options=export_options)
+    return output
+
+
+class TestOverflow:
+    def test_it_is_right_in_fp16(self, overflow_bundle: Path, options: QuantizeOptions) -> None:
+        outcome = quantize_bundle(overflow_bundle, "fp16", options)
+        assert outcome.figures.relative_error < 0.005
+        assert outcome.figures.pixel_agreement > 0.999
+        islands = outcome.manifest.precisions["fp16"]["islands"]["segmenter"]
+        assert "reaches" in islands["stage2.block1.attn.qkv/Add"]
+        assert "stage2.block0.attn.qkv/Add" not in islands
+        calibration = read_calibration(overflow_bundle / "calibration.json")
+        assert calibration is not None
+        low, high = calibration.ranges["segmenter"]["stage2.block1.attn.qkv/Add"]
+        assert max(-low, high) > 65504
+
+    def test_it_is_right_in_int8(self, overflow_bundle: Path, options: QuantizeOptions) -> None:
+        outcome = quantize_bundle(overflow_bundle, "int8", options)
+        assert outcome.figures.drop <= options.max_drop
+        assert outcome.figures.pixel_agreement > 0.99
+        assert outcome.int8_share > 0.9
+        islands = outcome.manifest.precisions["int8"]["islands"]["segmenter"]
+        assert "reaches" in islands["stage2.block1.attn.proj/MatMul"]  # it reads them through DequantizeLinear
+        assert "stage2.block0.attn.proj/MatMul" not in islands
+
+    def test_without_the_islands_it_is_refused(
+        self, overflow_bundle: Path, options: QuantizeOptions, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(quantize, "find_islands", lambda model, ranges: {})
+        with pytest.raises(ExportError, match="FP16 loses too much"):
+            quantize_bundle(overflow_bundle, "fp16", options, replace_existing=True)
+
+    def test_the_emulated_masks_are_wrong_with_the_structural_islands_alone(
+        self, overflow_bundle: Path, options: QuantizeOptions
+    ) -> None:
+        opened = open_bundle(overflow_bundle)
+        model = load_graph(opened, "segmenter")
+        structural = {
+            name: reason
+            for name, reason in find_islands(model, {}).items()
+            if "reaches" not in reason and "below" not in reason
+        }
+        quantize.to_half(model, structural)
+        emulate_half(model)
+        figures = Judge(opened, draw_sample(options.data)).figures(model)
+        assert figures.drop > 10
