@@ -104,7 +104,7 @@ def _published_and_rewritten() -> tuple[dict[str, float], dict[str, float]]:
     from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 
     words = 20
-    config = LAVTConfig(text=TextConfig(vocab_size=2, num_layers=0))
+    config = LAVTConfig(text=TextConfig(vocab_size=2, num_layers=1))
     with torch.device("meta"):
         model = LAVT(config).eval()
         inputs = torch.zeros(1, 3, 480, 480), torch.zeros(1, 768, words), torch.ones(1, words, 1)
@@ -159,13 +159,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is old")
     check = parser.parse_args().check
-    old = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    old = {path: text for path, text in pages().items() if not path.is_file() or path.read_text("utf-8") != text}
     if check and old:
         sys.exit(f"old: {', '.join(path.name for path in old)}; run python docs/generate.py")
-    for path, text in pages().items():
-        if path in old:
-            write_whole(path, text.encode())
-            print(f"written: {path.name}")
+    for path, text in old.items():
+        write_whole(path, text.encode())
+        print(f"written: {path.name}")
 
 
 if __name__ == "__main__":

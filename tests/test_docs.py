@@ -69,14 +69,14 @@ def test_no_block_is_neither_run_nor_marked() -> None:
     assert len(executable) - marked.total() > 30
 
 
-@pytest.mark.parametrize("page", [page.name for page in PAGES if any(b.is_run and b.page == page for b in BLOCKS)])
-def test_blocks_of(page: str, ran: Ran) -> None:
-    if page == "precision.md":
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.is_run}), ids=lambda page: page.name)
+def test_blocks_of(page: Path, ran: Ran) -> None:
+    if page.name == "precision.md":
         pytest.importorskip("modelopt", reason="ModelOpt needs Python 3.11 and x86-64")
-    if page == "README.md":
+    if page.name == "README.md":
         pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX needs x86-64")
-    _, printed = ran(page)
-    run_blocks = [block for block in BLOCKS if block.page.name == page and block.is_run]
+    _, printed = ran(page.name)
+    run_blocks = [block for block in BLOCKS if block.page == page and block.is_run]
     assert len(printed) == len(run_blocks)
     for block, output in zip(run_blocks, printed, strict=True):
         assert output.strip() or block.language == "python", f"{block.place} printed nothing"
@@ -87,7 +87,7 @@ def test_blocks_of(page: str, ran: Ran) -> None:
 def test_demo_of_the_readme_is_as_good_as_it_says(ran: Ran) -> None:
     folder, (made, *_) = ran("README.md")
     assert min(Image.open(folder / "demo-output" / "sheet.png").size) > 400
-    found = re.search(r"\d+ sentences on 60 scenes: mean IoU (\d+\.\d\d)", made)
+    found = re.search(r"\d+ sentences on 12 scenes: mean IoU (\d+\.\d\d)", made)
     assert found
     assert float(found[1]) > 75
     assert "relative error" in made
@@ -126,7 +126,7 @@ def _slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if target.startswith(("https://", "http://")):
@@ -209,14 +209,15 @@ def test_messages_that_cannot_be_provoked_here_are_in_the_code() -> None:
     assert len(lines) > 12
     for line in lines:
         message = re.sub(r"^(error|warning|[\w.]+Error): ", "", line)
-        assert any(pattern.fullmatch(message) or pattern.fullmatch(line) for pattern in patterns), line
+        tellings = (line, message, message.partition(": ")[2])  # the last: "FOLDER: " and a constant
+        assert any(pattern.fullmatch(telling) for pattern in patterns for telling in tellings), line
 
 
 # the house
 
 
 LEVELS = {"cli": 3, "benchmarks": 2, "export": 2, "calibration": 2, "demo": 2, "reference": 1, "data": 1}
-BELOW = ("runtime", "errors", "exits", "files", "lazy", "__init__")
+BELOW = {"runtime", *(path.stem for path in ROOT.glob("*.py") if not path.stem.startswith(("cli", "demo")))}
 
 
 def _imports(path: Path) -> Iterator[str]:
@@ -251,7 +252,7 @@ def test_imports_point_one_way() -> None:
     assert checked > 300
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([0-3]) \| (.*) \|$", page, re.MULTILINE))
-    for name, level in {**LEVELS, "runtime": 0, "errors": 0, "files": 0, "exits": 0}.items():
+    for name, level in {**LEVELS, "runtime": 0, "errors": 0, "exits": 0, "files": 0}.items():
         assert re.search(rf"`{name}(/|\*?\.py)`", rows[str(level)]), f"architecture.md: level {level} lacks {name}"
 
 
