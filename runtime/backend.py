@@ -21,7 +21,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 _LOGGER = logging.getLogger("lavt_edge")
 _DTYPES = {"float": "float32", "double": "float64"}
-_LOG_ERRORS_ONLY = 3
+_LOG_ERRORS_ONLY, _LOG_FATAL_ONLY = 3, 4
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 # TF32 would round the factors of every product in an fp32 graph to 10 bits; a fast graph is one of another precision.
@@ -75,7 +75,6 @@ class OnnxRuntimeBackend:
         self._runtime = _import_onnxruntime()
         self.name = f"ONNX Runtime {self._runtime.__version__}"
         self._options = self._runtime.SessionOptions()
-        self._options.log_severity_level = _LOG_ERRORS_ONLY
         if threads is not None:
             self._options.intra_op_num_threads = threads
         self._session, self.device = self._create(device)
@@ -128,6 +127,8 @@ class OnnxRuntimeBackend:
         return session, ""
 
     def _session_on(self, providers: list[Any]) -> Any:
+        # What fails raises, with the same words; of CUDA they are all that says which library is missing.
+        self._options.log_severity_level = _LOG_FATAL_ONLY if providers == [_CPU] else _LOG_ERRORS_ONLY
         return self._runtime.InferenceSession(
             str(self._path), sess_options=self._options, providers=providers, enable_fallback=0
         )
