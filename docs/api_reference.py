@@ -34,13 +34,23 @@ def reference() -> str:
     parts = [HEAD]
     for name in MODULES:
         module = importlib.import_module(name)
-        parts += [f"## {name}\n", f"{inspect.cleandoc(module.__doc__ or '')}\n"]
+        parts += [f"## {name}\n", f"{_cells(inspect.cleandoc(module.__doc__ or ''))}\n"]
         for one in _public(module):
             parts += _entry(one, getattr(module, one))
     parts += ["## Commands\n"]
     for command, app in COMMANDS.items():
         parts += _command(command, getattr(importlib.import_module("lavt_edge.cli"), app))
     return "\n".join(parts)
+
+
+def _cells(text: str) -> str:
+    """A text with tables, whose bars within code end no cell."""
+    rows = [line if line[:1] != "|" else re.sub("`[^`]*`", _without_bars, line) for line in text.splitlines()]
+    return "\n".join(rows)
+
+
+def _without_bars(match: re.Match[str]) -> str:
+    return match[0].replace("|", r"\|")
 
 
 def _public(module: ModuleType) -> list[str]:
@@ -50,7 +60,7 @@ def _public(module: ModuleType) -> list[str]:
         names = [name for name, found in vars(module).items() if getattr(found, "__module__", "") == module.__name__]
     own = [name for name in names if not name.startswith("_") and inspect.getmodule(getattr(module, name))]
     if module.__name__ == "lavt_edge.errors":
-        return own
+        return [name for name in own if inspect.isclass(getattr(module, name))]
     return sorted((name for name in own if getattr(module, name).__module__ != "lavt_edge.errors"), key=str.lower)
 
 
