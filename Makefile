@@ -1,4 +1,5 @@
 # make demo: the main job, end to end, on the built-in model.   make test: the tests.
+# make stress: kills, damaged inputs, threads and a soak, under 30 minutes; writes stress.json.
 # make gpu-check: what only a CUDA machine or a Jetson can show; writes gpu-check.json.
 # make bench: measures the standing comparison and writes docs/benchmarks.json and docs/benchmarks.md.
 # All need Python 3.10 or later and make, nothing else: they set up .venv themselves.
@@ -7,13 +8,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench gpu-check clean
+.PHONY: demo test stress bench gpu-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.demo demo-output
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+stress: $(VENV)/.installed
+	$(BIN)/python -m lavt_edge.tests.stress.run_all --output stress.json
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.benchmarks.standing --output docs

@@ -58,34 +58,32 @@ class Undisturbed:
     pictures: dict[str, Picture]
 
 
-def run(kills: int, seed: int, *, fewer: bool = False) -> dict[str, int | float]:
-    """Kills the three commands, in turn, `kills` times in all; counts and seconds. `fewer` leaves out the scenarios
-    that begin with a bundle which has already what the command makes.
+def run(kills: int, seed: int, plain: Path | None = None) -> dict[str, int | float]:
+    """Kills the three commands, in turn, `kills` times in all; counts and seconds.
+
+    With a bundle `plain` to begin with, the scenarios are left out in which the command replaces what it made before.
 
     Raises AssertionError where a bundle was damaged, a rerun failed or something was left.
     """
     begun = time.monotonic()
     counts: dict[str, int | float] = {}
-    with tempfile.TemporaryDirectory(prefix="lavt-faults-") as folder:
-        with _pool(1) as pool:
-            scenarios = pool.submit(_prepare, Path(folder), fewer).result()
-        with _pool(2) as pool:
-            shares = _shares(scenarios, kills)
-            works = [
-                pool.submit(_kill_often, scenario, shares[i], [seed, i], Path(folder))
-                for i, scenario in enumerate(scenarios)
-            ]
-            for scenario, work in zip(scenarios, works, strict=True):
-                tally = work.result()
-                print(f"{scenario.command}, {scenario.name}: {tally.kills} kills", flush=True)
-                for name, count in tally.counts(scenario.command).items():
-                    counts[name] = counts.get(name, 0) + count
+    with (
+        tempfile.TemporaryDirectory(prefix="lavt-faults-") as folder,
+        # Two side by side have a core each.
+        ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=_on_one_core) as pool,
+    ):
+        scenarios = pool.submit(_prepare, Path(folder), plain).result()
+        shares = _shares(scenarios, kills)
+        works = [
+            pool.submit(_kill_often, scenario, shares[i], [seed, i], Path(folder))
+            for i, scenario in enumerate(scenarios)
+        ]
+        for scenario, work in zip(scenarios, works, strict=True):
+            tally = work.result()
+            print(f"{scenario.command}, {scenario.name}: {tally.kills} kills", flush=True)
+            for name, count in tally.counts(scenario.command).items():
+                counts[name] = counts.get(name, 0) + count
     return {**counts, "seconds": round(time.monotonic() - begun, 1)}
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    """Two side by side have a core each."""
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_on_one_core)
 
 
 def _on_one_core() -> None:
@@ -122,10 +120,13 @@ class _Tally:
         }
 
 
-def _prepare(folder: Path, fewer: bool) -> list[Scenario]:
+def _prepare(folder: Path, given: Path | None) -> list[Scenario]:
     """The bundles to begin with, each made by the commands themselves."""
     plain, smaller, typed, built = (folder / name for name in ("plain", "smaller", "typed", "built"))
-    _finish(["onnx", "--output", str(plain), "--image-size", str(SIZE)])
+    if given is None:
+        _finish(["onnx", "--output", str(plain), "--image-size", str(SIZE)])
+    else:
+        shutil.copytree(given, plain)
     shutil.copytree(plain, typed)
     _finish(["quantize", str(typed), "--fp16", *_QUANTIZE])
     size = ("--image-size", str(SIZE))
@@ -135,7 +136,7 @@ def _prepare(folder: Path, fewer: bool) -> list[Scenario]:
         Scenario("fp16", "quantize", ("--fp16", *_QUANTIZE), plain),
         Scenario("engines", "trt", _TRT, typed),
     ]
-    if fewer:
+    if given is not None:
         return scenarios
     _finish(["onnx", "--output", str(smaller), "--image-size", "64"])
     shutil.copytree(typed, built)
@@ -154,7 +155,7 @@ def _kill_often(scenario: Scenario, kills: int, seed: Sequence[int], folder: Pat
     place = folder / scenario.name.replace(" ", "-").replace(",", "")
     place.mkdir()
     bundle = place / "bundle"
-    undisturbed = _let_be(scenario, place)
+    undisturbed = _let_be(scenario, place, kills >= _COMMAND_LINE_EVERY)
     before = segment_all(scenario.before) if scenario.before else {}
     _reset(scenario, place)
     while tally.kills < kills:
@@ -205,14 +206,15 @@ def _reset(scenario: Scenario, place: Path) -> None:
         shutil.copytree(scenario.before, place / "bundle")
 
 
-def _let_be(scenario: Scenario, place: Path) -> Undisturbed:
-    seconds = []
-    for command_line in (True, False):
+def _let_be(scenario: Scenario, place: Path, command_line: bool) -> Undisturbed:
+    def seconds(command_line: bool) -> float:
         _reset(scenario, place)
         start = time.monotonic()
         _finish(scenario.line(place / "bundle"), command_line)
-        seconds.append(time.monotonic() - start)
-    return Undisturbed(seconds[1], seconds[0], contents(place), segment_all(place / "bundle"))
+        return time.monotonic() - start
+
+    whole = seconds(command_line=True) if command_line else 0.0
+    return Undisturbed(seconds(False), whole, contents(place), segment_all(place / "bundle"))
 
 
 def _finish(line: list[str], command_line: bool = False) -> None:
