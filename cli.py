@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,9 @@ from .cli_common import (
 )
 from .errors import ExportError, LavtError
 from .exits import needs, run_typer
+
+if TYPE_CHECKING:
+    from .calibration.quantize import Outcome
 
 export_app = typer.Typer(
     help="Take a LAVT checkpoint to what an edge device runs.", no_args_is_help=True, add_completion=False
@@ -139,6 +142,11 @@ def export_quantize(
         outcome = quantize_bundle(
             bundle, "fp16" if fp16 else "int8", options, replace_existing=force, report=report, progress=progress
         )
+    _print_outcome(bundle, outcome, rest)
+
+
+def _print_outcome(bundle: Path, outcome: Outcome, rest: str) -> None:
+    """The ranking of layer groups, where there is one, and what the new graph keeps."""
     figures = outcome.figures
     if outcome.placement is not None:
         rows = [

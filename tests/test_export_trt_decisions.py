@@ -33,7 +33,8 @@ from lavt_edge.export.engine_report import (
 )
 from lavt_edge.export.engine_verify import EngineParity, check_parity, pixel_agreement, relative_error
 from lavt_edge.runtime.manifest import InputSpec
-from lavt_edge.runtime.tensorrt_engine import CudaDevice, EngineRecord
+from lavt_edge.runtime.tensorrt_engine import CudaDevice
+from lavt_edge.tests.engine_records import a_record
 
 ORIN = CudaDevice("Orin", "8.7", shares_memory=True)
 FREE = InputSpec(height=480, width=480, batch=None, max_words=20, prompt_channels=8)
@@ -329,21 +330,7 @@ def test_parity_measures_the_worst_case() -> None:
 
 
 def test_an_engine_far_from_its_graph_is_refused() -> None:
-    record = EngineRecord(
-        name="segmenter.fp16.engine",
-        role="segmenter",
-        precision="fp16",
-        flavor="tensorrt",
-        version="10.3.0",
-        gpu="Orin",
-        compute_capability="8.7",
-        targets=(),
-        max_batch=1,
-        version_compatible=False,
-        hardware_compatible=False,
-        verified=True,
-        rebuild="lavt-export trt bundle",
-    )
+    record = a_record()
     good = EngineParity(1e-3, 0.9995, 2e-3, 3, "segmenter.fp16.onnx", "ONNX Runtime", None)
     check_parity(good, record)
     for bad in (
