@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +13,26 @@ import pytest
 
 if TYPE_CHECKING:
     from lavt_edge.tests.base_export import CommandRun
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist, and the wheel that is built from it, as `python -m build` makes them."""
+    folder = tmp_path_factory.mktemp("distributions")
+    # A copy without build/: what an earlier build left there would get into the wheel.
+    source = folder / "source"
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "demo-output")
+    shutil.copytree(Path(__file__).parent.parent, source, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(distributions: tuple[Path, Path]) -> Path:
+    return distributions[1]
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
 from lavt_edge.runtime.flavor import Flavor
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def build(graph: onnx.ModelProto, flavor: Flavor, targets: tuple[str, ...] = (), max_batch: int = 4) -> bytes:

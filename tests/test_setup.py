@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -22,24 +21,6 @@ BIN = Path(sys.executable).parent
 
 def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)  # type: ignore[call-overload, no-any-return]
-
-
-@pytest.fixture(scope="session")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The sdist, and the wheel that is built from it, as `python -m build` makes them."""
-    folder = tmp_path_factory.mktemp("distributions")
-    # A copy without build/: what an earlier build left there would get into the wheel.
-    source = folder / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "demo-output"))
-    built = run(sys.executable, "-m", "build", "--outdir", folder, source)
-    assert built.returncode == 0, built.stderr
-    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
-    return sdist, wheel
-
-
-@pytest.fixture(scope="session")
-def wheel(distributions: tuple[Path, Path]) -> Path:
-    return distributions[1]
 
 
 @pytest.fixture(scope="session")

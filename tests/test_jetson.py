@@ -1,0 +1,122 @@
+"""What a Jetson installs: wheels that exist for its processor and Python, and a runtime that passes its tests there."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+from lavt_edge.tests.runtime_bundle import READY_BUNDLES, ready_bundle, write_bundle
+
+ROOT = Path(__file__).parent.parent
+JETPACK6 = (3, 10)
+# Those that need neither torch nor onnx nor transformers; a test among them that does skips itself.
+RUNTIME_TESTS = (
+    "test_runtime_backend.py",
+    "test_runtime_bundle.py",
+    "test_runtime_images.py",
+    "test_runtime_overlay.py",
+    "test_runtime_segmenter.py",
+    "test_runtime_stream.py",
+    "test_runtime_tensorrt.py",
+    "test_runtime_tensorrt_choice.py",
+    "test_runtime_tensorrt_fit.py",
+)
+BESIDE_THEM = (
+    "conftest.py",
+    "engine_records.py",
+    "runtime_bundle.py",
+    "runtime_engines.py",
+    "runtime_machine.py",
+    "runtime_simulated_cuda.py",
+)
+NEVER = {"torch", "torchvision", "onnx", "transformers", "timm", "tensorrt", "opencv_python_headless"}
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """Its output. In the root folder, so that the checkout is not taken for what is installed."""
+    parts = [str(part) for part in command]
+    done = subprocess.run(parts, capture_output=True, text=True, env={**os.environ, **environment}, cwd=os.sep)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    return done.stdout
+
+
+def find_python(version: tuple[int, int]) -> Path | None:
+    """A Python of this version: this one, pyenv's, or one on the PATH."""
+    name = f"{version[0]}.{version[1]}"
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [sys.executable, *sorted(pyenv.glob(f"{name}.*/bin/python")), shutil.which(f"python{name}")]
+    for path in filter(None, found):
+        asked = subprocess.run([path, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True)
+        if asked.stdout.strip() == str(version):
+            return Path(path)
+    return None
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment of JetPack 6's Python."""
+    base = find_python(JETPACK6)
+    if base is None:
+        pytest.skip(f"no Python {JETPACK6[0]}.{JETPACK6[1]} was found: put one on the PATH")
+    folder = tmp_path_factory.mktemp("jetpack6")
+    run(base, "-m", "venv", folder)
+    return folder / "bin" / "python"
+
+
+def test_every_dependency_is_a_wheel_for_a_jetson(python: Path, wheel: Path, tmp_path: Path) -> None:
+    """Resolved by the Python itself, since pip takes `python_version` in markers from where it runs."""
+    platforms = [f"--platform={name}_aarch64" for name in ("manylinux_2_28", "manylinux2014", "manylinux_2_17")]
+    target = ["--python-version=3.10", "--implementation=cp", *platforms, "--only-binary=:all:"]
+    run(python, "-m", "pip", "download", "--quiet", *target, "--dest", tmp_path, f"{wheel}[cpu,jetson]")
+    names = [path.name for path in tmp_path.iterdir()]
+    versions = {name.split("-")[0].lower(): name.split("-")[1] for name in names}
+    assert {"lavt_edge", "numpy", "pillow", "tokenizers", "onnxruntime", "polygraphy", "cuda_bindings"} <= set(versions)
+    assert not NEVER & set(versions)
+    assert f"lavt_edge-{versions['lavt_edge']}-py3-none-any.whl" in names
+    for name in names:
+        assert name.endswith(("-none-any.whl", "_aarch64.whl")), name
+    assert versions["cuda_bindings"].startswith("12."), "JetPack 6 has a driver for CUDA 12"
+
+
+def test_the_runtime_passes_its_tests_on_the_python_of_jetpack_6(python: Path, wheel: Path, tmp_path: Path) -> None:
+    # numpy<2 as docs/jetson.md says, for JetPack's OpenCV.
+    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu,jetson]", "numpy<2", "pytest>=8", "hypothesis>=6.100")
+    package = Path(run(python, "-c", "import lavt_edge; print(lavt_edge.__path__[0])").strip())
+    tests = package / "tests"
+    tests.mkdir()
+    for name in (*RUNTIME_TESTS, *BESIDE_THEM):
+        shutil.copy(ROOT / "tests" / name, tests)
+    for batch, seed, external in (*product((1, 3, None), (0, 1), (False,)), (1, 0, True)):
+        write_bundle(ready_bundle(tmp_path, batch, seed, external), batch, seed, external)
+
+    arguments = ("-q", "-rs", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir", tests)
+    shown = run(python, "-m", "pytest", *arguments, tests, **{READY_BUNDLES: str(tmp_path)})
+    passed = re.search(r"(\d+) passed", shown)
+    assert passed
+    assert int(passed[1]) > 350, shown
+    skipped = [line for line in shown.splitlines() if line.startswith("SKIPPED")]
+    assert all(re.search("torch|onnx|CUDA|TensorRT|tensorrt", line) for line in skipped), skipped
+
+
+def test_the_service_and_the_container_run_what_is_there() -> None:
+    """A unit that systemd's own parser would take, whose program is an example; a Dockerfile that copies real files."""
+    unit = configparser.RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(ROOT / "examples" / "lavt-camera.service")
+    assert set(unit.sections()) == {"Unit", "Service", "Install"}
+    command = unit["Service"]["ExecStart"]
+    assert unit["Service"]["User"] != "root"
+    assert "WatchdogSec" not in unit["Service"]
+    assert "/examples/camera.py" in command
+    lines = (ROOT / "examples" / "Dockerfile.jetson").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1] if "*" not in word]
+    assert copied
+    for name in copied:
+        assert (ROOT / name).exists(), name
