@@ -78,6 +78,7 @@ def run_typer(app: typer.Typer) -> NoReturn:
 @contextmanager
 def exit_codes(*passing: type[BaseException]) -> Iterator[None]:
     """Turns what is raised within, but for SystemExit and `passing`, into its line and a SystemExit with its code."""
+    allowed: tuple[type[BaseException], ...] = (SystemExit, *passing)
     try:
         try:
             yield
@@ -87,7 +88,7 @@ def exit_codes(*passing: type[BaseException]) -> Iterator[None]:
             _flush()
             raise
         _flush()
-    except (SystemExit, *passing):
+    except allowed:
         raise
     except BaseException as error:
         code, line = describe(error)
