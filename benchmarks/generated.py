@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from ..data.shapes_write import DEFAULT_SCENES, write_refcoco
 from ..errors import DatasetError
 
 SEED = 0
+_PAUSE = 0.1  # seconds between looks at what another process writes
 
 
 def generated_root(split: str, progress: Callable[[int, int], None] | None = None) -> Path:
     """The folder of the generated data (seed 0, default scenes) that holds a split, in RefCOCO's layout.
 
     Where it is not there yet it is written, whole or not at all: scenes do not depend on each other, so a split can be
-    had without the others. `progress` is called with (scenes written, scenes in all).
+    had without the others. Where another process is writing it, this one waits for it. `progress` is called with
+    (scenes written, scenes in all).
 
     Raises:
         DatasetError: no such split, or the cache cannot be written.
@@ -29,11 +32,13 @@ def generated_root(split: str, progress: Callable[[int, int], None] | None = Non
     if not scenes:
         raise DatasetError(f"unknown split {split!r} of the generated data; choose one of {', '.join(DEFAULT_SCENES)}")
     root = cache_folder() / f"shapes-{generator_version()}-seed{SEED}-{split}"
-    if not (root / "refcoco").is_dir():
+    while not (root / "refcoco").is_dir():
         try:
             write_refcoco(root, seed=SEED, scenes=scenes, progress=progress)
         except DatasetError as error:
-            if not (root / "refcoco").is_dir():  # else another process was faster, with the same bytes
+            if isinstance(error.__cause__, BlockingIOError):  # another process is writing the same bytes
+                time.sleep(_PAUSE)
+            elif not (root / "refcoco").is_dir():  # else it was faster
                 raise DatasetError(
                     f"{error}; set XDG_CACHE_HOME, or write it elsewhere and give --data-root"
                 ) from error

@@ -95,9 +95,9 @@ def _weighted_graph(
     """An operator on `a` and a constant whose output channels lie along `axis`."""
     value = _TYPES[precision]
     if precision != "int8":
-        constants = {"w": (weight / 127).astype(helper.tensor_dtype_to_np_dtype(value))}
+        weights = {"w": (weight / 127).astype(helper.tensor_dtype_to_np_dtype(value))}
         nodes = [helper.make_node(operator, ["a", "w"], ["y"], name="product", **attributes)]
-        return _model(nodes, value, shape, constants)
+        return _model(nodes, value, shape, weights)
     scales = {"w.scale": np.full(weight.shape[axis], 0.01, np.float32), "w.zero": np.zeros(weight.shape[axis], np.int8)}
     nodes = [
         helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["a.int8"]),
@@ -112,7 +112,12 @@ def _weighted_graph(
             helper.make_node("QuantizeLinear", ["made", "made.scale", "zero"], ["made.int8"]),
             helper.make_node("DequantizeLinear", ["made.int8", "made.scale", "zero"], ["y"]),
         ]
-    constants = {"scale": np.float32(0.02), "made.scale": np.float32(20), "zero": np.uint8(128), **scales}
+    constants: dict[str, Any] = {
+        "scale": np.float32(0.02),
+        "made.scale": np.float32(20),
+        "zero": np.uint8(128),
+        **scales,
+    }
     return _model(nodes, value, shape, {**constants, "w.int8": weight.astype(np.int8)})
 
 

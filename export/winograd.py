@@ -53,16 +53,13 @@ class WinogradConv(nn.Module):
         self.tiles = tuple(-(-side // TILE) for side in size)
         taps = torch.tensor(_G, dtype=torch.float64)
         products = torch.einsum("ay,ocyx,bx->abco", taps, weight.detach().double(), taps).flatten(0, 1)
-        constants = {
-            "weight": products,  # (36, C, C')
-            "bias": bias.detach(),
-            "rows_in": input_transform(size[0]),
-            "columns_in": input_transform(size[1]),
-            "rows_out": output_transform(size[0]),
-            "columns_out": output_transform(size[1]),
-        }
-        for name, value in constants.items():
-            self.register_parameter(name, nn.Parameter(value.to(weight.dtype).contiguous(), requires_grad=False))
+
+        def constant(value: Tensor) -> nn.Parameter:
+            return nn.Parameter(value.to(weight.dtype).contiguous(), requires_grad=False)
+
+        self.weight, self.bias = constant(products), constant(bias.detach())  # (36,C,C'), (C',)
+        self.rows_in, self.columns_in = (constant(input_transform(side)) for side in size)
+        self.rows_out, self.columns_out = (constant(output_transform(side)) for side in size)
 
     def forward(self, x: Tensor) -> Tensor:
         (height, width), (rows, columns) = self.size, self.tiles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from lavt_edge.benchmarks import generated
@@ -45,13 +46,25 @@ def test_generated_data_that_was_not_finished_leaves_nothing(cache: Path) -> Non
 
 
 def test_two_first_runs_at_once_share_the_generated_data(cache: Path) -> None:
-    """The second finishes while the first still writes."""
+    """The second waits while the first writes, and writes nothing itself."""
+    found: list[int] = []
+    written: list[int] = []
+    second = Thread(
+        target=lambda: found.append(
+            len(open_split("shapes", "val", progress=lambda done, _: written.append(done)).sentences)
+        )
+    )
 
     def progress(done: int, total: int) -> None:
         if done == 1:
-            open_split("shapes", "val")
+            second.start()
+            second.join(0.3)
+            assert second.is_alive()
 
-    assert open_split("shapes", "val", progress=progress).sentences
+    first = open_split("shapes", "val", progress=progress).sentences
+    second.join(60)
+    assert found == [len(first)]
+    assert not written
     assert len(list(cache.iterdir())) == 1
 
 
