@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.tests.test_setup import run
-from lavt_edge.tests.test_setup import wheel as wheel  # a fixture
 from lavt_edge.tests.typed_bundle import add_typed_graphs, copy_bundle
 
 pytest.importorskip("tensorrt_rtx")
