@@ -119,7 +119,13 @@ def _fields(node: ast.ClassDef) -> Iterator[str]:
 def _docstring(node: ast.FunctionDef | ast.ClassDef) -> Iterator[str]:
     """A docstring as Markdown: its sections as lists, its indented examples as blocks."""
     text = ast.get_docstring(node)
-    for block in re.split(r"\n\s*\n", text) if text else ():
+    blocks: list[str] = []
+    for part in re.split(r"\n\s*?\n", text) if text else ():
+        if part.startswith("    ") and blocks and blocks[-1].startswith("    "):
+            blocks[-1] += f"\n\n{part}"  # an example goes on over its empty lines
+        else:
+            blocks.append(part)
+    for block in blocks:
         lines = block.splitlines()
         head, rest = lines[0].rstrip(":"), textwrap.dedent("\n".join(lines[1:]))
         if lines[0].endswith(":") and head in SECTIONS:

@@ -48,6 +48,7 @@ class Segmenter:
     """Segments the object that a sentence refers to. Make one with `Segmenter.load`; safe to share between threads.
 
         from lavt_edge.runtime import Segmenter
+
         with Segmenter.load("bundle") as segmenter:
             prompt = segmenter.encode("the man in red")
             result = segmenter.segment("photo.jpg", prompt)
