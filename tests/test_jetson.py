@@ -106,7 +106,7 @@ def test_the_runtime_passes_its_tests_on_the_python_of_jetpack_6(python: Path, w
 
 
 def test_the_service_and_the_container_run_what_is_there() -> None:
-    """A unit that systemd's own parser would take, whose program is an example; a Dockerfile that copies real files."""
+    """A unit that systemd takes, whose program is an example; a Dockerfile that copies files that are there."""
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(ROOT / "examples" / "lavt-camera.service")
@@ -115,6 +115,11 @@ def test_the_service_and_the_container_run_what_is_there() -> None:
     assert unit["Service"]["User"] != "root"
     assert "WatchdogSec" not in unit["Service"]
     assert "/examples/camera.py" in command
+    if analyze := shutil.which("systemd-analyze"):
+        said = subprocess.run(
+            [analyze, "verify", ROOT / "examples" / "lavt-camera.service"], capture_output=True, text=True
+        )
+        assert all("is not executable: No such file" in line for line in said.stderr.splitlines()), said.stderr
     lines = (ROOT / "examples" / "Dockerfile.jetson").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1] if "*" not in word]
     assert copied
