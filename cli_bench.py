@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ _ACCURACY_OPTIONS = (
     *("image_size", "fusion_heads", "data_root", "split", "split_by", "limit", "swap", "results", "restart"),
     "batch_size",
 )
+_DATA_OPTIONS = ("data_root", "split", "split_by", "limit")
 _MOST_LAYERS = 10
 
 
@@ -33,7 +35,8 @@ _Against = Annotated[
     list[str] | None,
     typer.Option(
         help="A peer, measured in turn with it; may be given again: torch, torch-compile, onnx-plain, openvino, "
-        "openvino-bf16, openvino-plain, tensorrt-plain, or the path of a bundle, an .onnx or an .engine."
+        "openvino-bf16, openvino-plain, openvino-plain-bf16, tensorrt-plain, or the path of a bundle, an .onnx or an "
+        ".engine."
     ),
 ]
 _Checkpoint = Annotated[
@@ -118,30 +121,62 @@ def bench(
     device: Device = "auto",
 ) -> None:
     """Measure a bundle's latency beside its peers; or, with --dataset, the accuracy of a bundle or a checkpoint."""
-    if dataset is not None:
+    if dataset is not None and not fidelity:
         refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
         _bench_accuracy(context, context.params)
         return
-    refused = _ACCURACY_OPTIONS if against else ("checkpoint", *_ACCURACY_OPTIONS)
+    refused = () if against or fidelity else ("checkpoint",)
+    chosen = _DATA_OPTIONS if dataset is not None else ()  # of what --fidelity is judged on
+    refused += tuple(name for name in _ACCURACY_OPTIONS if name not in chosen)
     refuse(context, refused, "measures accuracy; name a data set with --dataset")
     if engine is None:
         raise LavtError("--engine is missing: name the bundle to measure, or a data set with --dataset")
     if baseline is None:
         refuse(context, ("max_slowdown",), "is for --baseline; name an earlier --json file with it")
+    elif rounds < 2:
+        raise LavtError("--rounds 1 gives no interval; measure 2 or more rounds against a --baseline")
+    _check_outputs(json_file, report)
     _bench_latency(_latency_options(context.params), context.params)
+
+
+def _check_outputs(json_file: Path | None, report: Path | None) -> None:
+    """Refuses before anything is measured what could not be written afterwards."""
+    if json_file is not None and report is not None and json_file.resolve() == report.resolve():
+        raise LavtError(f"--json and --report both name {report}; give each its own file")
+    for path in (json_file, report):
+        if path is None:
+            continue
+        folder = next(one for one in path.resolve().parents if one.exists())
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise LavtError(f"{path}: cannot be written; name another file")
 
 
 def _latency_options(asked: dict[str, Any]) -> Options:
     from .benchmarks.measure import Options
 
     same = ("checkpoint", "image", "text", "warmup", "rounds", "batch", "threads", "device")
+    against = list(asked["against"] or ())
+    if asked["fidelity"]:  # accuracy is shown beside time, so each precision is timed
+        against += [one for one in _precisions(asked["engine"]) if one not in against]
     return Options(
         asked["engine"],
-        tuple(asked["against"] or ()),
+        tuple(against),
         sweep_threads=_parse_counts("--sweep-threads", asked["sweep_threads"]),
         sweep_batch=_parse_counts("--sweep-batch", asked["sweep_batch"]),
         **{name: asked[name] for name in same},
     )
+
+
+def _precisions(engine: Path) -> list[str]:
+    """The paths of a bundle's image graphs other than FP32, as peers; none where one graph was named."""
+    from .runtime.bundle import open_bundle
+
+    bundle = open_bundle(engine)
+    if bundle.selected is not None:
+        return []
+    files = bundle.manifest.files.items()
+    graphs = [name for name, one in files if one.role == "segmenter" and one.precision not in (None, "fp32")]
+    return [str(engine / name) for name in sorted(graphs) if name.endswith(".onnx")]
 
 
 def _bench_latency(options: Options, asked: dict[str, Any]) -> None:
@@ -177,7 +212,7 @@ def _measure(options: Options, asked: dict[str, Any]) -> dict[str, Any]:
     from .benchmarks.measure import measure
 
     with stages() as (report, progress):
-        measure_parts.check(options, estimate=asked["estimate"], layers=asked["layers"], parts=asked["parts"])
+        measure_parts.check(options, estimate=asked["estimate"], layers=asked["layers"])
         result = measure(options, report=report, progress=progress)
         if asked["parts"]:
             measure_parts.add_parts(result, options, report)
@@ -186,11 +221,29 @@ def _measure(options: Options, asked: dict[str, Any]) -> dict[str, Any]:
         if asked["layers"]:
             measure_parts.add_layers(result, options, report)
         if asked["fidelity"]:
-            with needs("export"):
-                from .benchmarks.fidelity import measure_fidelity
-            folder = options.engine if options.engine.is_dir() else options.engine.parent
-            result["fidelity"] = measure_fidelity(folder, report=report, progress=progress)
+            result["fidelity"] = _measure_fidelity(options, asked, report, progress)
     return result
+
+
+def _measure_fidelity(options: Options, asked: dict[str, Any], report: Any, progress: Any) -> list[dict[str, Any]]:
+    """What each precision keeps of PyTorch's masks, on generated scenes or the data set that was named."""
+    with needs("export"):
+        from .benchmarks.fidelity import DEFAULT_SENTENCES, measure_fidelity
+    from .benchmarks.measure import reference_of
+    from .benchmarks.sentences import open_split
+
+    report("opening the data set")
+    data = open_split(
+        asked["dataset"] or "shapes", asked["split"], data_root=asked["data_root"], split_by=asked["split_by"]
+    )
+    folder = options.engine if options.engine.is_dir() else options.engine.parent
+    return measure_fidelity(
+        folder,
+        data.sentences[: asked["limit"] or DEFAULT_SENTENCES],
+        checkpoint=reference_of(options),
+        report=report,
+        progress=progress,
+    )
 
 
 def _write_files(result: dict[str, Any], json_file: Path | None, report: Path | None) -> None:
@@ -203,7 +256,7 @@ def _write_files(result: dict[str, Any], json_file: Path | None, report: Path | 
             continue
         try:
             if path is json_file:
-                write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
+                write_whole(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
             else:
                 from .benchmarks.report import write_report
 

@@ -72,18 +72,25 @@ def compare_with_baseline(result: Mapping[str, Any], baseline: Mapping[str, Any]
 
     Where both runs measured one peer beside it, engine over peer is compared: what slowed the machine slowed both.
     Otherwise the times themselves are, which holds on a machine that is as fast as then. Slower is what the interval
-    leaves no doubt of. Raises LavtError for another model's size or batch.
+    leaves no doubt of. Raises LavtError for another size, batch, precision, device or number of threads.
     """
     now, then = result["sides"][0], baseline["sides"][0]
-    for key in ("size", "batch"):
+    for key in ("size", "batch", "precision", "device"):
         if now.get(key) != then.get(key):
             raise LavtError(f"--baseline: its {key} is {then.get(key)}, here it is {now.get(key)}; measure it alike")
+    threads = [(one.get("machine") or {}).get("threads") for one in (baseline, result)]
+    if threads[0] != threads[1]:
+        raise LavtError(f"--baseline: measured with {threads[0]} threads, here with {threads[1]}; measure it alike")
     common = [name for name in _side_names(result)[1:] if name in _side_names(baseline)[1:]]
     if common:
         change = divided(_ratio(result, common[0]), _ratio(baseline, common[0]))
     else:
         change = unpaired_ratio(now["seconds"], then["seconds"])
     notes = []
+    if not common:
+        notes.append("no peer is in both runs, so a slower machine counts as a slower engine; give both --against one")
+    if now.get("runtime") != then.get("runtime"):
+        notes.append(f"the baseline ran on {then.get('runtime')}, this on {now.get('runtime')}")
     for key in ("cpu", "gpu"):
         if _model(result, key) != _model(baseline, key):
             notes.append(f"the baseline is of another machine ({_model(baseline, key)}, here {_model(result, key)})")

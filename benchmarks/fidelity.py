@@ -1,4 +1,4 @@
-"""What each precision of a bundle keeps: logits and masks against FP32's, accuracy, and pictures of the worst cases."""
+"""What each precision of a bundle keeps: logits and masks against PyTorch's, accuracy, pictures of the worst cases."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import onnx_ir as ir
 from PIL import Image
 
 from ..calibration.judge import Figures, Judge, Progress
-from ..calibration.sample import Sample
+from ..calibration.sample import Case, Sample
 from ..errors import LavtError
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.overlay import overlay
-from .accuracy import ReferringMetrics
 from .precisions import judge_file
 from .sentences import Sentence, open_split
 
@@ -31,22 +30,34 @@ Masks = list[npt.NDArray[np.bool_]]
 
 
 class MaskJudge(Judge):
-    """A judge that keeps the masks (H,W) of the graph that it ran last, one for each case."""
+    """A judge that keeps the logit differences and masks (H,W) of what it ran last, one for each case."""
 
+    differences: Sequence[npt.NDArray[Any]]
     masks: Masks
 
     def _differences(
         self, image: ir.Model, prompts: Sequence[npt.NDArray[Any]], fused: bool, progress: Progress
     ) -> list[npt.NDArray[Any]]:
         found = super()._differences(image, prompts, fused, progress)
-        self.masks = [one > 0 for one in found]
+        self._keep(found)
         return found
+
+    def refer_to(self, differences: Sequence[npt.NDArray[Any]]) -> None:
+        """Takes other differences for the truth than those of the FP32 graph."""
+        self._truth = list(differences)
+        self.mean_iou = self._mean_iou(self._truth)
+        self._keep(differences)
+
+    def _keep(self, differences: Sequence[npt.NDArray[Any]]) -> None:
+        self.differences = differences
+        self.masks = [one > 0 for one in differences]
 
 
 def measure_fidelity(
     path: Path,
     sentences: Sequence[Sentence] | None = None,
     *,
+    checkpoint: str | None = None,
     precisions: Sequence[str] | None = None,
     cases: int = DEFAULT_CASES,
     report: Callable[[str], None] = lambda step: None,
@@ -54,10 +65,12 @@ def measure_fidelity(
 ) -> list[dict[str, Any]]:
     """A row for each precision of the bundle's image graph, FP32 first, over `sentences` (default: generated val).
 
-    A row holds `name`, the fields of `judge.Figures`, `iou_with_fp32` (mean over sentences, in percent; two empty masks
-    agree) and `overlays`, one for each of the `cases` on which a precision's mask differs most from FP32's: `sentence`,
-    `pixel_agreement`, `iou_with_fp32` (percent) and `image_png_base64`. No overlays where all masks are equal. FP16 is
-    rounded tensor by tensor as a GPU stores it, behind its own text graph.
+    The reference is PyTorch with `checkpoint`, "demo" or an official file, which must be the bundle's own; without one
+    it is the bundle's FP32 graph. A row says which (`against`), and holds `name`, the fields of `judge.Figures`,
+    `iou_with_reference` (mean over sentences, in percent; two empty masks agree) and `overlays`, one for each of the
+    `cases` on which a precision's mask differs most: `sentence`, `pixel_agreement`, `iou_with_reference` (percent) and
+    `image_png_base64`. No overlays where all masks are equal. FP16 is rounded tensor by tensor as a GPU stores it,
+    behind its own text graph.
 
     Raises:
         LavtError: no sentences, or a precision that the bundle has no graph of.
@@ -71,24 +84,49 @@ def measure_fidelity(
         raise LavtError("fidelity needs one sentence or more")
     report("fp32")
     judge = MaskJudge(bundle, Sample((), sentences, {}), progress)
-    truth = judge.masks
-    masks = {"fp32": truth}
-    metrics = ReferringMetrics()
-    for mask, case in zip(truth, judge.cases, strict=True):
-        metrics.update(mask, case.target)
-    unchanged = Figures(len(truth), metrics.compute()["mean_iou"], 0.0, 1.0, 0.0)
-    rows = [_row("fp32", unchanged, truth, truth)]
+    masks, graph = {"fp32": judge.masks}, judge.differences
+    truth, against = judge.masks, "the FP32 graph"
+    if checkpoint is not None:
+        report("PyTorch")
+        judge.refer_to(_reference(bundle, checkpoint, judge.cases, progress))
+        truth, against = judge.masks, "PyTorch"
+    rows = [_row("fp32", judge.compare(graph), masks["fp32"], truth)]
     for name in names[1:]:
         report(name)
         figures = _figures(judge, bundle, name, progress)
         masks[name] = judge.masks
         rows.append(_row(name, figures, judge.masks, truth))
-    worst = most_disagreed(list(masks.values()), cases)
+    worst = most_disagreed([truth, *masks.values()], cases)
     for row in rows:
+        row["against"] = against
         row["overlays"] = [
             _overlay(judge, sentences[i].text, i, masks[row["name"]][i], truth[i]) for i in worst
         ]  # the same cases in each row, worst first
     return rows
+
+
+def _reference(
+    bundle: Bundle, checkpoint: str, cases: Sequence[Case], progress: Progress
+) -> list[npt.NDArray[np.float32]]:
+    """PyTorch's logit differences (H,W) of the cases. Raises LavtError where the checkpoint is not the bundle's."""
+    from .reference_predictor import load_reference
+
+    manifest = bundle.manifest
+    first, second, third, fourth = manifest.model["fusion_heads"]
+    predictor = load_reference(
+        checkpoint,
+        image_size=(manifest.input.height, manifest.input.width),
+        fusion_heads=None if checkpoint == "demo" else (first, second, third, fourth),
+        device="cpu",
+    )
+    if predictor.describe()["checkpoint"] != manifest.checkpoint.sha256:
+        raise LavtError(f"{bundle.root} was not exported from the checkpoint {checkpoint}; give its own")
+    found = []
+    for number, case in enumerate(cases):
+        progress(number, len(cases))
+        (logits,) = predictor.logits(np.stack([case.image]), [(case.input_ids, case.attention_mask)])
+        found.append(logits[1] - logits[0])
+    return found
 
 
 def chosen_precisions(bundle: Bundle, wanted: Sequence[str] | None) -> list[str]:
@@ -133,7 +171,7 @@ def _figures(judge: Judge, bundle: Bundle, name: str, progress: Progress) -> Fig
 
 def _row(name: str, figures: Figures, masks: Masks, truth: Masks) -> dict[str, Any]:
     iou = float(np.mean([mask_iou(a, b) for a, b in zip(masks, truth, strict=True)]))
-    return {"name": name, **figures.to_dict(), "iou_with_fp32": iou, "overlays": []}
+    return {"name": name, **figures.to_dict(), "iou_with_reference": iou, "overlays": []}
 
 
 def _overlay(
@@ -144,7 +182,7 @@ def _overlay(
         "case": case,
         "sentence": sentence,
         "pixel_agreement": float(np.mean(mask == truth)),
-        "iou_with_fp32": mask_iou(mask, truth),
+        "iou_with_reference": mask_iou(mask, truth),
         "image_png_base64": png_base64(picture),
     }
 

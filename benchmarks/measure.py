@@ -3,8 +3,8 @@
 Sides take turns, one call each per round, in an order that changes from round to round; each has its own process.
 
     {"format": 1, "machine": {…}, "options": {…}, "sides": [{"name", "kind", "precision", "size", "batch", "device",
-     "runtime", "seconds", "summary", "memory", "split", "call", "overhead"}], "ratios": [{"name", "against", "ratio",
-     "low", "high"}], "warnings": […], "parts", "roofline", "fidelity", "sweeps": […]}
+     "runtime", "file", "seconds", "summary", "memory", "split", "call", "overhead"}], "ratios": [{"name", "against",
+     "ratio", "low", "high"}], "warnings": […], "parts", "roofline", "fidelity", "sweeps": […]}
 
 Seconds are per call and in the order of the rounds; a ratio is `name` over `against`, so below 1 `name` is faster.
 """
@@ -129,6 +129,18 @@ def _make_plain_export(engine: Path, checkpoint: str) -> Path:
     except ModuleNotFoundError as error:
         raise LavtError(f"{error.name} is not installed: pip install 'lavt-edge[export]'") from error
     return plain_export(engine, checkpoint)
+
+
+def reference_of(options: Options) -> str | None:
+    """The checkpoint that the engine's bundle was exported from, "demo" or a path; None where it is not known.
+
+    Raises LavtError where `options` name another one.
+    """
+    bundle = open_bundle(options.engine)
+    checkpoint, other = _checkpoint(options, bundle.manifest.checkpoint.sha256)
+    if options.checkpoint is not None and other:
+        raise LavtError(f"{options.engine} was not exported from the checkpoint {options.checkpoint}; give its own")
+    return None if checkpoint == "random" else checkpoint
 
 
 def _checkpoint(options: Options, bundle_sha256: str) -> tuple[str, str | None]:

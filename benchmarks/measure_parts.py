@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import LavtError
 from ..runtime.bundle import open_bundle
@@ -32,18 +35,36 @@ def image_graph(engine: Path) -> tuple[Path, str]:
 
 
 def add_parts(result: dict[str, Any], options: Options, report: Report) -> None:
-    """Fills `parts`, [{"side", "precision", "parts"}], and `roofline`, {"ceilings", "parts"}, of the image graph on the
-    CPU: rows of `parts.part_times` and `roofline.roofline`. Raises LavtError."""
-    path, precision = image_graph(options.engine)
+    """Fills `parts`, [{"side", "precision", "parts"}], of the image graph that was measured: rows of
+    `parts.part_times`, or of `engine_parts.engine_part_times` for an engine of TensorRT. On the CPU also `roofline`,
+    {"ceilings", "parts"}, rows of `roofline.roofline`; and `text`, the text graph as one row, once a sentence.
+
+    Raises LavtError, also where ONNX Runtime ran on CUDA, whose profile does not hold the device's time.
+    """
+    side = result["sides"][0]
     report("where the time goes")
-    rows, roof, ceilings = call_apart(_parts, path, precision, options)
-    result["parts"] = [{"side": result["sides"][0]["name"], "precision": precision, "parts": rows}]
+    if (side["file"] or "").endswith(".engine"):
+        rows = call_apart(_engine_parts, side["file"], options)
+        result["parts"] = [{"side": side["name"], "precision": side["precision"], "parts": rows}]
+        return
+    if side["device"] != "cpu":
+        raise LavtError("--parts is told for the CPU and for engines of TensorRT; give --device cpu, or an .engine")
+    path, precision = image_graph(options.engine)
+    rows, roof, ceilings, text = call_apart(_parts, path, precision, options)
+    result["parts"] = [{"side": side["name"], "precision": precision, "parts": rows}]
     result["roofline"] = {"ceilings": ceilings, "parts": roof}
+    result["text"] = text
+
+
+def _engine_parts(name: str, options: Options) -> list[dict[str, Any]]:
+    from .engine_parts import engine_part_times
+
+    return engine_part_times(open_bundle(_folder(options.engine)), name, _feeds(options))
 
 
 def _parts(
     path: Path, precision: str, options: Options
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
     from .parts import part_times
     from .roofline import measure_ceilings, roofline
 
@@ -54,22 +75,42 @@ def _parts(
     by_precision = made["macs_per_second"]
     most = max(found, key=lambda one: sum(row["macs_by_precision"].get(one, 0) for row in rows))
     made.update(macs_per_second=by_precision[most], by_precision=by_precision, precision=precision)
-    return rows, roofline(rows, ceilings), made
+    return rows, roofline(rows, ceilings), made, _text(options)
+
+
+def _text(options: Options) -> dict[str, Any]:
+    """The FP32 text graph's seconds, MACs and bytes, for one sentence."""
+    from .parts import part_times
+
+    bundle = open_bundle(_folder(options.engine))
+    shape = (bundle.manifest.input.batch or 1, bundle.manifest.input.max_words)
+    tokens = np.ones(shape, np.int64)
+    rows = part_times(
+        bundle.file("text_encoder"), {"input_ids": tokens, "attention_mask": tokens.copy()}, options.threads
+    )
+    summed = ("seconds", "macs", "bytes", "weight_bytes")
+    return {key: sum(row[key] for row in rows) for key in summed}
 
 
 def add_estimate(result: dict[str, Any], options: Options, device: str, report: Report) -> None:
     """Fills `estimate`: the floor of the image graph on a device of `devices.DEVICES`. Raises LavtError."""
     path, precision = image_graph(options.engine)
     report(f"floor on {device}")
-    result["estimate"] = call_apart(_estimate, path, precision, device)
+    result["estimate"] = call_apart(_estimate, path, precision, device, options)
 
 
-def _estimate(path: Path, precision: str, device: str) -> dict[str, Any]:
+def _estimate(path: Path, precision: str, device: str, options: Options) -> dict[str, Any]:
+    """The floor of the image graph; the text graph's weights lie in memory beside it."""
     from .devices import estimate
     from .part_costs import cost_rows
 
+    bundle = open_bundle(_folder(options.engine))
     known = precision if precision in ("fp32", "fp16") else "int8"
-    return estimate(cost_rows(path), device, known).to_dict()
+    found = estimate(cost_rows(path, options.batch), device, known).to_dict()
+    text = estimate(cost_rows(bundle.file("text_encoder")), device, "fp32" if known == "fp32" else "fp16")
+    needed = found["needed_bytes"] + text.needed_bytes
+    fits = needed <= found["memory_bytes"]
+    return {**found, "needed_bytes": needed, "fits": fits, "text_floor_seconds": text.seconds}
 
 
 def add_layers(result: dict[str, Any], options: Options, report: Report) -> None:
@@ -87,7 +128,11 @@ def add_layers(result: dict[str, Any], options: Options, report: Report) -> None
 def _layers(reference: Path, other: Path, options: Options) -> list[dict[str, Any]]:
     from .layers import compare_layers
 
-    return compare_layers(reference, other, _feeds(options), options.threads)
+    rows = compare_layers(reference, other, _feeds(options), options.threads)
+    # JSON has no infinity: None is a tensor that is not finite, or not zero where the original is.
+    return [
+        {**row, "relative_error": row["relative_error"] if isfinite(row["relative_error"]) else None} for row in rows
+    ]
 
 
 def _feeds(options: Options) -> dict[str, Any]:
@@ -95,14 +140,21 @@ def _feeds(options: Options) -> dict[str, Any]:
     from .peers_onnx import BundleSide
 
     (spec,) = prepare_sides(replace(options, against=(), device="cpu"))
-    folder = options.engine if options.engine.is_dir() else options.engine.parent
+    folder = _folder(options.engine)
     batch = batch_of(open_bundle(folder), options.batch)
     return BundleSide(replace(spec, path=folder, batch=batch)).feeds
 
 
-def check(options: Options, *, estimate: str | None, layers: bool, parts: bool) -> None:
+def _folder(engine: Path) -> Path:
+    return engine if engine.is_dir() else engine.parent
+
+
+def check(options: Options, *, estimate: str | None, layers: bool) -> None:
     """Refuses before anything is measured what could not be told afterwards. Raises LavtError."""
-    if layers or parts or estimate is not None:
+    bundle = open_bundle(options.engine)
+    for batch in (options.batch, *options.sweep_batch):
+        batch_of(bundle, batch)
+    if layers or estimate is not None:
         _, precision = image_graph(options.engine)
         if layers and precision == "fp32":
             raise LavtError(NO_LAYERS)

@@ -1,7 +1,8 @@
 """What each part of the model costs, counted from its ONNX graph at its precision: MACs, bytes, memory.
 
 A part is what a reader of the paper would name: the patch embedding, a stage's attention, its MLP, its PWAM with the
-gate, its merging, a decoder level, the classifier with the last upsampling, and what prepares the words ("text").
+gate, its merging, a decoder level, the classifier with the last upsampling, and what parts the prompt ("words"). The
+text graph is "text", once a sentence.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _RULES = tuple(
         (r"(decoder\.level\d+)\b", r"\1"),
         (r"decoder\.classifier\b|decoder/(?!Reshape|Transpose)|decoder\.(rows|columns)\b", "classifier"),
         (r"(logits|mask)\b", "classifier"),
-        (r"(prompt|word_mask|embeddings|layer\d+|input_ids|attention_mask)\b", "text"),
+        (r"(prompt|word_mask)\b", "words"),
+        (r"(embeddings|layer\d+|input_ids|attention_mask)\b", "text"),
     )
 )
 # What ONNX Runtime puts before the name of the node or tensor that it made a node for.

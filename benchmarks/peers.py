@@ -84,6 +84,7 @@ PEERS: Mapping[str, Peer] = {
     "openvino": Peer("openvino"),
     "openvino-bf16": Peer("openvino", "bf16"),
     "openvino-plain": Peer("openvino", plain=True),
+    "openvino-plain-bf16": Peer("openvino", "bf16", plain=True),
     "tensorrt-plain": Peer("tensorrt", "fp16", plain=True),
 }
 

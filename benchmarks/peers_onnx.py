@@ -32,6 +32,7 @@ class BundleSide:
         self.segmenter = segmenter = Segmenter.load(spec.path, device=spec.device, threads=spec.threads, prompt_cache=1)
         self.precision, self.size = segmenter.precision, segmenter.input_size
         self.device, self.runtime = segmenter.device, segmenter.runtime
+        self.file = segmenter.files[-1]
         self.photo, self.text = photo(spec), spec.text
         prompt = segmenter.encode(spec.text)
         parts: dict[str, npt.NDArray[Any]] = {

@@ -35,7 +35,8 @@ _SETTLE_STEP, _SETTLE_LIMIT, _SETTLED = 0.002, 0.5, 0.05  # seconds, seconds, sh
 class RemoteSide:
     """A side that runs in another process; opens it at once.
 
-    Attributes: `spec`; `about`, its precision, size [H,W], batch, device and runtime; `warnings` of its opening.
+    Attributes: `spec`; `about`, its precision, size [H,W], batch, device, runtime and, of a bundle, file; `warnings` of
+    its opening.
     Raises LavtError where it cannot be opened.
     """
 
@@ -223,6 +224,7 @@ def _about(side: Side) -> dict[str, Any]:
         "batch": side.batch,
         "device": side.device,
         "runtime": side.runtime,
+        "file": getattr(side, "file", None),
     }
 
 

@@ -58,14 +58,18 @@ class ReferencePredictor:
     def encode(self, sentence: str) -> Tokens:
         return self._tokenizer.encode(sentence)[:2]
 
-    @torch.inference_mode()
     def masks(self, images: npt.NDArray[np.uint8], prompts: Sequence[Tokens]) -> npt.NDArray[np.bool_]:
+        return object_masks(self.logits(images, prompts))
+
+    @torch.inference_mode()
+    def logits(self, images: npt.NDArray[np.uint8], prompts: Sequence[Tokens]) -> npt.NDArray[np.float32]:
+        """Logits (B,2,H,W) of images (B,H,W,3) and as many prompts."""
         ids, word_masks = (torch.from_numpy(np.stack(part)).to(self._device) for part in zip(*prompts, strict=True))
         pixels = normalise(torch.from_numpy(images).to(self._device))
         # cuDNN would round the factors of a float32 convolution to TF32.
         with torch.backends.cudnn.flags(allow_tf32=False):
             logits: Tensor = self._model(pixels, ids, word_masks)
-        return object_masks(logits.cpu().numpy())
+        return logits.cpu().numpy()
 
 
 def normalise(images: Tensor) -> Tensor:

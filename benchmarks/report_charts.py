@@ -1,20 +1,23 @@
 """Charts of the report as inline SVG.
 
-Rows (strips, intervals, bars) have their text in HTML and their marks at percentages, so that they fit any width with
-text at its own size; plots of two axes have a view box.
+Marks lie at percentages of the width, so that a chart fits any screen with its text at its own size. Rows (strips,
+intervals, bars) have their text in HTML; plots of two axes have a height in pixels.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+Point = tuple[float, float]
+
 COLOURS = 8
 _ROW_HEIGHT = 26
-_PLOT_WIDTH, _PLOT_HEIGHT = 366, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
+_PLOT_HEIGHT = 300
+_TOP, _BOTTOM = 12, 40
 
 
 def colour(index: int) -> str:
@@ -85,13 +88,17 @@ def legend(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of a plot: its title, its range (low < high; on a logarithmic one low > 0), and how ticks are written."""
+    """An axis of a plot: its title, its range (low < high; on a logarithmic one low > 0), and how ticks are written.
+
+    `at` are the values of its ticks; without any they are round ones.
+    """
 
     title: str
     low: float
     high: float
     log: bool = False
     unit: str = ""
+    at: tuple[float, ...] = ()
 
     def place(self, value: float) -> float:
         """Where a value lies, 0 at the axis' low end and 1 at its high end."""
@@ -101,7 +108,9 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """Three to seven round values."""
+        """Three to seven round values, or those that were given."""
+        if self.at:
+            return list(self.at)
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
             every = max(1, math.ceil((last - first + 1) / 6))
@@ -114,48 +123,50 @@ class Axis:
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def plot(x: Axis, y: Axis, marks: str, label: str) -> str:
-    """A plot of two axes around `marks`, SVG placed by `place`; `label` says in words what it shows."""
+def plot(x: Axis, y: Axis, marks: str, label: str, *, kind: str = "") -> str:
+    """A plot of two axes around `marks`, SVG placed by `place`; `label` says in words what it shows.
+
+    `kind` is the style sheet's class of its width.
+    """
     bottom, parts = _PLOT_HEIGHT - _BOTTOM, []
     for value in x.ticks():
         at = place(x, y, value, y.low)[0]
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>')
-        parts.append(f'<text x="{at:.1f}" y="{bottom + 15}" text-anchor="middle">{escape(_tick(value, x.unit))}</text>')
+        parts.append(_line((at, _TOP), (at, bottom), 'class="grid"'))
+        text = escape(_tick(value, x.unit))
+        parts.append(f'<text x="{at:.2f}%" y="{bottom + 15}" text-anchor="middle">{text}</text>')
     for value in y.ticks():
         at = place(x, y, x.low, value)[1]
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_PLOT_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{at + 4:.1f}" text-anchor="end">{escape(_tick(value, y.unit))}</text>')
-    middle = (_LEFT + _PLOT_WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_PLOT_HEIGHT - 6}" text-anchor="middle">{escape(x.title)}</text>')
-    svg = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {_PLOT_WIDTH} {_PLOT_HEIGHT}">'
-    return f'<div class="plot"><div class="axis">{escape(y.title)}</div>{svg}{"".join(parts)}{marks}</svg></div>'
+        parts.append(_line((0, at), (100, at), 'class="grid"'))
+        parts.append(f'<text x="-5" y="{at + 4:.1f}" text-anchor="end">{escape(_tick(value, y.unit))}</text>')
+    parts.append(f'<text x="50%" y="{_PLOT_HEIGHT - 6}" text-anchor="middle">{escape(x.title)}</text>')
+    svg = f'<svg role="img" aria-label="{escape(label)}" height="{_PLOT_HEIGHT}">{"".join(parts)}{marks}</svg>'
+    return f'<div class="plot {kind}"><div class="axis">{escape(y.title)}</div>{svg}</div>'
 
 
-def place(x: Axis, y: Axis, horizontal: float, vertical: float) -> tuple[float, float]:
-    """A point of a plot in its view box."""
-    width, height = _PLOT_WIDTH - _LEFT - _RIGHT, _PLOT_HEIGHT - _TOP - _BOTTOM
-    return _LEFT + width * x.place(horizontal), _TOP + height * (1 - y.place(vertical))
+def place(x: Axis, y: Axis, horizontal: float, vertical: float) -> Point:
+    """A point of a plot: percent of its width from the left, pixels from the top."""
+    return 100 * x.place(horizontal), _TOP + (_PLOT_HEIGHT - _TOP - _BOTTOM) * (1 - y.place(vertical))
 
 
-def dot(at: tuple[float, float], text: str, fill: str, *, name: str) -> str:
+def dot(at: Point, fill: str, *, name: str, text: str = "") -> str:
     """A point of a plot with its text beside it, where there is room; `name` shows when it is pointed at."""
-    left = at[0] > 0.62 * _PLOT_WIDTH
-    shift, anchor = (-8, "end") if left else (8, "start")
-    circle = f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="4.5" fill="{fill}"/>'
-    position = f'x="{at[0] + shift:.1f}" y="{at[1] + 4:.1f}" text-anchor="{anchor}"'
-    return f'<g><title>{escape(name)}</title>{circle}<text class="mark" {position}>{escape(text)}</text></g>'
+    shift, anchor = (-8, "end") if at[0] > 62 else (8, "start")
+    circle = f'<circle cx="{at[0]:.2f}%" cy="{at[1]:.1f}" r="4.5" fill="{fill}"/>'
+    position = f'x="{at[0]:.2f}%" dx="{shift}" y="{at[1] + 4:.1f}" text-anchor="{anchor}"'
+    words = f'<text class="mark" {position}>{escape(text)}</text>' if text else ""
+    return f"<g><title>{escape(name)}</title>{circle}{words}</g>"
 
 
-def numbered(at: tuple[float, float], number: int, fill: str, *, name: str) -> str:
+def numbered(at: Point, number: int, fill: str, *, name: str) -> str:
     """A point of a plot with its number inside it."""
-    circle = f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="8" fill="{fill}" stroke="var(--card)"/>'
-    text = f'<text class="inside" x="{at[0]:.1f}" y="{at[1] + 3.5:.1f}" text-anchor="middle">{number}</text>'
+    circle = f'<circle cx="{at[0]:.2f}%" cy="{at[1]:.1f}" r="8" fill="{fill}" stroke="var(--card)"/>'
+    text = f'<text class="inside" x="{at[0]:.2f}%" y="{at[1] + 3.5:.1f}" text-anchor="middle">{number}</text>'
     return f"<g><title>{escape(name)}</title>{circle}{text}</g>"
 
 
-def path(points: Sequence[tuple[float, float]]) -> str:
-    """A roof: a line through points of the view box."""
-    return '<path class="roof" d="M' + " L".join(f"{x:.1f} {y:.1f}" for x, y in points) + '"/>'
+def lines(points: Sequence[Point], look: str) -> str:
+    """A line through points of a plot; `look` are its attributes."""
+    return "".join(_line(start, end, look) for start, end in itertools.pairwise(points))
 
 
 def spread(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
@@ -163,6 +174,11 @@ def spread(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]
     low, high = min(values), max(values)
     extra = margin * (high - low) or 0.05 * abs(high) or 1.0
     return low - extra, high + extra
+
+
+def _line(start: Point, end: Point, look: str) -> str:
+    ends = f'x1="{start[0]:.2f}%" y1="{start[1]:.1f}" x2="{end[0]:.2f}%" y2="{end[1]:.1f}"'
+    return f"<line {look} {ends}/>"
 
 
 def _tick(value: float, unit: str) -> str:

@@ -102,7 +102,7 @@ def verdicts(result: Result) -> Iterator[tuple[str, str, str]]:
             "Accuracy:",
             (
                 f"{worst.get('name', '')} loses most, {worst['drop']:+.2f} points of mean IoU; "
-                f"{percent(worst.get('pixel_agreement'), 2)} of its pixels are FP32's"
+                f"{percent(worst.get('pixel_agreement'), 2)} of its pixels are as those of {reference_of(rows)}"
             ),
         )
     heaviest = _heaviest(result)
@@ -144,3 +144,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     top = "".join(f"<th>{escape(str(one))}</th>" for one in head)
     body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def section(title: str, note: str, *blocks: str) -> str:
+    """A section of the page; title and note are escaped, blocks are HTML."""
+    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{"".join(blocks)}</section>'
+
+
+def reference_of(rows: Sequence[Result]) -> str:
+    """What the rows of fidelity were compared with: "PyTorch" or "the FP32 graph"."""
+    return next((str(row["against"]) for row in rows if row.get("against")), "the FP32 graph")

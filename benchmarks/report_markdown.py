@@ -46,10 +46,12 @@ def _machine(machine: Result) -> list[str]:
 def _model(model: Result) -> list[str]:
     height, width = model["size"]
     weights = "random weights" if model["weights"] == "random" else "its own weights"
+    chosen = {"full": "every product with a weight in INT8", "auto": "INT8 placed by accuracy control"}
     lines = [
         f"## {model['name'][:1].upper()}{model['name'][1:]}, {height}x{width}",
         "",
-        f"With {weights}, {model['rounds']} rounds; INT8 calibrated on {model['calibrated_on']} generated sentences.",
+        f"With {weights}, {model['rounds']} rounds; INT8 calibrated on {model['calibrated_on']} generated sentences,",
+        f"{chosen[model['int8_policy']]}.",
         "",
         *_sides(model),
     ]
@@ -73,7 +75,16 @@ def _sides(model: Result) -> list[str]:
         memory = bytes_text((side.get("memory") or {}).get("peak_bytes"))
         rate = number(side["summary"]["throughput"], ".2f")
         rows.append((side["name"], side["runtime"], *times, rate, memory, over_plain.get(side["name"], "1")))
-    head = ("side", "runtime", "median ms", "p90 ms", "p99 ms", "images/s", "peak memory", "over plain export (95 %)")
+    head = (
+        "side",
+        "runtime",
+        "median ms",
+        "p90 ms",
+        "p99 ms",
+        "1/median, images/s",
+        "peak memory",
+        "over plain export (95 %)",
+    )
     return _table(head, rows, "llrrrrrr")
 
 
@@ -130,13 +141,14 @@ def _accuracy(rows: Sequence[Result]) -> list[str]:
             number(row["sentences"], "d"),
             number(row["mean_iou"], ".2f"),
             number(row["drop"], "+.2f"),
-            number(row["iou_with_fp32"], ".2f"),
+            number(row["iou_with_reference"], ".2f"),
             percent(row["pixel_agreement"], 3),
             number(row["relative_error"], ".1e"),
         )
         for row in rows
     ]
-    head = ("precision", "sentences", "mean IoU", "lost", "IoU with FP32", "equal pixels", "logit error")
+    against = rows[0]["against"]
+    head = ("precision", "sentences", "mean IoU", "lost", f"IoU with {against}", "equal pixels", "logit error")
     return ["Accuracy on generated val:", "", *_table(head, cells, "lrrrrrr")]
 
 

@@ -14,10 +14,6 @@ Result = Mapping[str, Any]
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
 
-def _section(title: str, note: str, *blocks: str) -> str:
-    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{"".join(blocks)}</section>'
-
-
 def latencies(result: Result) -> str:
     """Each side's rounds as a strip on one scale."""
     timed = [(side, _numbers(side.get("seconds"))) for side in result.get("sides") or []]
@@ -39,7 +35,7 @@ def latencies(result: Result) -> str:
         f"Time of a call, each round a tick, from 0 to {ms(scale[1])}. The box holds the middle half of the rounds, "
         "the thick line is the median. Sides were measured in turn, round by round."
     )
-    return _section("Latency", note, *rows, *_scatter(timed))
+    return section("Latency", note, *rows, *_scatter(timed))
 
 
 def _scatter(timed: Sequence[tuple[Result, list[float]]]) -> list[str]:
@@ -77,7 +73,7 @@ def ratios(result: Result) -> str:
         "Ratio of median times: below 1 the first is faster. The bar is the 95 % interval; the dashed line is 1, and "
         "where the bar crosses it no difference was shown."
     )
-    return _section("Ratios", note, *rows)
+    return section("Ratios", note, *rows)
 
 
 def splits(result: Result) -> str:
@@ -99,74 +95,7 @@ def splits(result: Result) -> str:
     cells = [[part, *(ms(times.get(part)) for _, times in found)] for part in names]
     note = "Median of each step, side by side in the colours of the legend."
     figures = table(["step", *(name for name, _ in found)], cells)
-    return _section("What a call consists of", note, charts.legend(names), *rows, figures)
-
-
-def parts(result: Result) -> str:
-    """Time of each part of the model, a bar for each side."""
-    sides = [one for one in result.get("parts") or [] if one.get("parts")]
-    if not sides:
-        return ""
-    times = [{str(p.get("part", "")): finite(p.get("seconds")) or 0.0 for p in one["parts"]} for one in sides]
-    work = {str(part.get("part", "")): part for one in reversed(sides) for part in one["parts"]}
-    names = list(dict.fromkeys(name for one in times for name in one))
-    most = max((value for one in times for value in one.values()), default=0.0) or 1.0
-    totals = [sum(one.values()) or 1.0 for one in times]
-    blocks = [charts.legend([str(one.get("side", "")) for one in sides])]
-    for name in names:
-        amounts = [scaled(work[name].get("macs"), "MACs"), bytes_text(work[name].get("bytes"))]
-        marks, height = charts.bars([one[name] / most if name in one else None for one in times])
-        values = [
-            f"{ms(one[name])}, {percent(one[name] / total)}"
-            for one, total in zip(times, totals, strict=True)
-            if name in one
-        ]
-        note = ", ".join(one for one in amounts if one != "–")
-        blocks.append(charts.row(name, marks, "\n".join(values), note=note, height=height))
-    note = "From the backend's own profiler, by the graph's node names; with what each part computes and moves."
-    return _section("Where the time goes", note, *blocks)
-
-
-def roofline(result: Result) -> str:
-    """Each part's rate against what the machine can do, and its time against its floor."""
-    data = result.get("roofline") or {}
-    ceilings = data.get("ceilings") or {}
-    peak, bandwidth = finite(ceilings.get("macs_per_second")), finite(ceilings.get("bytes_per_second"))
-    found = [one for one in data.get("parts") or [] if finite(one.get("seconds"))]
-    if not found or not peak or not bandwidth:
-        return ""
-    points = []
-    for i, one in enumerate(found, start=1):
-        macs, size, seconds = (finite(one.get(key)) or 0.0 for key in ("macs", "bytes", "seconds"))
-        if macs > 0 and size > 0:
-            points.append((i, str(one.get("part", "")), macs / size, macs / seconds))
-    chart = _roof(points, peak, bandwidth) if points else ""
-    rows = []
-    for i, one in enumerate(found, start=1):
-        seconds, floor = finite(one["seconds"]) or 0.0, finite(one.get("floor_seconds"))
-        share = floor / seconds if floor is not None else 0.0
-        value = f"{percent(one.get('efficiency', share), 0)} of {ms(seconds)}"
-        marks, height = charts.bars([min(max(share, 0.0), 1.0)])
-        rows.append(charts.row(f"{i}. {one.get('part', '')}", marks, value, note=f"floor {ms(floor)}", height=height))
-    note = (
-        f"Measured ceilings of this machine: {scaled(peak, 'MACs/s')} and {scaled(bandwidth, 'B/s')}. A part on the "
-        "line uses all that the machine has; the numbers name the parts below, where a full bar is a part at its floor."
-    )
-    return _section("Roofline", note, chart, *rows)
-
-
-def _roof(points: Sequence[tuple[int, str, float, float]], peak: float, bandwidth: float) -> str:
-    """Rate over intensity, both logarithmic, below the roof min(peak, bandwidth * intensity)."""
-    knee = peak / bandwidth
-    xs, ys = [point[2] for point in points], [point[3] for point in points]
-    x = charts.Axis("MACs for each byte moved", min(*xs, knee) / 2, max(*xs, knee) * 3, log=True)
-    low = min(*ys, peak * x.low / knee, peak / 30) / 1.5
-    y = charts.Axis("MACs a second", low, max(*ys, peak) * 2, log=True)
-    corners = [(x.low, bandwidth * x.low), (knee, peak), (x.high, peak)]
-    marks = charts.path([charts.place(x, y, *corner) for corner in corners])
-    for rank, name, intensity, speed in points:
-        marks += charts.numbered(charts.place(x, y, intensity, speed), rank, charts.colour(0), name=name)
-    return charts.plot(x, y, marks, "roofline: rate of each part over its intensity")
+    return section("What a call consists of", note, charts.legend(names), *rows, figures)
 
 
 def fidelity(result: Result) -> str:
@@ -189,7 +118,7 @@ def fidelity(result: Result) -> str:
     count = finite(rows[0].get("sentences"))
     over = f" over {count:.0f} sentences" if count else ""
     note = f"What each precision keeps of FP32{over}. IoU and what is lost of it in percent and points."
-    return _section("Precision and accuracy", note, table(head, cells), _accuracy_plot(result, rows), _overlays(rows))
+    return section("Precision and accuracy", note, table(head, cells), _accuracy_plot(result, rows), _overlays(rows))
 
 
 def _accuracy_plot(result: Result, rows: Sequence[Result]) -> str:
@@ -258,7 +187,7 @@ def sweeps(result: Result) -> str:
     left_out = "".join(f"<li>{escape(one)}</li>" for one in skipped)
     head = ["side", "threads", "batch", "median", "p90", "images/s", "peak memory"]
     blocks = [table(head, rows), f"<p>Left out:</p><ul>{left_out}</ul>" if skipped else ""]
-    return _section("Sweeps", "The same sides with other batches or threads; a dash is what the run chose.", *blocks)
+    return section("Sweeps", "The same sides with other batches or threads; a dash is what the run chose.", *blocks)
 
 
 def _numbers(values: Any) -> list[float]:

@@ -32,7 +32,7 @@ from .peers_process import RemoteSide, call_apart
 from .report_markdown import markdown
 from .statistics import paired_ratio, summarise
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INT8_FILE = "segmenter.int8-cpu.onnx"
 PLAIN, OPENVINO_PLAIN = "plain export", "OpenVINO, plain export"
 # What each peer is called in the tables; those after the first two may be missing on a machine.
@@ -42,6 +42,7 @@ NAMES = {
     "torch-compile": "PyTorch, torch.compile",
     "openvino-plain": OPENVINO_PLAIN,
     "openvino": "OpenVINO, rewritten",
+    "openvino-plain-bf16": "OpenVINO in bfloat16, plain export",
     "openvino-bf16": "OpenVINO in bfloat16, rewritten",
 }
 REWRITTEN, WINOGRAD, INT8 = "rewritten", "rewritten, Winograd", "rewritten, INT8"
@@ -186,6 +187,7 @@ def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: 
         "size": found[0]["size"],
         "rounds": subject.rounds,
         "calibrated_on": subject.samples,
+        "int8_policy": "auto" if subject.swin is None else "full",
         "sides": found,
         "ratios": ratios_of(found),
         "targets": [list(target) for target in TARGETS] if subject.swin == "base" else [],
@@ -237,11 +239,12 @@ def parts_of(root: Path, threads: int | None) -> list[dict[str, Any]]:
 
 
 def accuracy(subject: Subject, root: Path) -> list[dict[str, Any]]:
-    """A row for FP32 and for INT8 on generated val, see `fidelity.measure_fidelity`, less the pictures."""
+    """Rows of FP32 and INT8 on generated val against PyTorch, see `fidelity.measure_fidelity`, less the pictures."""
     from .fidelity import measure_fidelity
     from .sentences import open_split
 
-    rows = measure_fidelity(root, open_split("shapes", "val").sentences[: subject.sentences], cases=0)
+    sentences = open_split("shapes", "val").sentences[: subject.sentences]
+    rows = measure_fidelity(root, sentences, checkpoint=subject.checkpoint, cases=0)
     return [{key: value for key, value in row.items() if key != "overlays"} for row in rows]
 
 

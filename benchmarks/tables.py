@@ -18,6 +18,10 @@ def tables(result: Mapping[str, Any], most_layers: int = 10) -> Iterator[Table]:
         yield _sweeps(result)
     if result["roofline"]:
         yield _parts(result["roofline"])
+    elif result["parts"]:
+        yield _times(result["parts"][0])
+    if result.get("text"):
+        yield _text(result["text"])
     if result.get("estimate"):
         yield _estimate(result["estimate"])
     if result.get("layers"):
@@ -92,6 +96,16 @@ def _parts(roofline: Mapping[str, Any]) -> Table:
     return title, ("part", "ms", "GMACs", "MB", "floor ms", "of floor", "bound by"), rows
 
 
+def _times(profiled: Mapping[str, Any]) -> Table:
+    rows = [(row["part"], _ms(row["seconds"]), f"{row['macs'] / 1e9:.2f}") for row in profiled["parts"]]
+    return f"where the time of {profiled['side']} goes", ("part", "ms", "GMACs"), rows
+
+
+def _text(text: Mapping[str, Any]) -> Table:
+    row = (_ms(text["seconds"]), f"{text['macs'] / 1e9:.2f}", _mb(text["bytes"]))
+    return "the text encoder, once a sentence", ("ms", "GMACs", "MB"), [row]
+
+
 def _estimate(estimate: Mapping[str, Any]) -> Table:
     memory = f"{_mb(estimate['needed_bytes'])} of {_mb(estimate['memory_bytes'])} MB"
     title = (
@@ -99,14 +113,17 @@ def _estimate(estimate: Mapping[str, Any]) -> Table:
         f"needs {memory}{'' if estimate['fits'] else ': does not fit'}"
     )
     rows = [(row["part"], _ms(row["floor_seconds"]), row["bound"]) for row in estimate["parts"]]
-    return title, ("part", "floor ms", "bound by"), [*rows, ("all", _ms(estimate["floor_seconds"]), "")]
+    rows.append(("all", _ms(estimate["floor_seconds"]), ""))
+    if "text_floor_seconds" in estimate:
+        rows.append(("text encoder, once a sentence", _ms(estimate["text_floor_seconds"]), ""))
+    return title, ("part", "floor ms", "bound by"), rows
 
 
 def _layers(layers: list[Mapping[str, Any]], most: int) -> Table:
     first = next((row["node"] for row in layers if row["first"]), None)
     title = "no tensor parts company with FP32" if first is None else f"parts company with FP32 at {first}"
     shown = layers[:most] + [row for row in layers[most:] if row["first"]]
-    rows = [(row["node"], row["tensor"], f"{row['relative_error']:.1e}", "first" * row["first"]) for row in shown]
+    rows = [(row["node"], row["tensor"], _error(row["relative_error"]), "first" * row["first"]) for row in shown]
     return title, ("node", "tensor", "relative error", ""), rows
 
 
@@ -117,13 +134,17 @@ def _fidelity(fidelity: list[Mapping[str, Any]]) -> Table:
             f"{row['mean_iou']:.2f}",
             f"{row['drop']:+.2f}",
             f"{100 * row['pixel_agreement']:.3f} %",
-            f"{row['iou_with_fp32']:.2f}",
+            f"{row['iou_with_reference']:.2f}",
             f"{row['relative_error']:.1e}",
         )
         for row in fidelity
     ]
-    title = f"what each precision keeps, {fidelity[0]['sentences']} sentences"
-    return title, ("", "mIoU", "lost", "pixels as FP32", "IoU with FP32", "logit error"), rows
+    title = f"what each precision keeps of {fidelity[0]['against']}, {fidelity[0]['sentences']} sentences"
+    return title, ("", "mIoU", "lost", "equal pixels", "IoU of masks", "logit error"), rows
+
+
+def _error(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1e}"
 
 
 def _ms(seconds: float | None) -> str:

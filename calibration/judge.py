@@ -73,8 +73,11 @@ class Judge:
         `limit` takes the first cases alone.
         """
         prompts = self._prompts if text is None else self.encode(text)
-        found = self._differences(image, prompts[:limit], fused, progress)
-        truth = self._truth[:limit]
+        return self.compare(self._differences(image, prompts[:limit], fused, progress))
+
+    def compare(self, found: Sequence[Array]) -> Figures:
+        """The figures of logit differences (H,W) of the first cases."""
+        truth = self._truth[: len(found)]
         squares = sum(float(((a - b).astype(np.float64) ** 2).sum()) for a, b in zip(found, truth, strict=True))
         norm = sum(float((b.astype(np.float64) ** 2).sum()) for b in truth)
         agreement = np.mean([np.mean((a > 0) == (b > 0)) for a, b in zip(found, truth, strict=True)])

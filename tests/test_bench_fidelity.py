@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,50 @@ def test_every_precision_has_a_row_and_fp32_is_first(rows: dict[str, dict[str, A
 
 def test_an_equal_graph_loses_nothing(rows: dict[str, dict[str, Any]]) -> None:
     row = rows["int8-cpu"]
-    assert (row["drop"], row["relative_error"], row["pixel_agreement"], row["iou_with_fp32"]) == (0.0, 0.0, 1.0, 100.0)
+    assert (row["drop"], row["relative_error"], row["pixel_agreement"], row["iou_with_reference"]) == (
+        0.0,
+        0.0,
+        1.0,
+        100.0,
+    )
     assert row["mean_iou"] == rows["fp32"]["mean_iou"] > 50
+
+
+def test_pytorch_is_the_reference_of_a_known_checkpoint(damaged: Path, sentences: list[Sentence]) -> None:
+    """A wrong FP32 graph shows, where its own masks as the reference would hide it."""
+    rows = {row["name"]: row for row in measure_fidelity(damaged, sentences, checkpoint="demo", cases=1)}
+    assert {row["against"] for row in rows.values()} == {"PyTorch"}
+    assert 0 < rows["fp32"]["relative_error"] < 1e-4
+    assert rows["fp32"]["pixel_agreement"] > 0.9999
+    assert rows["int8"]["relative_error"] > 1e-3
+    root = damaged.parent / "wrong"
+    shutil.copytree(damaged, root)
+    with amend(root) as change:
+        shutil.copyfile(root / "segmenter.int8.onnx", change.new("segmenter.onnx"))
+        change.commit({"segmenter.onnx": file_entry(change.path("segmenter.onnx"), "segmenter", "fp32")})
+    wrong = measure_fidelity(root, sentences, checkpoint="demo", precisions=["fp32"], cases=1)
+    assert wrong[0]["relative_error"] == pytest.approx(rows["int8"]["relative_error"], rel=1e-3)
+    own = measure_fidelity(root, sentences, precisions=["fp32"], cases=1)
+    assert (own[0]["against"], own[0]["relative_error"]) == ("the FP32 graph", 0.0)
+
+
+def test_a_checkpoint_that_is_not_the_bundles_is_refused(
+    damaged: Path, sentences: list[Sentence], tmp_path: Path
+) -> None:
+    root = tmp_path / "other"
+    shutil.copytree(damaged, root)
+    manifest = json.loads((root / "lavt.json").read_text())
+    manifest["checkpoint"]["sha256"] = "0" * 64
+    (root / "lavt.json").write_text(json.dumps(manifest))
+    with pytest.raises(LavtError, match="was not exported from the checkpoint demo; give its own"):
+        measure_fidelity(root, sentences, checkpoint="demo")
 
 
 def test_a_damaged_graph_shows_in_every_figure(rows: dict[str, dict[str, Any]]) -> None:
     row = rows["int8"]
     assert row["relative_error"] > 1e-3
     assert row["pixel_agreement"] < 1
-    assert row["iou_with_fp32"] < 100
+    assert row["iou_with_reference"] < 100
     assert row["drop"] == pytest.approx(rows["fp32"]["mean_iou"] - row["mean_iou"])
 
 

@@ -154,6 +154,39 @@ def test_a_baseline_is_gone_through_a_common_peer(result: dict[str, Any]) -> Non
     assert not compare_with_baseline(slow_machine, steady, 2.05).slower
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("precision", "int8", "its precision is int8, here it is fp32"),
+        ("device", "cuda", "its device is cuda, here it is cpu"),
+        ("batch", 2, "its batch is 2, here it is 1"),
+        ("threads", 7, "measured with 7 threads, here with 1"),
+    ],
+)
+def test_a_baseline_of_something_else_is_refused(result: dict[str, Any], key: str, value: object, said: str) -> None:
+    other = copy.deepcopy(result)
+    (other["machine"] if key == "threads" else other["sides"][0])[key] = value
+    with pytest.raises(LavtError, match=said):
+        compare_with_baseline(result, other, 1.05)
+
+
+def test_what_makes_a_baseline_doubtful_is_said(result: dict[str, Any]) -> None:
+    assert compare_with_baseline(result, result, 1.05).notes == ()
+    other = copy.deepcopy(result)
+    other["sides"][0]["runtime"] = "ONNX Runtime 1.0"
+    other["sides"], other["ratios"] = other["sides"][:1], []
+    alone, runtime = compare_with_baseline(result, other, 1.05).notes
+    assert "no peer is in both runs" in alone
+    assert "ran on ONNX Runtime 1.0" in runtime
+
+
+def test_a_batch_that_the_bundle_does_not_take_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    fixed = write_bundle(tmp_path / "fixed", batch=1)
+    done = bench(tmp_path, "--engine", fixed, "--sweep-batch", "1,2")
+    assert done.returncode == 1
+    assert "was exported for batches of 1, not 2" in done.stderr
+
+
 def test_noise_is_said() -> None:
     cpu = {"allowed": 4, "quota": 1.5, "governor": "powersave", "virtual": False}
     said = " ".join(machine_warnings({"cpu": cpu, "load": 3.0, "threads": 4}))
@@ -203,6 +236,11 @@ def test_the_command_prints_writes_and_judges(bundle: Path, tmp_path: Path) -> N
         (("--baseline", "none.json"), "none.json: cannot be read"),
         (("--rounds", "1", "--against", "torch"), "--rounds 1 gives no interval"),
         (("--dataset", "shapes", "--json", "x"), "--json measures latency"),
+        (("--rounds", "1", "--baseline", "none.json"), "--rounds 1 gives no interval"),
+        (("--json", "x", "--report", "./x"), "--json and --report both name"),
+        (("--json", f"{__file__}/x.json"), "x.json: cannot be written"),
+        (("--report", "."), "cannot be written"),
+        (("--limit", "3"), "--limit measures accuracy"),
     ],
 )
 def test_mistakes_end_in_one_line(bundle: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:

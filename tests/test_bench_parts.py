@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 STAGE_PARTS = [f"stage{i}.{what}" for i in range(4) for what in ("attention", "mlp", "pwam")]
 PARTS = {
     "patch embedding",
-    "text",
+    "words",
     "classifier",
     *STAGE_PARTS,
     *(f"stage{i}.merge" for i in range(3)),
@@ -63,6 +63,7 @@ def image_feeds(bundle: Path, batch: int = 1) -> dict[str, Any]:
         ("decoder.classifier/Conv", "classifier"),
         ("decoder/MatMul_2", "classifier"),
         ("layer11.attn.qkv/MatMul", "text"),
+        ("word_mask/Sub", "words"),
         ("decoder/Reshape_4", "other"),
         ("gemm_input_reshape_token_2", "other"),
         ("node_conv2d_3", "other"),
@@ -95,7 +96,7 @@ class TestCosts:
         assert sum(row["macs"] for row in rows) == total == sum(count_macs(typed / "segmenter.onnx").values())
         assert [row["macs"] for row in rows] == [sum(row["macs_by_precision"].values()) for row in rows]
         assert {row["part"] for row in rows} == PARTS
-        assert [row["part"] for row in rows][:4] == ["patch embedding", "text", "stage0.attention", "stage0.mlp"]
+        assert [row["part"] for row in rows][:4] == ["patch embedding", "words", "stage0.attention", "stage0.mlp"]
 
     def test_precision_is_that_of_the_operands(self, typed: Path) -> None:
         def share(name: str, precision: str) -> float:

@@ -19,7 +19,7 @@ def test_a_fused_layer_is_shared_by_macs() -> None:
     parts = {
         "stage0.block0.mlp.fc1/MatMul": "stage0.mlp",
         "stage0.pwam.mix/MatMul": "stage0.pwam",
-        "graph/Split": "text",
+        "graph/Split": "words",
     }
     layers = [
         EngineLayer("fused", "gemm", "fp16", ("stage0.block0.mlp.fc1/MatMul", "stage0.pwam.mix/MatMul", "graph/Split")),
@@ -29,7 +29,7 @@ def test_a_fused_layer_is_shared_by_macs() -> None:
     macs = {"stage0.block0.mlp.fc1/MatMul": 300, "stage0.pwam.mix/MatMul": 100}
     seconds = {"copy": 0.5, "fused": 4.0, "moves": 2.0, "decoder.level1.conv/Conv": 0.25}
     shared = share_layers(seconds, layers, parts, macs)
-    assert shared == {"stage0.mlp": 3.0, "stage0.pwam": 2.0, "text": 1.0, "decoder.level1": 0.25, "other": 0.5}
+    assert shared == {"stage0.mlp": 3.0, "stage0.pwam": 2.0, "words": 1.0, "decoder.level1": 0.25, "other": 0.5}
     assert list(shared)[-1] == "other"
     assert sum(shared.values()) == sum(seconds.values())
 
