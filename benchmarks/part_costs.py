@@ -1,8 +1,8 @@
 """What each part of the model costs, counted from its ONNX graph at its precision: MACs, bytes, memory.
 
 A part is what a reader of the paper would name: the patch embedding, a stage's attention, its MLP, its PWAM with the
-gate, its merging, a decoder level, the classifier with the last upsampling, and what parts the prompt ("words"). The
-text graph is "text", once a sentence.
+gate, its merging, a decoder level, the classifier with the last upsampling, and what parts the prompt among the stages
+("words"). The text graph, once a sentence, is "text", but for what makes the prompt of the encoder's output ("words").
 """
 
 from __future__ import annotations

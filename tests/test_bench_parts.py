@@ -118,7 +118,7 @@ class TestCosts:
 
     def test_every_node_of_the_image_graph_has_a_part(self, typed: Path) -> None:
         assert set(node_parts(typed / "segmenter.onnx").values()) == PARTS
-        assert set(node_parts(typed / "text_encoder.onnx").values()) == {"text"}
+        assert set(node_parts(typed / "text_encoder.onnx").values()) == {"text", "words"}
 
     def test_a_free_batch_multiplies_all_but_the_weights(self, demo_bundle: Path) -> None:
         one, three = (cost_rows(demo_bundle / "segmenter.onnx", batch) for batch in (1, 3))
