@@ -173,8 +173,9 @@ def _kill_often(scenario: Scenario, kills: int, seed: Sequence[int], folder: Pat
             check_whole(bundle, (before, undisturbed.pictures), allowed=undisturbed.files, what=what)
         else:
             tally.absent += 1
-            _check_absent(scenario, place, before, what)
-        if tally.kills % _RERUN_EVERY[scenario.command] == 0 or tally.kills == kills:
+            _check_absent(scenario, place, (before, undisturbed.pictures), what)
+        made = scenario.before is None and bundle.exists()  # killed at its very end: the same again would be refused
+        if made or tally.kills % _RERUN_EVERY[scenario.command] == 0 or tally.kills == kills:
             _finish(_forced(scenario, bundle))
             tally.reruns += 1
             check_whole(bundle, (undisturbed.pictures,), allowed={}, what=f"{what}, and run again")
@@ -191,12 +192,12 @@ def _forced(scenario: Scenario, bundle: Path) -> list[str]:
     return [*line, "--force"] if done and scenario.command != "trt" and "--force" not in line else line
 
 
-def _check_absent(scenario: Scenario, place: Path, before: dict[str, Picture], what: str) -> None:
+def _check_absent(scenario: Scenario, place: Path, pictures: Sequence[dict[str, Picture]], what: str) -> None:
     """Only a new bundle may be absent, or one between the two renames; then the old one is still there."""
     assert scenario.command == "onnx", f"{what}: the bundle is gone"
     if scenario.before is not None:
         (kept,) = place.glob(".bundle.*.replaced")
-        check_whole(kept, (before,), allowed={}, what=what)
+        check_whole(kept, pictures, allowed={}, what=what)
 
 
 def _reset(scenario: Scenario, place: Path) -> None:

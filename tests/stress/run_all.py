@@ -62,6 +62,7 @@ def _run(chosen: list[str], given: argparse.Namespace, folder: Path) -> dict[str
             found[part] = dict(works[part]())
         except Exception as error:  # whatever it is, the other parts still run, and the exit code tells
             found[part] = {"failed": f"{type(error).__name__}: {error}"}
+            print(f"{part} failed: {error}", flush=True)
     return found
 
 
