@@ -24,6 +24,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_names(folder: Path) -> None:
+    """`sync` of a folder whose entries changed, where its file system and its permissions have such a thing."""
+    try:
+        sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
+
+
 def partial_of(target: Path) -> Path:
     """A name beside `target` that says whose it is: .NAME.PID.RANDOM.partial"""
     if not target.name or target.name == "..":
@@ -187,7 +196,7 @@ def _give_name(partial: Path, target: Path, old: os.stat_result | None) -> None:
         elif target.exists():
             raise FileExistsError(errno.EEXIST, f"{target} was made meanwhile") from error
         raise
-    sync(target.parent)
+    _sync_names(target.parent)
 
 
 @contextmanager
@@ -206,7 +215,7 @@ def whole_file(target: Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         partial.replace(target)
-        sync(target.parent)
+        _sync_names(target.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lavt_edge import strict_json
 from lavt_edge.errors import BundleError, CheckpointError, ExitCode, ImageError, LavtError, PromptError
+from lavt_edge.files import write_whole
 from lavt_edge.reference import LAVTConfig, TextConfig
 from lavt_edge.reference.demo import load_demo
 from lavt_edge.runtime.bundle import open_bundle
@@ -242,3 +246,21 @@ def test_a_bundle_and_an_output_on_a_disk_that_is_full(tmp_path: Path) -> None:
 def test_values_that_are_put_in_cover_every_type_of_json() -> None:
     assert {type(value) for value in ODD_VALUES} == {type(None), bool, int, float, str, list, dict}
     assert os.environ.get("LAVT_EDGE_TRACEBACK") is None
+
+
+@pytest.mark.parametrize(("code", "written"), [(errno.EINVAL, True), (errno.EACCES, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, written: bool
+) -> None:
+    """Some file systems have no such thing, some folders may only be written to; a broken disk is said."""
+    fsync = os.fsync
+
+    def refuses(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuses)
+    with nullcontext() if written else pytest.raises(OSError, match="Input/output error"):
+        write_whole(tmp_path / "out", b"x")
+    assert (tmp_path / "out").read_bytes() == b"x"
