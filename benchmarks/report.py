@@ -9,7 +9,8 @@ from typing import Any
 
 from ..files import write_whole
 from .report_format import bytes_text, finite, headline, machine_rows, ms, number, rate, table, verdicts
-from .report_sections import fidelity, latencies, parts, ratios, roofline, splits, sweeps
+from .report_parts import floor, layers, parts, roofline
+from .report_sections import fidelity, latencies, ratios, splits, sweeps
 from .report_style import STYLE
 
 Result = Mapping[str, Any]
@@ -30,7 +31,9 @@ def page(result: Result) -> str:
         splits(result),
         parts(result),
         roofline(result),
+        floor(result),
         fidelity(result),
+        layers(result),
         sweeps(result),
         _sides(result),
         _environment(result),
@@ -53,7 +56,7 @@ def _verdict(result: Result) -> str:
         first = sides[0]
         summary, memory = first.get("summary") or {}, first.get("memory") or {}
         facts = [
-            (ms(summary.get("median")), "median of a call"),
+            (ms(summary.get("median")), "median of the image graph"),
             (ms(summary.get("p99")), "99th percentile"),
             (rate(summary.get("throughput")), "images a second"),
             (bytes_text(memory.get("peak_bytes")), "peak memory"),

@@ -154,3 +154,11 @@ def section(title: str, note: str, *blocks: str) -> str:
 def reference_of(rows: Sequence[Result]) -> str:
     """What the rows of fidelity were compared with: "PyTorch" or "the FP32 graph"."""
     return next((str(row["against"]) for row in rows if row.get("against")), "the FP32 graph")
+
+
+def source_link(address: Any) -> str:
+    """A link to where a figure was published; nothing where the address is none of the web."""
+    if not str(address or "").startswith("https://"):
+        return ""
+    host = str(address).split("/")[2]
+    return f'<a href="{escape(str(address))}" rel="noreferrer">Published at {escape(host)}</a>'

@@ -8,9 +8,16 @@ from html import escape
 from typing import Any
 
 from . import report_charts as charts
-from .report_format import bytes_text, finite, ms, number, percent, ratio_text, scaled, table
+from .latency import PER_CALL
+from .report_format import finite, ms, number, percent, rate, ratio_text, reference_of, section, table
 
 Result = Mapping[str, Any]
+_SWEPT = {"threads": "threads", "batch": "images in a call"}
+_APART = {
+    "decode": "JPEG to pixels, once a file",
+    "text_cold": "text, once a new sentence",
+    "text_cached": "text, a sentence met before",
+}
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
 
@@ -32,8 +39,8 @@ def latencies(result: Result) -> str:
         strip = charts.strip(seconds, scale, charts.colour(i))
         rows.append(charts.row(str(side.get("name", "")), strip, median, note=note, label=label))
     note = (
-        f"Time of a call, each round a tick, from 0 to {ms(scale[1])}. The box holds the middle half of the rounds, "
-        "the thick line is the median. Sides were measured in turn, round by round."
+        f"Time of the image graph, each round a tick, from 0 to {ms(scale[1])}. The box holds the middle half of the "
+        "rounds, the thick line is the median. Sides were measured in turn, round by round."
     )
     return section("Latency", note, *rows, *_scatter(timed))
 
@@ -77,25 +84,55 @@ def ratios(result: Result) -> str:
 
 
 def splits(result: Result) -> str:
-    """What a whole call consists of, for each side that was split."""
+    """What a call consists of, for each side that was split; what a call does not have stands apart."""
     found = []
     for side in result.get("sides") or []:
         split = {name: finite(value) for name, value in (side.get("split") or {}).items()}
         times = {name: value for name, value in split.items() if value is not None}
-        if sum(times.values()) > 0:
-            found.append((str(side.get("name", "")), times))
+        if sum(times.get(step, 0.0) for step in PER_CALL) > 0:
+            found.append((side, times))
     if not found:
         return ""
-    names = list(dict.fromkeys(name for _, times in found for name in times))
-    most = max(sum(times.values()) for _, times in found)
-    rows = [
-        charts.row(name, charts.stacked([times.get(part, 0.0) / most for part in names]), ms(sum(times.values())))
-        for name, times in found
+    sums = [sum(times.get(step, 0.0) for step in PER_CALL) for _, times in found]
+    calls = [finite(side.get("call")) for side, _ in found]
+    most = max(*sums, *(call or 0.0 for call in calls))
+    rows = []
+    for (side, times), whole, call in zip(found, sums, calls, strict=True):
+        bar = charts.stacked([times.get(step, 0.0) / most for step in PER_CALL])
+        measured = whole if call is None else call
+        rows.append(charts.row(str(side.get("name", "")), bar, ms(measured), note=f"steps add up to {ms(whole)}"))
+    names = [str(side.get("name", "")) for side, _ in found]
+    note = (
+        "Image in memory, sentence encoded before: median of each step in the colours of the legend, and beside the "
+        "bar that of whole calls, measured beside their steps. Shares are of the steps' sum."
+    )
+    steps = _steps(found, sums, calls)
+    apart = [[words, *(ms(times.get(step)) for _, times in found)] for step, words in _APART.items()]
+    blocks = [charts.legend(PER_CALL), *rows, table(["step", *names], steps)]
+    blocks += ["<h3>Not in a call</h3>", table(["once a sentence, or a file", *names], apart)]
+    return section("What a call consists of", note, *blocks)
+
+
+def _steps(
+    found: Sequence[tuple[Result, Mapping[str, float]]], sums: Sequence[float], calls: Sequence[float | None]
+) -> list[list[str]]:
+    """The steps of a call with their shares, their sum, the whole call, and what of it is not the image graph."""
+    cells = [
+        [
+            step,
+            *(
+                f"{ms(times.get(step))}, {percent(times.get(step, 0.0) / whole)}"
+                for (_, times), whole in zip(found, sums, strict=True)
+            ),
+        ]
+        for step in PER_CALL
     ]
-    cells = [[part, *(ms(times.get(part)) for _, times in found)] for part in names]
-    note = "Median of each step, side by side in the colours of the legend."
-    figures = table(["step", *(name for name, _ in found)], cells)
-    return section("What a call consists of", note, charts.legend(names), *rows, figures)
+    around = []
+    for side, _ in found:
+        overhead = side.get("overhead") or {}
+        around.append(f"{ms(overhead.get('seconds'))}, {percent(overhead.get('share'))}")
+    cells += [["all steps", *map(ms, sums)], ["a call, measured whole", *map(ms, calls)]]
+    return [*cells, ["all but the image graph, median of rounds", *around]]
 
 
 def fidelity(result: Result) -> str:
@@ -103,13 +140,14 @@ def fidelity(result: Result) -> str:
     rows = result.get("fidelity") or []
     if not rows:
         return ""
-    head = ["precision", "mean IoU", "lost", "IoU with FP32", "equal pixels", "logit error"]
+    reference = reference_of(rows)
+    head = ["precision", "mean IoU", "lost", f"IoU with {reference}", "equal pixels", "logit error"]
     cells = [
         [
             row.get("name", ""),
             number(row.get("mean_iou"), ".2f"),
             number(row.get("drop"), "+.2f"),
-            number(row.get("iou_with_fp32"), ".2f"),
+            number(row.get("iou_with_reference", row.get("iou_with_fp32")), ".2f"),
             percent(row.get("pixel_agreement"), 3),
             number(row.get("relative_error"), ".1e"),
         ]
@@ -117,8 +155,12 @@ def fidelity(result: Result) -> str:
     ]
     count = finite(rows[0].get("sentences"))
     over = f" over {count:.0f} sentences" if count else ""
-    note = f"What each precision keeps of FP32{over}. IoU and what is lost of it in percent and points."
-    return section("Precision and accuracy", note, table(head, cells), _accuracy_plot(result, rows), _overlays(rows))
+    note = (
+        f"What each precision keeps of {reference}{over}: logits, pixels and masks are compared with its. IoU in "
+        "percent, what is lost of it in points."
+    )
+    blocks = (table(head, cells), _accuracy_plot(result, rows), _overlays(rows, reference))
+    return section("Precision and accuracy", note, *blocks)
 
 
 def _accuracy_plot(result: Result, rows: Sequence[Result]) -> str:
@@ -134,16 +176,16 @@ def _accuracy_plot(result: Result, rows: Sequence[Result]) -> str:
                 break
     if len(points) < 2:
         return ""
-    x = charts.Axis("median time of a call, ms", 0.0, 1.15 * max(one[2] for one in points))
+    x = charts.Axis("median time of the image graph, ms", 0.0, 1.15 * max(one[2] for one in points))
     y = charts.Axis("mean IoU, percent", *charts.spread([one[3] for one in points], 0.25))
     marks = "".join(
-        charts.dot(charts.place(x, y, time, accuracy), name, charts.colour(i), name=f"{name}: {time:.1f} ms")
+        charts.dot(charts.place(x, y, time, accuracy), charts.colour(i), text=name, name=f"{name}: {time:.1f} ms")
         for name, i, time, accuracy in points
     )
     return "<h3>Accuracy over time</h3>" + charts.plot(x, y, marks, "mean IoU of each precision over its median time")
 
 
-def _overlays(rows: Sequence[Result]) -> str:
+def _overlays(rows: Sequence[Result], reference: str) -> str:
     """The cases side by side: one case a line, one precision a picture."""
     cases: dict[Any, list[tuple[str, Result]]] = {}
     for row in rows:
@@ -157,37 +199,69 @@ def _overlays(rows: Sequence[Result]) -> str:
         sentence = escape(str(pictures[0][1].get("sentence", "")))
         figures = "".join(
             f'<figure><img alt="mask by {escape(name)}" src="data:image/png;base64,{one["image_png_base64"]}">'
-            f"<figcaption><b>{escape(name)}</b> {escape(_agreement(one))}</figcaption></figure>"
+            f"<figcaption><b>{escape(name)}</b> {escape(_agreement(one, reference))}</figcaption></figure>"
             for name, one in pictures
         )
         blocks.append(f'<div class="case"><p>“{sentence}”</p><div class="masks">{figures}</div></div>')
     return "".join(blocks)
 
 
-def _agreement(one: Result) -> str:
+def _agreement(one: Result, reference: str) -> str:
     pixels = percent(one.get("pixel_agreement"), 2)
-    return "" if pixels == "–" else f"{pixels} of pixels as FP32"
+    return "" if pixels == "–" else f"{pixels} of pixels as {reference}"
 
 
 def sweeps(result: Result) -> str:
-    """Batch and thread sweeps: a line for each side of each setting, and what was left out."""
-    rows, skipped = [], []
-    for entry in result.get("sweeps") or []:
-        threads, batch = number(entry.get("threads"), "d"), number(entry.get("batch"), "d")
-        for side in entry.get("sides") or []:
-            summary = side.get("summary") or {}
-            times = [ms(summary.get(key)) for key in ("median", "p90")]
-            peak = bytes_text((side.get("memory") or {}).get("peak_bytes"))
-            rows.append([side.get("name", ""), threads, batch, *times, number(summary.get("throughput"), ".2f"), peak])
-        skipped += [
-            f"{one.get('name', '')} with batch {batch}: {one.get('reason', '')}" for one in entry.get("skipped") or []
-        ]
-    if not rows:
+    """Images a second by threads and by batch, a line for each side; the figures; and what was left out."""
+    entries = result.get("sweeps") or []
+    if not entries:
         return ""
-    left_out = "".join(f"<li>{escape(one)}</li>" for one in skipped)
-    head = ["side", "threads", "batch", "median", "p90", "images/s", "peak memory"]
-    blocks = [table(head, rows), f"<p>Left out:</p><ul>{left_out}</ul>" if skipped else ""]
-    return section("Sweeps", "The same sides with other batches or threads; a dash is what the run chose.", *blocks)
+    sides = [str(side.get("name", "")) for side in result.get("sides") or []]
+    names = list(dict.fromkeys([*sides, *(str(one.get("name", "")) for one in entries)]))
+    plots = "".join(_sweep_plot([one for one in entries if one.get("sweep") == kind], kind, names) for kind in _SWEPT)
+    rows = []
+    for one in entries:
+        if "skipped" not in one:
+            summary = one.get("summary") or {}
+            where = [number(one.get(kind), "d") for kind in _SWEPT]
+            times = [ms(summary.get(key)) for key in ("median", "p90")]
+            compared = "" if finite(one.get("ratio")) is None else ratio_text(one)
+            rows.append([one.get("name", ""), *where, *times, rate(summary.get("throughput")), compared])
+    engine = sides[0] if sides else "the engine"
+    blocks = [charts.legend(names), f'<div class="plots">{plots}</div>'] if plots else []
+    blocks.append(table(["side", *_SWEPT, "median", "p90", "images/s", f"{engine} over it (95 %)"], rows))
+    skipped = [
+        f"{one.get('name', '')} with {kind} {number(one.get(kind), 'd')}: {one['skipped']}"
+        for kind in _SWEPT
+        for one in entries
+        if one.get("sweep") == kind and "skipped" in one
+    ]
+    if skipped:
+        blocks.append(f"<p>Left out:</p><ul>{''.join(f'<li>{escape(one)}</li>' for one in skipped)}</ul>")
+    note = "The same sides with other threads or batches, measured in turn; a dash is what the run chose."
+    return section("Sweeps", note, *blocks)
+
+
+def _sweep_plot(entries: Sequence[Result], kind: str, names: Sequence[str]) -> str:
+    """Images a second over the number of threads or images a call."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for one in entries:
+        value, speed = finite(one.get(kind)), finite((one.get("summary") or {}).get("throughput"))
+        if value is not None and speed is not None:
+            points.setdefault(str(one.get("name", "")), []).append((value, speed))
+    every = [point for one in points.values() for point in one]
+    if not every:
+        return ""
+    at = tuple(sorted({value for value, _ in every}))
+    x = charts.Axis(_SWEPT[kind], at[0] / 1.15, at[-1] * 1.15, log=True, at=at)
+    y = charts.Axis("images a second", 0.0, 1.1 * max(speed for _, speed in every))
+    marks = ""
+    for name, one in points.items():
+        fill, places = charts.colour(names.index(name)), [charts.place(x, y, *point) for point in sorted(one)]
+        marks += charts.lines(places, f'stroke="{fill}" stroke-width="2"')
+        for point, (value, speed) in zip(places, sorted(one), strict=True):
+            marks += charts.dot(point, fill, name=f"{name}, {kind} {value:g}: {rate(speed)} images a second")
+    return charts.plot(x, y, marks, f"images a second by {kind}")
 
 
 def _numbers(values: Any) -> list[float]:

@@ -51,7 +51,13 @@ svg .mark { fill: var(--ink); font-weight: 600; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .roof { stroke: var(--ink); stroke-width: 2; fill: none; }
 svg .track { fill: var(--track); }
-.plot { max-width: 480px; margin-bottom: 14px; }
+.plot { max-width: 620px; margin: 0 16px 14px 48px; }
+.plot.wide { max-width: none; }
+.plot .axis { margin-left: -44px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 0 12px; }
+.plots .plot { max-width: none; }
+.caution { border-left: 3px solid var(--warn-line); padding-left: 12px; max-width: 72ch; }
+a { color: var(--s0); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 4px 0 8px; font-size: .88rem; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
 .scroll { overflow-x: auto; margin: 6px 0; }
