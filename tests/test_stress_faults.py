@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import mmap
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from lavt_edge.files import whole_folder
@@ -108,29 +111,30 @@ def test_a_short_soak_leaves_files_and_threads_as_they_were(demo_bundle: Path) -
 
 
 class Leaky(Segmenter):
-    """Keeps a file open, or 100 KB, for each call."""
+    """Keeps a file open, or 64 KB of memory that no other use has left over, for each call."""
 
-    kept: list[object] = []  # noqa: RUF012
-    what = "file"
+    kept: ClassVar[list[io.IOBase | mmap.mmap]] = []
+    what: ClassVar[str] = "file"
 
     def segment(self, *arguments):  # type: ignore[no-untyped-def]
-        self.kept.append(
-            os.fdopen(os.open(os.devnull, os.O_RDONLY)) if self.what == "file" else bytearray(b"x" * 100_000)
-        )
+        if self.what == "file":
+            self.kept.append(os.fdopen(os.open(os.devnull, os.O_RDONLY)))
+        else:
+            self.kept.append(mmap.mmap(-1, 2**16))
+            self.kept[-1].write(b"x" * 2**16)  # type: ignore[union-attr]
         return super().segment(*arguments)
 
 
-@pytest.mark.parametrize("what", ["file", "memory"])
-def test_a_soak_finds_what_leaks(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("what", "error"), [("file", AssertionError), ("memory", MemoryError)])
+def test_a_soak_finds_what_leaks(
+    what: str, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(soak, "Segmenter", Leaky)
     monkeypatch.setattr(Leaky, "what", what)
-    error = {"file": AssertionError, "memory": MemoryError}[what]
     with pytest.raises(error, match=r"open files|memory grows by"):
         soak.run(write_bundle(tmp_path / "bundle"), 300, seed=1, warm_up=100, every=10)
-    for one in Leaky.kept:
-        if what == "file":
-            one.close()  # type: ignore[attr-defined]
-    Leaky.kept.clear()
+    while Leaky.kept:
+        Leaky.kept.pop().close()
 
 
 def test_what_fails_is_told_and_the_rest_still_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,6 @@ def run(kills: int, seed: int, plain: Path | None = None) -> dict[str, int | flo
 
 def _on_one_core() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # which tells of the semaphores of the killed
 
 
 def _shares(scenarios: Sequence[Scenario], kills: int) -> list[int]:

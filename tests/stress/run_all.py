@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ def main() -> int:
     if not set(chosen) <= set(_PARTS):
         parser.error(f"--parts {given.parts}: give some of {', '.join(_PARTS)}")
     begun = time.monotonic()
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # which tells of the semaphores of the killed
     with tempfile.TemporaryDirectory(prefix="lavt-stress-") as folder:
         found = _run(chosen, given, Path(folder))
     found["seconds"] = round(time.monotonic() - begun, 1)
