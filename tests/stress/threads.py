@@ -135,13 +135,13 @@ def _encoded(segmenter: Segmenter, text: str) -> Arrays:
     return [prompt.prompt, prompt.word_mask]
 
 
-def _segmented(segmenter: Segmenter, image: Image.Image, prompts: list) -> Arrays:  # type: ignore[type-arg]
+def _segmented(segmenter: Segmenter, image: Image.Image, prompts: list) -> Arrays:
     given = prompts[0] if len(prompts) == 1 else prompts
     found = segmenter.segment(image, given)
     return [array for one in (found if isinstance(found, list) else [found]) for array in (one.mask, one.probability)]
 
 
-def _streamed(segmenter: Segmenter, images: list, text: str) -> Arrays:  # type: ignore[type-arg]
+def _streamed(segmenter: Segmenter, images: list, text: str) -> Arrays:
     return [array for one in segmenter.stream(images, text) for array in (one.mask, one.probability)]
 
 
