@@ -162,18 +162,18 @@ def layers(result: Result) -> str:
     if first is None:
         said = "No tensor parts company with the FP32 graph: rounding explains what differs."
     else:
-        error = _error(first)
-        said = f"The graphs part company at {first.get('node')} (tensor {first.get('tensor')}, relative error {error})."
+        where = f"{first.get('node')} (tensor {first.get('tensor')}, relative error {_error(first)})"
+        said = f"The graphs part company at {where}."
     shown = [*found[:_WORST], *(one for one in found[_WORST:] if one.get("first"))]
-    most = max((value for one in shown if (value := finite(one.get("relative_error"))) is not None), default=0.0) or 1.0
+    errors = [finite(one.get("relative_error")) for one in shown]
+    most = max((error for error in errors if error is not None), default=0.0) or 1.0
     rows = []
-    for one in shown:
-        error = finite(one.get("relative_error"))
+    for one, error in zip(shown, errors, strict=True):
         marks, height = charts.bars([1.0 if error is None else error / most])
         value = f"{_error(one)}{', first' if one.get('first') else ''}"
         rows.append(charts.row(str(one.get("node", "")), marks, value, note=str(one.get("tensor", "")), height=height))
     note = (
-        f"Relative error of each tensor that the graph shares with the FP32 one, on one input; the worst {len(shown)} "
+        f"Relative error of each tensor that the graph shares with the FP32 one, on one input; the worst {min(_WORST, len(found))} "
         f"of {len(found)}, by node and tensor."
     )
     return section("Layers against FP32", note, f"<p>{escape(said)}</p>", *rows)

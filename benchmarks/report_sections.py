@@ -256,11 +256,12 @@ def _sweep_plot(entries: Sequence[Result], kind: str, names: Sequence[str]) -> s
     x = charts.Axis(_SWEPT[kind], at[0] / 1.15, at[-1] * 1.15, log=True, at=at)
     y = charts.Axis("images a second", 0.0, 1.1 * max(speed for _, speed in every))
     marks = ""
-    for name, one in points.items():
-        fill, places = charts.colour(names.index(name)), [charts.place(x, y, *point) for point in sorted(one)]
+    for name, measured in points.items():
+        fill, places = charts.colour(names.index(name)), [charts.place(x, y, *point) for point in sorted(measured)]
         marks += charts.lines(places, f'stroke="{fill}" stroke-width="2"')
-        for point, (value, speed) in zip(places, sorted(one), strict=True):
-            marks += charts.dot(point, fill, name=f"{name}, {kind} {value:g}: {rate(speed)} images a second")
+        for point, (at_value, at_speed) in zip(places, sorted(measured), strict=True):
+            said = f"{name}, {kind} {at_value:g}: {rate(at_speed)} images a second"
+            marks += charts.dot(point, fill, name=said)
     return charts.plot(x, y, marks, f"images a second by {kind}")
 
 
