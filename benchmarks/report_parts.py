@@ -173,8 +173,8 @@ def layers(result: Result) -> str:
         value = f"{_error(one)}{', first' if one.get('first') else ''}"
         rows.append(charts.row(str(one.get("node", "")), marks, value, note=str(one.get("tensor", "")), height=height))
     note = (
-        f"Relative error of each tensor that the graph shares with the FP32 one, on one input; the worst {min(_WORST, len(found))} "
-        f"of {len(found)}, by node and tensor."
+        f"Relative error of each tensor that the graph shares with the FP32 one, on one input; the worst "
+        f"{min(_WORST, len(found))} of {len(found)}, by node and tensor."
     )
     return section("Layers against FP32", note, f"<p>{escape(said)}</p>", *rows)
 
