@@ -125,7 +125,7 @@ def bench(
         refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
         _bench_accuracy(context, context.params)
         return
-    refused = () if against or fidelity else ("checkpoint",)
+    refused: tuple[str, ...] = () if against or fidelity else ("checkpoint",)
     chosen = _DATA_OPTIONS if dataset is not None else ()  # of what --fidelity is judged on
     refused += tuple(name for name in _ACCURACY_OPTIONS if name not in chosen)
     refuse(context, refused, "measures accuracy; name a data set with --dataset")
