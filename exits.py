@@ -38,6 +38,7 @@ _EXTRAS = {
     "export": ("torch", "timm", "transformers", "safetensors", "onnx", "onnxscript", "onnx_ir"),
     "cpu": ("onnxruntime",),
     "data": ("pycocotools",),
+    "camera": ("cv2",),
     "bench": ("openvino",),
     "jetson": ("polygraphy", "cuda"),
     "trt": ("tensorrt",),

@@ -67,6 +67,31 @@ def fidelity_rows() -> list[dict[str, Any]]:
     ]
 
 
+def layer_rows() -> list[dict[str, Any]]:
+    errors = [None, *(0.5 / i for i in range(1, 40))]
+    return [
+        {"tensor": f"tensor{i}", "node": f"node{i}", "relative_error": error, "first": i == 30}
+        for i, error in enumerate(errors)
+    ]
+
+
+def sweep_rows() -> list[dict[str, Any]]:
+    return [
+        *(
+            {
+                "sweep": kind,
+                "threads": threads,
+                "batch": batch,
+                "name": "bundle/segmenter.onnx",
+                "seconds": [0.5],
+                "summary": {"median": 0.5, "p90": 0.6, "p99": 0.7, "throughput": 4.0},
+            }
+            for kind, threads, batch in (("threads", 1, 1), ("threads", 2, 1), ("batch", None, 2))
+        ),
+        {"sweep": "batch", "threads": None, "batch": 2, "name": "onnx-plain", "skipped": "batch of 1 <only>"},
+    ]
+
+
 def example() -> dict[str, Any]:
     """A full run, as benchmarks/measure.py gives it."""
     names = ["patch embedding", "text"]
@@ -123,29 +148,8 @@ def example() -> dict[str, Any]:
             "memory_bytes": 8_000_000_000,
             "fits": True,
         },
-        "layers": [
-            {
-                "tensor": f"tensor{i}",
-                "node": f"node{i}",
-                "relative_error": None if i == 0 else 0.5 / i,
-                "first": i == 30,
-            }
-            for i in range(40)
-        ],
-        "sweeps": [
-            *(
-                {
-                    "sweep": kind,
-                    "threads": threads,
-                    "batch": batch,
-                    "name": "bundle/segmenter.onnx",
-                    "seconds": [0.5],
-                    "summary": {"median": 0.5, "p90": 0.6, "p99": 0.7, "throughput": 4.0},
-                }
-                for kind, threads, batch in (("threads", 1, 1), ("threads", 2, 1), ("batch", None, 2))
-            ),
-            {"sweep": "batch", "threads": None, "batch": 2, "name": "onnx-plain", "skipped": "batch of 1 <only>"},
-        ],
+        "layers": layer_rows(),
+        "sweeps": sweep_rows(),
     }
 
 
