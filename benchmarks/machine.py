@@ -46,7 +46,7 @@ def describe_machine(threads: int | None = None) -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "gpu": _gpu(),
         "jetson": _jetson(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "load": round(os.getloadavg()[0], 2),

@@ -167,7 +167,8 @@ def _record(
 ) -> dict[str, Any]:
     """The manifest's record of an engine; `layers` and `products` are TensorRT's report, see engine_report.
 
-    `gpu` and `compute_capability` are the machine's that TensorRT built it on; TensorRT for RTX has `targets` instead.
+    `gpu`, `compute_capability` and `multiprocessors` are the machine's that TensorRT built it on; TensorRT for RTX has
+    `targets` instead.
     """
     device = None if plan.targets else plan.device
     return {
@@ -177,6 +178,7 @@ def _record(
         "version": plan.version,
         "gpu": device.name if device else None,
         "compute_capability": device.compute_capability if device else None,
+        "multiprocessors": device.multiprocessors if device else None,
         "targets": list(plan.targets),
         "onnx_file": graph,
         "onnx_sha256": bundle.manifest.files[graph].sha256,
@@ -215,6 +217,7 @@ def _verify(
         hardware_compatible=plan.options.hardware_compatible,
         verified=True,
         rebuild=rebuild_command(bundle.root, fields["precision"]),
+        multiprocessors=fields["multiprocessors"],
     )
     misfit = device_misfit(record, plan.device)
     if misfit:

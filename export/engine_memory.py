@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 # CUdevice_attribute
-_MAJOR, _MINOR, _INTEGRATED, _CAN_MAP = 75, 76, 18, 19
+_MAJOR, _MINOR, _INTEGRATED, _CAN_MAP, _MULTIPROCESSORS = 75, 76, 18, 19, 16
 # tensorrt.DataType by name, in bytes
 _BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT8": 1, "FP8": 1, "UINT8": 1, "BOOL": 1, "INT32": 4, "INT64": 8}
 
@@ -54,6 +54,7 @@ def find_device() -> CudaDevice | None:
             name=name.value.decode(errors="replace"),
             compute_capability=f"{driver.attribute(_MAJOR)}.{driver.attribute(_MINOR)}",
             shares_memory=bool(driver.attribute(_INTEGRATED) and driver.attribute(_CAN_MAP)),
+            multiprocessors=driver.attribute(_MULTIPROCESSORS),
         )
     except (OSError, AttributeError):
         return None

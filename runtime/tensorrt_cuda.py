@@ -52,7 +52,8 @@ class Cuda:
             for attribute in (attributes.cudaDevAttrIntegrated, attributes.cudaDevAttrCanMapHostMemory)
         )
         name = properties.name.decode(errors="replace") if isinstance(properties.name, bytes) else str(properties.name)
-        return CudaDevice(name.rstrip("\0"), f"{properties.major}.{properties.minor}", shares)
+        count = self._call(self._api.cudaDeviceGetAttribute, attributes.cudaDevAttrMultiProcessorCount, self._device)
+        return CudaDevice(name.rstrip("\0"), f"{properties.major}.{properties.minor}", shares, int(count))
 
     def free_memory(self) -> int:
         """Bytes that are free on the device."""

@@ -36,11 +36,13 @@ class UnverifiedEngineWarning(UserWarning):
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """A CUDA device: its name, its compute capability such as "8.7", and whether it can share the host's memory."""
+    """A CUDA device: its name, its compute capability such as "8.7", whether it can share the host's memory, and its
+    number of multiprocessors, None where it is not known."""
 
     name: str
     compute_capability: str
     shares_memory: bool
+    multiprocessors: int | None = None
 
     @property
     def sm(self) -> str:
@@ -65,6 +67,7 @@ class EngineRecord:
     hardware_compatible: bool
     verified: bool
     rebuild: str
+    multiprocessors: int | None = None
 
     @property
     def made_with(self) -> str:
@@ -117,6 +120,7 @@ def engine_record(root: Path, manifest: Manifest, name: str) -> EngineRecord:
         hardware_compatible=field("hardware_compatible", bool),
         verified=field("verified", bool),
         rebuild=rebuild,
+        multiprocessors=None if fields.get("multiprocessors") is None else field("multiprocessors", int),
     )
 
 
@@ -183,8 +187,9 @@ def _version_fits(record: EngineRecord, version: str) -> bool:
 def device_misfit(record: EngineRecord, device: CudaDevice) -> str | None:
     """Why this GPU cannot run the engine, or None.
 
-    An engine of TensorRT is for the GPU model it was built on; with hardware compatibility, for compute capability 8.0
-    and later. One of TensorRT for RTX is for its targets; without any for whatever RTX says when it is loaded.
+    An engine of TensorRT is for the GPU model it was built on, and for its number of multiprocessors, for every Jetson
+    Orin has the same name and compute capability; with hardware compatibility, for compute capability 8.0 and later.
+    One of TensorRT for RTX is for its targets; without any for whatever RTX says when it is loaded.
     """
     found = f"this machine has {device.name} ({device.compute_capability}): {record.rebuild}"
     if record.targets:
@@ -197,6 +202,9 @@ def device_misfit(record: EngineRecord, device: CudaDevice) -> str | None:
         return None if fits else f"{record.name} was built for compute capability 8.0 or later, {found}"
     if record.compute_capability != device.compute_capability or record.gpu not in (None, device.name):
         return f"{record.name} was built for {record.gpu} ({record.compute_capability}), {found}"
+    counts = record.multiprocessors, device.multiprocessors
+    if None not in counts and counts[0] != counts[1]:
+        return f"{record.name} was built for {record.gpu} with {counts[0]} multiprocessors, not {counts[1]}, {found}"
     return None
 
 

@@ -41,7 +41,9 @@ class SimulatedCuda(ModuleType):
     """`cuda.bindings.runtime` on one device. `live` holds what was made and not given back, `failing` error codes."""
 
     cudaHostAllocDefault, cudaHostAllocMapped, cudaStreamNonBlocking = 0, 2, 1
-    cudaDeviceAttr = SimpleNamespace(cudaDevAttrIntegrated=18, cudaDevAttrCanMapHostMemory=19)
+    cudaDeviceAttr = SimpleNamespace(
+        cudaDevAttrIntegrated=18, cudaDevAttrCanMapHostMemory=19, cudaDevAttrMultiProcessorCount=16
+    )
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
@@ -97,7 +99,7 @@ class SimulatedCuda(ModuleType):
         return SimpleNamespace(name=self.gpu.encode() + b"\0\0", major=major, minor=minor)
 
     def cudaDeviceGetAttribute(self, attribute: int, device: int) -> int:
-        return int(self.integrated)
+        return 8 if attribute == self.cudaDeviceAttr.cudaDevAttrMultiProcessorCount else int(self.integrated)
 
     def cudaGetErrorString(self, code: int) -> bytes:
         return {OUT_OF_MEMORY: b"out of memory"}.get(code, b"simulated failure")

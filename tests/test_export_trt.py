@@ -72,6 +72,7 @@ def test_the_manifest_says_what_was_built_from_what(built: Path, role: str, prec
         "version": find_flavor("tensorrt_rtx").version,
         "gpu": None,
         "compute_capability": None,
+        "multiprocessors": None,
         "targets": list(TARGETS),
         "onnx_file": f"{role}.{precision}.onnx",
         "onnx_sha256": hashlib.sha256((built / f"{role}.{precision}.onnx").read_bytes()).hexdigest(),

@@ -48,6 +48,7 @@ def test_an_unverified_engine_warns_each_time_and_names_the_caller(machine: Mach
         ({"version": "10.4.0"}, "was built with 10.3.0.0, lavt.json says 10.4.0"),
         ({"flavor": "tensorrt_rtx", "version": "1.7.1"}, "is an engine of TensorRT, lavt.json says TensorRT for RTX"),
         ({"gpu": "Other GPU"}, "was built for Other GPU (8.7), this machine has Simulated GPU (8.7)"),
+        ({"multiprocessors": 16}, "was built for Simulated GPU with 16 multiprocessors, not 8, this machine has"),
         ({"compute_capability": "8.6"}, "was built for Simulated GPU (8.6), this machine has Simulated GPU (8.7)"),
         ({"onnx_sha256": "0" * 64}, "was built from another segmenter.onnx than the bundle has now"),
         ({"max_batch": "1"}, "engines.segmenter.fp16.engine.max_batch is missing or malformed"),
