@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from .. import strict_json
 from ..errors import LavtError
 from ..exits import run_main
 from ..files import write_whole
@@ -271,6 +272,27 @@ def measure_standing(subjects: Sequence[Subject], peers: Sequence[str], report: 
     }
 
 
+def with_kept(result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`result` with the models that it lacks as benchmarks.json in `folder` has them, in the order of SUBJECTS.
+
+    Raises LavtError where that file cannot be read, or is of another format or machine.
+    """
+    path = folder / "benchmarks.json"
+    try:
+        old = strict_json.loads(path.read_bytes())
+        kept = {model["name"]: model for model in old["models"]}
+        same = old["format"] == FORMAT_VERSION and old["machine"]["cpu"]["model"] == result["machine"]["cpu"]["model"]
+        same = same and old["machine"]["versions"] == result["machine"]["versions"]
+        minutes = float(old["minutes"]) + result["minutes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LavtError(f"{path}: cannot be kept ({error}); measure all models, without --only") from error
+    if not same:
+        raise LavtError(f"{path}: of another format, machine or versions; measure all models, without --only")
+    found = {**kept, **{model["name"]: model for model in result["models"]}}
+    models = [found[subject.name] for subject in SUBJECTS if subject.name in found]
+    return {**result, "models": models, "minutes": minutes}
+
+
 def write_standing(result: dict[str, Any], folder: Path) -> None:
     """Writes benchmarks.json and, from it, benchmarks.md. Raises OSError."""
     write_whole(folder / "benchmarks.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
@@ -280,7 +302,7 @@ def write_standing(result: dict[str, Any], folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of benchmarks.json and benchmarks.md")
-    parser.add_argument("--only", choices=["base", "demo"], help="one model; the other's figures are then not written")
+    parser.add_argument("--only", choices=["base", "demo"], help="one model; the other's figures are kept")
     parser.add_argument("--peers", nargs="*", choices=sorted(NAMES), default=list(NAMES), help="what to compare with")
     parser.add_argument("--rounds", type=int, help="rounds of each side; default: enough for the model")
     parser.add_argument("--samples", type=int, help="sentences that INT8 is calibrated on")
@@ -296,6 +318,8 @@ def main() -> None:
     console = Console(stderr=True)
     with console.status("starting") as status:
         result = measure_standing(subjects, peers, status.update)
+    if given.only and (given.output / "benchmarks.json").exists():
+        result = with_kept(result, given.output)
     write_standing(result, given.output)
     print(markdown(result))
 

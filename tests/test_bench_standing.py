@@ -25,11 +25,13 @@ from lavt_edge.benchmarks.standing import (
     measure_subject,
     ratios_of,
     winograd_bundle,
+    with_kept,
     write_standing,
 )
 from lavt_edge.calibration.products import int8_macs
 from lavt_edge.calibration.sample import DataOptions
 from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.errors import LavtError
 from lavt_edge.export import ExportOptions, export_bundle
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.source import open_source
@@ -165,6 +167,21 @@ def test_the_docs_are_the_rendering_of_what_was_measured() -> None:
         pytest.skip("nothing was measured yet: run make bench")
     assert len(present) == 2, f"only {present[0]} is there; run make bench"
     assert paths[1].read_text(encoding="utf-8") == markdown(json.loads(paths[0].read_text(encoding="utf-8")))
+
+
+def test_one_model_measured_again_leaves_the_other(tmp_path: Path) -> None:
+    both = {**result(), "format": standing.FORMAT_VERSION}
+    demo = {**both["models"][0], "name": "demo model"}
+    write_standing({**both, "models": [both["models"][0], demo]}, tmp_path)
+    again = {**result(0.6), "format": standing.FORMAT_VERSION}
+    base, kept = with_kept(again, tmp_path)["models"]
+    assert (base, kept) == (again["models"][0], demo)
+    again["machine"]["cpu"]["model"] = "Another"
+    with pytest.raises(LavtError, match="of another format, machine or versions"):
+        with_kept(again, tmp_path)
+    (tmp_path / "benchmarks.json").write_text("{}")
+    with pytest.raises(LavtError, match="cannot be kept"):
+        with_kept(again, tmp_path)
 
 
 def test_ratios_are_over_the_plain_export_and_openvinos_own() -> None:
