@@ -20,15 +20,7 @@ DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 BENCHMARKS = DOCS / "benchmarks.json"
 # Sides of the standing comparison that README shows.
-SHOWN = (
-    "rewritten, INT8",
-    "rewritten, Winograd",
-    "rewritten",
-    "OpenVINO, rewritten",
-    "OpenVINO, plain export",
-    "PyTorch, eager",
-    "plain export",
-)
+SHOWN = ("rewritten, INT8", "rewritten, Winograd", "rewritten", "plain export")
 # Part of the model with the rewrites at work in it, and its modules, published and rewritten: the first match counts.
 PARTS = (
     ("patch embedding", r"patch_embed", r"patch_embed"),

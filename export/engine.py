@@ -72,8 +72,9 @@ def build_engines(
     """Builds the text and the image engine of the bundle in folder `root` and enters them in its manifest.
 
     `report` is told each step, `progress` the build's phase with the share done (0 to 1), `warn` a line that the user
-    should see. Stopped or killed, it leaves the bundle as it was. Raises BundleError for a damaged bundle, BackendError
-    where no TensorRT can be imported, ExportError where an option or a graph cannot be built.
+    should see. Stopped or killed, it leaves the bundle as it was; only a kill in the moment in which new engines take
+    the place of old ones can leave it with neither. Raises BundleError for a damaged bundle, BackendError where no
+    TensorRT can be imported, ExportError where an option or a graph cannot be built.
     """
     options = options or EngineOptions()
     watch = _Watch(report, progress, warn)

@@ -49,7 +49,9 @@ _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 _NOT_RUN = re.compile(r"not run: (.+)")
-_RUN_BY = re.compile(r"run by (tests/\w+\.py): (.+)")
+_RUN_BY = re.compile(r"run by (tests/test_\w+\.py)::(test_\w+)")
+# Fences that Markdown knows and `_BLOCK` does not: indented, in a list, of more characters, of others.
+OTHER_FENCE = re.compile(r".+```.*|.*~~~.*")
 # A command that holds the first words gets the rest as well. The last of an option counts, for typer and argparse.
 _REDUCED = (
     (("lavt_edge.benchmarks.against_plain",), "--swin demo --image-size 96 --rounds 2"),
@@ -97,7 +99,7 @@ class Block:
 
     @property
     def runner(self) -> tuple[Path, str] | None:
-        """The test that runs it instead, and what of it stands there, or None."""
+        """The file and the name of the test that runs it instead, or None."""
         found = _RUN_BY.fullmatch(self.mark)
         return (ROOT / found[1], found[2]) if found else None
 

@@ -19,7 +19,19 @@ import yaml
 from lavt_edge.errors import ExitCode
 from lavt_edge.runtime.manifest import CheckpointInfo, FileEntry, InputSpec, Manifest
 from lavt_edge.runtime.signature import segmenter_signature, text_signature
-from lavt_edge.tests.doc_blocks import PAGES, REASONS, ROOT, RUN, SHOWN, blocks, matches, prepare, promised, run
+from lavt_edge.tests.doc_blocks import (
+    OTHER_FENCE,
+    PAGES,
+    REASONS,
+    ROOT,
+    RUN,
+    SHOWN,
+    blocks,
+    matches,
+    prepare,
+    promised,
+    run,
+)
 from PIL import Image
 
 DOCS = ROOT / "docs"
@@ -67,11 +79,26 @@ def test_no_block_is_neither_run_nor_marked() -> None:
     assert not [block.place for block in executable if block.mark and block.is_run]
     for block in executable:
         if block.runner is not None:
-            test, words = block.runner
-            assert words in test.read_text(encoding="utf-8"), f"{block.place}: {test.name} has no {words!r}"
+            path, test = block.runner
+            assert test in _tests_of(path), f"{block.place}: {path.name} has no {test}"
     marked = Counter(block.mark for block in executable if not block.is_run)
     print(f"\n{len(executable)} blocks: {len(executable) - marked.total()} run, {marked.total()} marked", dict(marked))
     assert len(executable) - marked.total() > 30
+
+
+def _tests_of(path: Path) -> set[str]:
+    """The names of a file's tests."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_block_hides_behind_another_fence(page: Path) -> None:
+    """Every block is between two lines that begin with three backticks, which is what is looked for."""
+    text = page.read_text(encoding="utf-8")
+    assert not OTHER_FENCE.findall(text)
+    fences = re.findall(r"^```", text, re.MULTILINE)
+    assert len(fences) == 2 * sum(block.page == page for block in BLOCKS)
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.is_run}), ids=lambda page: page.name)
@@ -191,20 +218,24 @@ def test_exit_codes_are_those_of_the_code() -> None:
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == sorted(ExitCode)
 
 
-def _messages() -> Iterator[re.Pattern[str]]:
-    """A pattern for each text in the package with enough of its own to be told by, holes for what it is filled with."""
+def _messages(*, examples: bool = False) -> Iterator[list[str | None]]:
+    """Each text in the package with enough of its own to be told by, None for what it is filled with."""
     for path in ROOT.rglob("*.py"):
-        if path.relative_to(ROOT).parts[0] in ("tests", "docs", "examples", ".venv", "build"):
+        folder = path.relative_to(ROOT).parts[0]
+        if folder in ("tests", "docs", ".venv", "build") or (folder == "examples" and not examples):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             literal = [part.value if isinstance(part, ast.Constant) else None for part in parts]
             if all(one is None or isinstance(one, str) for one in literal) and len("".join(filter(None, literal))) > 14:
-                yield re.compile("".join(".*" if one is None else re.escape(one) for one in literal), re.DOTALL)
+                yield literal
 
 
 def test_messages_that_cannot_be_provoked_here_are_in_the_code() -> None:
-    patterns = list(_messages())
+    patterns = [
+        re.compile("".join(".*" if part is None else re.escape(part) for part in message), re.DOTALL)
+        for message in _messages()
+    ]
     shown = [block for block in BLOCKS if block.page.name == "troubleshooting.md" and block.language == "text"]
     lines = [line for block in shown for line in block.text.splitlines()]
     assert len(lines) > 12
@@ -212,6 +243,19 @@ def test_messages_that_cannot_be_provoked_here_are_in_the_code() -> None:
         message = re.sub(r"^(error|warning|[\w.]+Error): ", "", line)
         tellings = (line, message, message.partition(": ")[2])  # the last: "FOLDER: " and a constant
         assert any(pattern.fullmatch(telling) for pattern in patterns for telling in tellings), line
+
+
+FOREIGN = ("_ARRAY_API not found",)
+"""Messages of other programs: NumPy's."""
+
+
+def test_messages_on_the_jetson_page_are_in_the_code() -> None:
+    """Of its table, the cells that begin with one; also of the examples, in part."""
+    table = (DOCS / "jetson.md").read_text(encoding="utf-8").split("| what you see |")[1].split("\n\n")[0]
+    shown = set(re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)) - set(FOREIGN)
+    assert len(shown) > 3
+    parts = {part for message in _messages(examples=True) for part in message if part is not None}
+    assert not [one for one in shown if not any(one in part for part in parts)]
 
 
 # the house

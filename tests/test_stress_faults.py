@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -106,7 +107,8 @@ def test_eight_threads_get_what_one_gets(tmp_path: Path) -> None:
 
 
 def test_a_short_soak_leaves_files_and_threads_as_they_were(demo_bundle: Path) -> None:
-    figures = soak.run(demo_bundle, 300, seed=1, warm_up=100, every=10, limit=None)
+    """Memory too, as far as 300 calls can tell: a mask and its probabilities kept from each would be found."""
+    figures = soak.run(demo_bundle, 300, seed=1, warm_up=100, every=10, limit=2**16)
     assert figures["calls"] == 300
 
 
@@ -150,6 +152,18 @@ def test_what_fails_is_told_and_the_rest_still_runs(tmp_path: Path, monkeypatch:
     assert run_all.main() == 1
     found = json.loads(output.read_text())
     assert (found["threads"], found["soak"]) == ({"failed": "AssertionError: job 3 differs"}, {"calls": 7})
+
+
+def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_all, "PART_SECONDS", 1.0)
+    script = f"echo $$ > {tmp_path / 'pid'}; exec sleep 600"
+    with pytest.raises(TimeoutError, match="no end after 1 seconds"):
+        run_all._in_own_process(subprocess.run, ["sh", "-c", script])
+    process = Path("/proc", (tmp_path / "pid").read_text().strip(), "status")
+    deadline = time.monotonic() + 10
+    while process.exists() and "State:\tZ" not in process.read_text():
+        assert time.monotonic() < deadline, "what the part started still runs"
+        time.sleep(0.05)
 
 
 @pytest.mark.stress

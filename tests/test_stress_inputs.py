@@ -9,7 +9,8 @@ import os
 import stat
 import subprocess
 import sys
-from contextlib import nullcontext
+import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.runtime.preprocess import to_rgb_array
 from lavt_edge.runtime.tokenizer import SentenceTokenizer, build_tokenizer
 from lavt_edge.tests.runtime_bundle import VOCAB, write_bundle
+from lavt_edge.tests.stress import cases
 from lavt_edge.tests.stress.cases import ODD_VALUES, attempt, damaged, damaged_json, try_cases
 from lavt_edge.tests.stress.inputs import KINDS, run_kind
 from PIL import Image
@@ -71,6 +73,32 @@ def test_a_wrong_answer_says_how_to_have_it_again() -> None:
 
     with pytest.raises(AssertionError, match=r"kind: seed 3, case \d+: KeyError: 'x'\nagain: .*--seed 3 --case \d+"):
         try_cases("kind", case, 1000, 3)
+
+
+def test_what_hangs_is_found_though_the_alarm_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a decoder's every error is by `to_rgb_array`, which makes an answer of it."""
+
+    def case(rng: np.random.Generator) -> None:
+        with suppress(Exception):
+            time.sleep(10)
+
+    monkeypatch.setattr(cases, "LIMIT", 0.2)
+    with pytest.raises(AssertionError, match=r"case 0: AssertionError: no answer after 0\.2 seconds"):
+        try_cases("kind", case, 1, 0)
+
+
+def test_code_that_no_alarm_interrupts_ends_with_its_stack() -> None:
+    script = (
+        "from collections import deque\n"
+        "from itertools import repeat\n"
+        "from lavt_edge.tests.stress import cases\n"
+        "cases.LIMIT = 0.2\n"
+        "cases.try_cases('kind', lambda rng: deque(repeat(0), maxlen=0), 1, 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Timeout (0:00:00.8")
+    assert "in try_cases" in done.stderr
 
 
 def test_an_answer_of_several_lines_or_of_another_error_is_wrong() -> None:

@@ -5,8 +5,10 @@ What is allowed: a result, or a LavtError whose message is one line; within a ti
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -24,7 +26,7 @@ Kind = Callable[[Path], Case]
 """What sets up the cases of one kind of input in an empty folder."""
 Answer = TypeVar("Answer")
 
-LIMIT = 30
+LIMIT = 30.0
 """Seconds after which a case counts as hanging."""
 
 
@@ -48,21 +50,32 @@ def try_cases(kind: str, case: Case, cases: int, seed: int, seconds: float = flo
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raises AssertionError within what takes longer than LIMIT; only the main thread can be interrupted."""
+    """Raises AssertionError within what takes longer than LIMIT, and after it where that was caught there.
+
+    What cannot be interrupted (code in C that never returns) ends the process after four times LIMIT, with its stacks
+    on stderr. Only the main thread is watched.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    late = f"no answer after {LIMIT:g} seconds"
+    fired = False
 
     def hangs(*_: object) -> None:
-        raise AssertionError(f"no answer after {LIMIT} seconds")
+        nonlocal fired
+        fired = True
+        raise AssertionError(late)
 
     before = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(LIMIT)
+    faulthandler.dump_traceback_later(4 * LIMIT, exit=True, file=sys.__stderr__)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
+    assert not fired, late
 
 
 def attempt(call: Callable[[], Answer], kind: type[LavtError] = LavtError) -> Answer | LavtError:

@@ -11,10 +11,12 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as NotDone
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from lavt_edge.files import write_whole
 from lavt_edge.tests.stress import faults, soak, threads
 from lavt_edge.tests.stress.source import export_demo
 
+PART_SECONDS = 1500.0
+"""After which a part counts as hanging."""
 _PARTS = ("inputs", "kills", "threads", "soak")
 
 
@@ -75,8 +79,20 @@ def _inputs(seconds: float, seed: int) -> dict[str, int]:
 
 
 def _in_own_process(work: Callable[..., Mapping[str, Any]], *arguments: Any) -> Mapping[str, Any]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+    """What `work` returns. After PART_SECONDS it is killed with all that it started: TimeoutError."""
+    # A group of its own, by which its own processes are found too.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=os.setpgrp) as pool:
+        group = pool.submit(os.getpid).result()
+        done = pool.submit(work, *arguments)
+        try:
+            return done.result(PART_SECONDS)
+        except (NotDone, KeyboardInterrupt) as stop:
+            if done.done():  # the work's own error
+                raise
+            os.killpg(group, signal.SIGKILL)
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+            raise TimeoutError(f"no end after {PART_SECONDS:g} seconds") from None
 
 
 def _print(found: dict[str, Any]) -> None:
