@@ -9,8 +9,8 @@
 Another sentence can be typed while it runs: into the window, Enter takes it; with --headless, as a line of standard
 input. Escape, Ctrl-C and SIGTERM end it, and a video that is being written is whole.
 
-Needs OpenCV: pip install 'lavt-edge[camera]' for --headless, opencv-python for a window; on a Jetson JetPack's own,
-since pip's have no GStreamer.
+Needs OpenCV: the extra `camera` has it for --headless, opencv-python for a window; on a Jetson JetPack's own, since
+pip's have no GStreamer.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from camera_picture import FOURCC, INK, WARNING_INK, Clock, Masks, Recorder, overlay, strip
-from camera_source import Frame, Source, SourceError
+from camera_picture import INK, WARNING_INK, Clock, Masks, Recorder, overlay, strip
+from camera_source import Source, SourceError
+from lavt_edge.exits import run_main
 from lavt_edge.runtime import LavtError, PromptError, Result, Segmenter
+from video_file import FOURCC, Frame
 
 REPORT_SECONDS = 1.0
 WINDOW = "lavt-edge"
@@ -197,6 +199,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--precision", help="fp32, fp16 or int8; by default what suits the device")
     options = parser.parse_args(arguments)
+    if options.frames is not None and options.frames < 1:
+        parser.error(f"--frames {options.frames}: give at least 1")
     if options.output and options.output.suffix not in FOURCC:
         parser.error(f"--output {options.output}: give a name that ends in .mp4 or .avi")
     if options.output and options.output.resolve() == Path(options.source).resolve():
@@ -204,7 +208,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main() -> int:
+def main() -> None:
     options = parse()
     if hasattr(cv2.utils, "logging"):  # older ones have it not
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -213,12 +217,10 @@ def main() -> int:
     try:
         run(options)
     except KeyboardInterrupt:
-        return 0
-    except (LavtError, OSError, cv2.error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+        pass  # which is how a camera is ended
+    except cv2.error as error:
+        raise LavtError(" ".join(str(error).split())) from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from pathlib import Path
 
 import cv2
 import numpy as np
-from lavt_edge.runtime import LavtError, Result
+from lavt_edge.files import partial_of, remove_abandoned, whole_file
+from lavt_edge.runtime import Result
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from video_file import Frame, VideoFile
 
-Frame = NDArray[np.uint8]
-
-FOURCC = {".mp4": "mp4v", ".avi": "MJPG"}
 TINT_BGR, OUTLINE_BGR, TINT_WEIGHT = (85, 45, 255), (255, 255, 255), 0.45
 PAPER, INK, WARNING_INK = (28, 28, 32), (245, 245, 247), (255, 120, 110)
 RECENT = 60  # frames that the figures are of
@@ -67,51 +65,50 @@ class Recorder:
     """A video that appears when it is closed; a live source's frames are repeated or left out to keep its time."""
 
     def __init__(self, path: Path, fps: float, live: bool) -> None:
-        self._path, self._fps, self._live = path, fps, live
-        self._partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-        self._writer: cv2.VideoWriter | None = None
+        self._video = VideoFile(path, fps)
+        self._fps, self._live = fps, live
         self._written = 0
         self._start = time.monotonic()
 
     def write(self, picture: Frame) -> None:
-        if self._writer is None:
-            fourcc = cv2.VideoWriter.fourcc(*FOURCC[self._path.suffix])
-            self._writer = cv2.VideoWriter(str(self._partial), fourcc, self._fps, picture.shape[1::-1])
-            if not self._writer.isOpened():
-                raise LavtError(f"{self._path}: OpenCV cannot write it; see that the folder exists, or name an .avi")
         due = int((time.monotonic() - self._start) * self._fps) + 1 if self._live else self._written + 1
         for _ in range(due - self._written):
-            self._writer.write(picture)
+            self._video.write(picture)
         self._written = max(due, self._written)
 
     def close(self, keep: bool) -> None:
-        if self._writer is not None:
-            self._writer.release()
-            if keep:
-                self._partial.replace(self._path)
-        self._partial.unlink(missing_ok=True)
+        self._video.close(keep)
 
 
 class Masks:
-    """The masks of all frames: PNG files in a folder, or one .npz with `masks`, bool (n, H, W), and `sentences`."""
+    """The masks of all frames: PNG files in a folder, or one .npz with `masks`, bool (n, H, W), and `sentences`.
+
+    No file is ever half there, also where the process is killed.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._kept: list[tuple[NDArray[np.bool_], str]] = []
         self._count = 0
+        self._partial: Path | None = None  # of the PNG files, one after the other
         if path.suffix != ".npz":
             path.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path / "mask")
+            self._partial = partial_of(path / "mask")
 
     def write(self, result: Result) -> None:
-        if self._path.suffix == ".npz":
+        if self._partial is None:
             self._kept.append((result.mask, result.sentence))
-        else:
-            Image.fromarray(result.mask).save(self._path / f"{self._count:06d}.png")
+            return
+        try:
+            Image.fromarray(result.mask).save(self._partial, "PNG")
+            self._partial.replace(self._path / f"{self._count:06d}.png")
+        finally:
+            self._partial.unlink(missing_ok=True)
         self._count += 1
 
     def close(self) -> None:
         if self._kept:
             masks, sentences = zip(*self._kept, strict=True)
-            partial = self._path.with_name(f".{self._path.stem}.{os.getpid()}.partial.npz")
-            np.savez_compressed(partial, masks=np.stack(masks), sentences=np.array(sentences))
-            partial.replace(self._path)
+            with whole_file(self._path) as partial, partial.open("wb") as stream:
+                np.savez_compressed(stream, masks=np.stack(masks), sentences=np.array(sentences))

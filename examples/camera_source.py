@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from lavt_edge.runtime import LavtError
-from numpy.typing import NDArray
+from video_file import Frame
 
-Frame = NDArray[np.uint8]
+_USUAL_FPS, _LIKELY_FPS = 30.0, (1.0, 240.0)
 
 
 class SourceError(LavtError):
@@ -32,7 +32,9 @@ class Source:
         self.live = not Path(text).is_file()
         self._capture = _open(text)
         self._text = text
-        self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
+        # What streams and drivers say may be 0, no number, or the clock of their time stamps, such as 90000.
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if _LIKELY_FPS[0] <= fps <= _LIKELY_FPS[1] else _USUAL_FPS
         self._frames: queue.Queue[Frame | None] = queue.Queue(maxsize=1 if self.live else 4)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read, name="camera source", daemon=True)

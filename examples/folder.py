@@ -5,45 +5,64 @@
 The file is a COCO data set that pycocotools.coco.COCO reads: a category for each sentence, an annotation with a
 compressed RLE mask for each image and sentence (area 0 where nothing was found), and `score`, the mean probability
 within the mask. It appears when all is done. Until then finished images are kept beside it, in OUTPUT.progress, and the
-same command goes on from there. Exit code 1 where images could not be read; they are named, and the others are done.
+same command goes on from there; an image that was changed meanwhile is segmented again. Exit code 1 where images could
+not be read; they are named, and the others are done.
 
-Needs pycocotools: pip install 'lavt-edge[data]'.
+Needs pycocotools, which the extra `data` has.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lavt_edge import strict_json
+from lavt_edge.exits import run_main
+from lavt_edge.files import write_whole
 from lavt_edge.runtime import ImageError, LavtError, Result, Segmenter
 from lavt_edge.runtime.preprocess import to_rgb_array
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_ENTRY = {"file_name", "state", "width", "height", "masks"}
 
 
 class Progress:
-    """The finished images of a run, one JSON line each; the first line says what the run is about."""
+    """The finished images of a run, one JSON line each; the first line says what the run is about.
 
-    def __init__(self, path: Path, run: dict[str, Any]) -> None:
+    `done` has those whose file is still as it was. Raises LavtError for a file of another run, or a damaged one.
+    """
+
+    def __init__(self, path: Path, run: dict[str, Any], images: list[Path]) -> None:
         self.path = path
-        self.done: dict[str, dict[str, Any]] = {}
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []  # the last may be cut off
-        if lines and json.loads(lines[0]) != run:
-            raise LavtError(f"{path} is of another bundle, precision or sentences: remove it, or give another --output")
-        for line in lines[1:]:
-            entry = json.loads(line)
-            self.done[entry["file_name"]] = entry
+        before, *entries = self._read() or [run]
+        if before != run:
+            raise LavtError(
+                f"{path} is of another bundle, precision, folder or sentences: remove it, or give another --output"
+            )
+        states = {image.name: state_of(image) for image in images}
+        self.done = {one["file_name"]: one for one in entries if states.get(one["file_name"]) == one["state"]}
         kept = [json.dumps(run), *(json.dumps(entry) for entry in self.done.values())]
-        write_whole(path, "".join(line + "\n" for line in kept))
+        write_whole(path, "".join(line + "\n" for line in kept).encode())
         self._stream = path.open("a", encoding="utf-8")
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        *lines, _ = self.path.read_bytes().split(b"\n")  # the last may be cut off
+        try:
+            found = [strict_json.loads(line) for line in lines]
+            if not all(isinstance(one, dict) for one in found) or not all(one.keys() == _ENTRY for one in found[1:]):
+                raise ValueError
+        except ValueError as error:
+            raise LavtError(f"{self.path} is damaged: remove it, and all images are segmented again") from error
+        return found
 
     def add(self, entry: dict[str, Any]) -> None:
         self.done[entry["file_name"]] = entry
@@ -54,17 +73,13 @@ class Progress:
         self._stream.close()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file by a temporary one beside it, so that it is never half there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def state_of(path: Path) -> list[int]:
+    """A file's size in bytes and the time of its last change in ns; of none that can be had, nothing."""
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        status = path.stat()
+    except OSError:  # reading the image says why
+        return []
+    return [status.st_size, status.st_mtime_ns]
 
 
 def encode(result: Result) -> dict[str, Any]:
@@ -98,21 +113,23 @@ def dataset(images: list[Path], sentences: list[str], done: dict[str, dict[str, 
 
 
 class Readable:
-    """The images that can be read, as arrays; the stream's thread reads them ahead. `names` are theirs, in order."""
+    """The images that can be read, as arrays; the stream's thread reads them ahead. `read` has each one's name and
+    state before it was read, in order."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
-        self.names: list[str] = []
+        self.read: list[tuple[str, list[int]]] = []
         self.problems: list[str] = []
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         for path in self._paths:
+            state = state_of(path)
             try:
                 pixels = to_rgb_array(path)
             except ImageError as error:
                 self.problems.append(str(error))
                 continue
-            self.names.append(path.name)
+            self.read.append((path.name, state))
             yield pixels
 
 
@@ -122,19 +139,23 @@ def run(options: argparse.Namespace) -> int:
     if not images:
         raise LavtError(f"{options.images} has no images: {', '.join(SUFFIXES)}")
     with Segmenter.load(options.bundle, device=options.device) as segmenter:
-        checkpoint = segmenter.manifest.checkpoint.sha256
-        about = {"checkpoint": checkpoint, "files": segmenter.files, "sentences": options.sentences}
-        progress = Progress(options.output.with_name(f"{options.output.name}.progress"), json.loads(json.dumps(about)))
+        about = {
+            "images": str(options.images.resolve()),
+            "checkpoint": segmenter.manifest.checkpoint.sha256,
+            "files": {name: segmenter.manifest.files[name].sha256 for name in segmenter.files},
+            "sentences": options.sentences,
+        }
+        progress = Progress(options.output.with_name(f"{options.output.name}.progress"), about, images)
         readable = Readable([path for path in images if path.name not in progress.done])
         try:
             for index, results in enumerate(segmenter.stream(readable, options.sentences)):
                 height, width = results[0].mask.shape
-                name = readable.names[index]
+                name, state = readable.read[index]
                 masks = [encode(one) for one in results]
-                progress.add({"file_name": name, "width": width, "height": height, "masks": masks})
+                progress.add({"file_name": name, "state": state, "width": width, "height": height, "masks": masks})
         finally:
             progress.close()
-    write_whole(options.output, json.dumps(dataset(images, options.sentences, progress.done)))
+    write_whole(options.output, json.dumps(dataset(images, options.sentences, progress.done)).encode())
     progress.path.unlink()
     for problem in readable.problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -142,19 +163,15 @@ def run(options: argparse.Namespace) -> int:
     return 1 if readable.problems else 0
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("images", type=Path, help="a folder of images")
     parser.add_argument("sentences", nargs="+", help="what to segment, such as 'the man in red'")
     parser.add_argument("--output", type=Path, default=Path("masks.json"))
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    try:
-        return run(parser.parse_args())
-    except (LavtError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(lambda: sys.exit(run(parse())))

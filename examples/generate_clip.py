@@ -3,16 +3,14 @@
     python examples/generate_clip.py clip.mp4 --truth truth.npz
 
 prints a sentence for each object, first that of the one that moves. The objects are drawn like the scenes that the
-built-in demo model was trained on, so its bundle can follow them. Needs OpenCV: pip install 'lavt-edge[camera]'.
+built-in demo model was trained on, so its bundle can follow them. Needs OpenCV, which the extra `camera` has.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import random
-import sys
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,10 +19,12 @@ import cv2
 import numpy as np
 from lavt_edge.data.shapes import HELD_OUT, Scene, SceneObject
 from lavt_edge.data.shapes_objects import COLOURS, SHAPES
+from lavt_edge.exits import run_main
+from lavt_edge.files import whole_file
 from numpy.typing import NDArray
+from video_file import FOURCC, VideoFile
 
 FPS = 25.0
-FOURCC = {".mp4": "mp4v", ".avi": "MJPG"}
 _CORNERS = tuple(product((0.18, 0.82), (0.22, 0.78)))  # of the image's width and height
 _REACH = (0.3, 0.1)  # half axes of the path about the middle
 
@@ -93,22 +93,18 @@ def _on_path(item: SceneObject, size: tuple[int, int], turn: float) -> SceneObje
 
 
 def write_clip(path: Path, frames: NDArray[np.uint8]) -> None:
-    """Write frames, uint8 RGB (n, H, W, 3), as a video, whole or not at all. Raises OSError."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    height, width = frames.shape[1:3]
-    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*FOURCC[path.suffix]), FPS, (width, height))
+    """Write frames, uint8 RGB (n, H, W, 3), as a video, whole or not at all. Raises LavtError and OSError."""
+    video = VideoFile(path, FPS)
+    whole = False
     try:
-        if not writer.isOpened():
-            raise OSError(f"{path}: OpenCV cannot write it; see that the folder exists, or give a name in .avi")
         for frame in frames:
-            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-        writer.release()
-        partial.replace(path)
+            video.write(np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), np.uint8))
+        whole = True
     finally:
-        partial.unlink(missing_ok=True)
+        video.close(whole)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="the video to write, .mp4 or .avi")
     parser.add_argument("--truth", type=Path, help="an .npz for the true masks, bool (frames, H, W), by sentence")
@@ -118,16 +114,12 @@ def main() -> int:
     if options.output.suffix not in FOURCC or options.frames < 1:
         parser.error("give a name that ends in .mp4 or .avi, and at least one frame")
     clip = make_clip(options.seed, options.frames)
-    try:
-        write_clip(options.output, clip.frames)
-        if options.truth:
-            np.savez_compressed(options.truth, **clip.truth)  # type: ignore[arg-type]
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    write_clip(options.output, clip.frames)
+    if options.truth:
+        with whole_file(options.truth) as partial, partial.open("wb") as stream:
+            np.savez_compressed(stream, **clip.truth)  # type: ignore[arg-type]
     print(*clip.truth, sep="\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -13,6 +13,7 @@ Run it in an environment that has both ROS's Python packages and lavt-edge: a ve
 from __future__ import annotations
 
 import sys
+from array import array
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,8 @@ def mask_to_image(mask: NDArray[np.bool_], message: Any, header: Any) -> Any:
     message.encoding = "mono8"
     message.is_bigendian = 0
     message.step = mask.shape[1]
-    message.data = (mask.astype(np.uint8) * np.uint8(255)).tobytes()
+    # Of anything but an array.array rclpy looks at each element, in Python.
+    message.data = array("B", (mask.astype(np.uint8) * np.uint8(255)).tobytes())
     return message
 
 

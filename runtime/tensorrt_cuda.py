@@ -16,7 +16,7 @@ from .tensorrt_engine import CudaDevice
 # cudaError_t
 _OUT_OF_MEMORY = 2
 _NO_DEVICE = (34, 35, 36, 38, 46, 100, 101, 999)
-# cuda-python 12.7 moved the module; JetPack 6 goes with 12.6 and older.
+# cuda-bindings has the first since 12.6.1; the second is that of older releases of cuda-python.
 _MODULES = ("cuda.bindings.runtime", "cuda.cudart")
 
 

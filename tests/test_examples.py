@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -76,7 +74,7 @@ def test_the_masks_follow_the_object_that_moves(recorded: Recorded) -> None:
     masks = np.load(recorded.folder / "masks.npz")["masks"]
     assert masks.shape == truth.shape == (FRAMES, 240, 320)
     of_each = iou(masks, truth)
-    assert of_each.mean() > 0.70
+    assert of_each.mean() > 0.90  # docs/jetson.md says so
     assert of_each.min() > 0.50
     # The object crosses more than half of the picture; where it is, the mask is, and a mask that stood still is not.
     path, wanted = centres(masks), centres(truth)
@@ -265,44 +263,6 @@ def test_a_folder_becomes_a_coco_file(recorded: Recorded, demo_bundle: Path, pho
         assert mask[int(y) : int(y + height), int(x) : int(x + width)].sum() == mask.sum()
         assert annotation["score"] == pytest.approx(wanted.probability[mask].mean(), abs=1e-3)
         assert iou(mask[None], recorded.truth[sentence][int(name[:2])][None]) > 0.70
-
-
-def test_a_run_that_was_stopped_goes_on(
-    demo_bundle: Path,
-    photos: Path,
-    tmp_path: Path,
-    example: Callable[[str], ModuleType],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = example("folder")
-    output = tmp_path / "masks.json"
-    options = SimpleNamespace(
-        bundle=demo_bundle, images=photos, sentences=["the red circle"], output=output, device="cpu"
-    )
-    encode, segmented = folder.encode, []
-
-    def stopping(result: Any) -> dict[str, Any]:
-        if len(segmented) == 2:
-            raise KeyboardInterrupt
-        segmented.append(result)
-        return dict(encode(result))
-
-    monkeypatch.setattr(folder, "encode", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        folder.run(options)
-    assert not output.exists()
-    progress = tmp_path / "masks.json.progress"
-    with progress.open("a") as stream:
-        stream.write('{"file_name": "26.p')  # as a power cut leaves it
-
-    again: list[Any] = []
-    monkeypatch.setattr(folder, "encode", lambda result: again.append(result) or encode(result))
-    with pytest.raises(folder.LavtError, match="is of another"):
-        folder.run(SimpleNamespace(**{**vars(options), "sentences": ["the dog"]}))
-    assert folder.run(options) == 1  # broken.jpg
-    assert len(again) == 1
-    assert len(json.loads(output.read_text())["annotations"]) == 3
-    assert not progress.exists()
 
 
 def test_embed_is_ten_lines_and_says_where_the_object_is(
