@@ -35,21 +35,20 @@ class VideoFile:
 
     def close(self, keep: bool = True) -> None:
         """Give the video its name, or drop it. Raises OSError."""
-        if self._writer is not None:
-            self._writer.release()
         if self._folder is None:
             return
         try:
-            if keep:
-                sync(self._part)
-                self._part.replace(self._path)
+            if self._writer is not None:
+                self._writer.release()
+                if keep:
+                    part = self._part_in(self._folder)
+                    sync(part)
+                    part.replace(self._path)
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    @property
-    def _part(self) -> Path:
-        assert self._folder is not None
-        return self._folder / f"video{self._path.suffix}"
+    def _part_in(self, folder: Path) -> Path:
+        return folder / f"video{self._path.suffix}"
 
     def _open(self, width: int, height: int) -> cv2.VideoWriter:
         remove_abandoned(self._path)
@@ -61,9 +60,7 @@ class VideoFile:
             raise LavtError(f"{self._path}: cannot write it ({error.strerror}); see that its folder exists") from error
         self._folder = folder
         fourcc = cv2.VideoWriter.fourcc(*FOURCC[self._path.suffix])
-        writer = cv2.VideoWriter(str(self._part), fourcc, self._fps, (width, height))
+        writer = cv2.VideoWriter(str(self._part_in(folder)), fourcc, self._fps, (width, height))
         if not writer.isOpened():
-            shutil.rmtree(folder, ignore_errors=True)
-            self._folder = None
             raise LavtError(f"{self._path}: OpenCV cannot write it; name an .avi instead of an .mp4")
         return writer
