@@ -23,7 +23,6 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        monkeypatch.setattr(cli.out, "file", None)
         with pytest.raises(SystemExit) as stopped:
             getattr(cli, name.removeprefix("lavt-") + "_main")()
         captured = capsys.readouterr()
