@@ -98,7 +98,7 @@ def folder_run(example: Example, monkeypatch: pytest.MonkeyPatch, demo_bundle: P
 def test_a_folder_that_was_stopped_goes_on(
     number: signal.Signals, code: ExitCode, said: str, folder_run: FolderRun, demo_bundle: Path, photos: Path
 ) -> None:
-    total = 60
+    total = 40
     for index in range(4, total):
         os.link(photos / f"{index % 4}.png", photos / f"{index}.png")
     arguments = (demo_bundle, photos, SENTENCE, "--output", folder_run.output, "--device", "cpu")
