@@ -2,7 +2,7 @@
 # make stress: kills, damaged inputs, threads and a soak, under 30 minutes; writes stress.json.
 # make gpu-check: what only a CUDA machine or a Jetson can show; writes gpu-check.json.
 # make bench: measures the standing comparison and writes docs/benchmarks.json and docs/benchmarks.md.
-# All need Python 3.10 or later and make, nothing else: they set up .venv themselves.
+# All need Python 3.10 to 3.13 and make, nothing else: they set up .venv themselves.
 
 PYTHON ?= python3
 VENV := .venv
