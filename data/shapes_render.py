@@ -180,7 +180,7 @@ def render(objects: Sequence[SceneObject], size: Size, seed: int) -> NDArray[np.
     table = [min(max(round(level * exposure) - offset, 0), 255) for level in range(256)]
     image = canvas.reduce(SCALE).point(table * 3)
     shape = (size[1], size[0])
-    grain = np.frombuffer(noise.bytes(2 * shape[0] * shape[1]), np.uint8).reshape(2, *shape, 1)
+    grain: NDArray[np.uint8] = np.frombuffer(noise.bytes(2 * shape[0] * shape[1]), np.uint8).reshape(2, *shape, 1)
     grain = ((grain * np.uint16(strength)) >> 8).astype(np.uint8)
     tint = np.frombuffer(noise.bytes(3 * shape[0] * shape[1]), np.uint8).reshape(*shape, 3) & 7
     return np.array(ImageChops.add(image, Image.fromarray(grain[0] + grain[1] + tint)))

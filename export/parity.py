@@ -48,7 +48,7 @@ def test_images(height: int, width: int) -> npt.NDArray[np.uint8]:
     images = []
     for seed in range(len(SENTENCES)):
         rng = np.random.default_rng(seed)
-        image = np.zeros((3, height, width))
+        image: npt.NDArray[np.float64] = np.zeros((3, height, width))
         for cells in (2, 5, 16, 64):
             noise = torch.from_numpy(rng.standard_normal((1, 3, cells, cells)))
             image += torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")[0].numpy()
