@@ -92,7 +92,7 @@ def apply_smoothing(model: ir.Model, channels: Mapping[str, ChannelStatistics], 
 
 def _smoothed_bound(statistics: ChannelStatistics, weight: Array, strength: float) -> float:
     """The largest magnitude that a smoothed norm puts out: max_j |x_j| / f_j."""
-    return float((statistics.amax / factors(statistics, weight, strength)).max())
+    return float(np.max(statistics.amax / factors(statistics, weight, strength)))
 
 
 class _Inputs:

@@ -158,7 +158,7 @@ class _Inserter:
         Where FP16 does not hold the tensor itself, half.find_islands keeps it in FP32, and so its scale is any number.
         """
         scale = np.where(wanted > 0, wanted, 1.0).astype(np.float32)
-        if self._half and fits_half(_LEVELS * float(wanted.max())):
+        if self._half and fits_half(_LEVELS * float(np.max(wanted))):
             down = scale.astype(np.float16)
             up = np.where(down.astype(np.float32) < scale, np.nextafter(down, np.float16(np.inf)), down)
             scale = up.astype(np.float32)

@@ -73,7 +73,7 @@ def choose_strength(statistics: ChannelStatistics, weight: Vector) -> float | No
 
 def _expected_error(statistics: ChannelStatistics, weight: Vector, factor: Vector) -> float:
     scaled = weight * factor[:, None]
-    step = (statistics.amax / factor).max() / 127
+    step = np.max(statistics.amax / factor) / 127
     weight_step = np.abs(scaled).max(axis=0) / 127
     square = (statistics.square / factor**2).sum()
     return float((scaled**2).sum() * step**2 + (weight_step**2).sum() * square)
