@@ -169,14 +169,15 @@ def _latency_options(asked: dict[str, Any]) -> Options:
 
 def _precisions(engine: Path) -> list[str]:
     """The paths of a bundle's image graphs other than FP32, as peers; none where one graph was named."""
+    with needs("export"):
+        from .benchmarks.fidelity import chosen_precisions
     from .runtime.bundle import open_bundle
 
     bundle = open_bundle(engine)
     if bundle.selected is not None:
         return []
-    files = bundle.manifest.files.items()
-    graphs = [name for name, one in files if one.role == "segmenter" and one.precision not in (None, "fp32")]
-    return [str(engine / name) for name in sorted(graphs) if name.endswith(".onnx")]
+    names = (bundle.manifest.find("segmenter", precision) for precision in chosen_precisions(bundle, None)[1:])
+    return [str(bundle.root / name) for name in names if name is not None]
 
 
 def _bench_latency(options: Options, asked: dict[str, Any]) -> None:
@@ -236,9 +237,8 @@ def _measure_fidelity(options: Options, asked: dict[str, Any], report: Any, prog
     data = open_split(
         asked["dataset"] or "shapes", asked["split"], data_root=asked["data_root"], split_by=asked["split_by"]
     )
-    folder = options.engine if options.engine.is_dir() else options.engine.parent
     return measure_fidelity(
-        folder,
+        options.engine,
         data.sentences[: asked["limit"] or DEFAULT_SENTENCES],
         checkpoint=reference_of(options),
         report=report,

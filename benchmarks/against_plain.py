@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -24,10 +25,9 @@ from ..export.image_model import ImageModel
 from ..export.words import prompt_channels
 from ..reference import LAVT, LAVTConfig
 from ..reference.config import SWIN
-from ..runtime.backend import OnnxRuntimeBackend
 from .measure import interleave
-from .peers import feeds_for
-from .peers_process import settle
+from .peers import SideSpec
+from .peers_process import RemoteSide
 from .statistics import paired_ratio, summarise
 
 
@@ -69,25 +69,6 @@ def export_rewritten(model: LAVT, size: tuple[int, int], path: Path) -> None:
     save_graph(export_graph(ImageModel(model, *size), inputs, ("logits", "mask")), path)
 
 
-class GraphSide:
-    """A graph on the CPU, on random inputs of its own shapes."""
-
-    def __init__(self, name: str, path: Path, threads: int) -> None:
-        self.name = name
-        self._backend = OnnxRuntimeBackend(path, device="cpu", threads=threads)
-        inputs, outputs = self._backend.signature.inputs, self._backend.signature.outputs
-        self._feeds = feeds_for([(one.name, one.dtype, one.shape) for one in inputs], 1)
-        self._outputs = [one.name for one in outputs if one.name == "logits"]
-
-    def run(self) -> float:
-        """Seconds of one call; returns when the threads sleep again."""
-        start = time.perf_counter()
-        self._backend.run(self._feeds, self._outputs)
-        seconds = time.perf_counter() - start
-        settle()
-        return seconds
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swin", default="base", choices=sorted(SWIN))
@@ -106,23 +87,28 @@ def main() -> None:
         export_plain(model, size, plain)
         export_rewritten(model, size, rewritten)
         del model
-        graphs = {"plain export": plain, "rewritten": rewritten, **{path.name: path for path in arguments.graph}}
-        sides = [GraphSide(name, path, arguments.threads) for name, path in graphs.items()]
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("measuring")
-        seconds = interleave(
-            sides, 3, arguments.rounds, lambda done, total: progress.update(task, completed=done, total=total)
-        )
-    for side, values in zip(sides, seconds, strict=True):
+        graphs = [("plain export", plain), ("rewritten", rewritten), *((path.name, path) for path in arguments.graph)]
+        specs = [SideSpec(name, "onnx", path, path, threads=arguments.threads, device="cpu") for name, path in graphs]
+        seconds = _measure(specs, arguments.rounds)
+    for spec, values in zip(specs, seconds, strict=True):
         found = summarise(values)
-        print(f"{side.name:24s} median {1e3 * found.median:7.1f} ms, p90 {1e3 * found.p90:7.1f} ms")
-    for side, values in zip(sides[1:], seconds[1:], strict=True):
-        ratio = paired_ratio(values, seconds[0], period=len(sides))
+        print(f"{spec.name:24s} median {1e3 * found.median:7.1f} ms, p90 {1e3 * found.p90:7.1f} ms")
+    for spec, values in zip(specs[1:], seconds[1:], strict=True):
+        ratio = paired_ratio(values, seconds[0], period=len(specs))
         print(
-            f"{side.name} over plain export: ratio of medians {ratio.ratio:.3f}, "
+            f"{spec.name} over plain export: ratio of medians {ratio.ratio:.3f}, "
             f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
         )
+
+
+def _measure(specs: Sequence[SideSpec], rounds: int) -> list[list[float]]:
+    """Seconds of each side by round."""
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        sides = [stack.enter_context(RemoteSide(spec)) for spec in specs]
+        progress = stack.enter_context(Progress(console=console, transient=True, disable=not console.is_terminal))
+        task = progress.add_task("measuring")
+        return interleave(sides, 3, rounds, lambda done, total: progress.update(task, completed=done, total=total))
 
 
 if __name__ == "__main__":

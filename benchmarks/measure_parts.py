@@ -59,7 +59,7 @@ def add_parts(result: dict[str, Any], options: Options, report: Report) -> None:
 def _engine_parts(name: str, options: Options) -> list[dict[str, Any]]:
     from .engine_parts import engine_part_times
 
-    return engine_part_times(open_bundle(_folder(options.engine)), name, _feeds(options))
+    return engine_part_times(open_bundle(options.engine), name, _feeds(options))
 
 
 def _parts(
@@ -82,7 +82,7 @@ def _text(options: Options) -> dict[str, Any]:
     """The FP32 text graph's seconds, MACs and bytes, for one sentence."""
     from .parts import part_times
 
-    bundle = open_bundle(_folder(options.engine))
+    bundle = open_bundle(options.engine)
     shape = (bundle.manifest.input.batch or 1, bundle.manifest.input.max_words)
     tokens = np.ones(shape, np.int64)
     rows = part_times(
@@ -104,7 +104,7 @@ def _estimate(path: Path, precision: str, device: str, options: Options) -> dict
     from .devices import estimate
     from .part_costs import cost_rows
 
-    bundle = open_bundle(_folder(options.engine))
+    bundle = open_bundle(options.engine)
     known = precision if precision in ("fp32", "fp16") else "int8"
     found = estimate(cost_rows(path, options.batch), device, known).to_dict()
     text = estimate(cost_rows(bundle.file("text_encoder")), device, "fp32" if known == "fp32" else "fp16")
@@ -140,13 +140,8 @@ def _feeds(options: Options) -> dict[str, Any]:
     from .peers_onnx import BundleSide
 
     (spec,) = prepare_sides(replace(options, against=(), device="cpu"))
-    folder = _folder(options.engine)
-    batch = batch_of(open_bundle(folder), options.batch)
-    return BundleSide(replace(spec, path=folder, batch=batch)).feeds
-
-
-def _folder(engine: Path) -> Path:
-    return engine if engine.is_dir() else engine.parent
+    bundle = open_bundle(options.engine)
+    return BundleSide(replace(spec, path=bundle.root, batch=batch_of(bundle, options.batch))).feeds
 
 
 def check(options: Options, *, estimate: str | None, layers: bool) -> None:

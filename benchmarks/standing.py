@@ -224,14 +224,14 @@ def ratios_of(sides: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def parts_of(root: Path, threads: int | None) -> list[dict[str, Any]]:
     """Seconds and MACs of each part of the rewritten graph and of the one with Winograd products, from ONNX Runtime's
     profiler: `part`, and for each side its `seconds` and `macs`. Raises LavtError."""
-    from ..runtime.backend import OnnxRuntimeBackend
+    from ..runtime.signature import segmenter_signature
     from .parts import part_times
     from .peers import feeds_for
 
     parts: dict[str, dict[str, Any]] = {}
     for name, folder in ((REWRITTEN, root), (WINOGRAD, winograd_bundle(root))):
-        path = open_bundle(folder).file("segmenter")
-        inputs = OnnxRuntimeBackend(path, device="cpu").signature.inputs
+        bundle = open_bundle(folder)
+        path, inputs = bundle.file("segmenter"), segmenter_signature(bundle.manifest.input).inputs
         feeds = feeds_for([(one.name, one.dtype, one.shape) for one in inputs], 1)
         for row in part_times(path, feeds, threads):
             figures = {"seconds": round(row["seconds"], 6), "macs": row["macs"]}
