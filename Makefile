@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test stress bench gpu-check clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m lavt_edge.demo demo-output
+	$(BIN)/python -m lavt_edge.commands.demo demo-output
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
@@ -20,10 +20,10 @@ stress: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.tests.stress.run_all --output stress.json
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m lavt_edge.benchmarks.standing --output docs
+	$(BIN)/python -m lavt_edge.benchmarks.runs.standing --output docs
 
 gpu-check: $(VENV)/.installed
-	$(BIN)/python -m lavt_edge.benchmarks.gpu_check
+	$(BIN)/python -m lavt_edge.benchmarks.runs.gpu_check
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

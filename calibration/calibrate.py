@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..files import write_whole
+from .._base.files import write_whole
 from ..runtime.bundle import Bundle
 from ..runtime.tokenizer import SentenceTokenizer
 from .observe import Array

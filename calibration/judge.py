@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..benchmarks.accuracy import ReferringMetrics
+from ..data.metrics import ReferringMetrics
 from ..runtime.bundle import Bundle
 from ..runtime.tokenizer import SentenceTokenizer
 from .observe import Array, Session

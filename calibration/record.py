@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import strict_json
+from .._base import strict_json
 from ..errors import BundleError
 from .half import Range
 from .smoothing import ChannelStatistics

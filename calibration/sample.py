@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..benchmarks.sentences import GENERATED as GENERATED
-from ..benchmarks.sentences import Sentence, open_split
 from ..data import resize_mask
+from ..data.sentences import GENERATED as GENERATED
+from ..data.sentences import Sentence, open_split
 from ..errors import DatasetError
 from ..runtime.preprocess import resize
 from ..runtime.tokenizer import SentenceTokenizer

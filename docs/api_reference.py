@@ -20,7 +20,7 @@ MODULES = (
     "lavt_edge.export",
     "lavt_edge.errors",
 )
-COMMANDS = {"lavt-export": "export_app", "lavt-run": "run_app", "lavt-bench": "bench_app"}
+COMMANDS = {"lavt-export": "export.export_app", "lavt-run": "run.run_app", "lavt-bench": "bench.bench_app"}
 SECTIONS = ("Args", "Attributes", "Raises", "Returns")
 HEAD = """# API reference
 
@@ -39,7 +39,8 @@ def reference() -> str:
             parts += _entry(one, getattr(module, one))
     parts += ["## Commands\n"]
     for command, app in COMMANDS.items():
-        parts += _command(command, getattr(importlib.import_module("lavt_edge.cli"), app))
+        module, _, name = app.partition(".")
+        parts += _command(command, getattr(importlib.import_module(f"lavt_edge.commands.{module}"), name))
     return "\n".join(parts)
 
 

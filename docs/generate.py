@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import api_reference
-from lavt_edge.files import write_whole
+from lavt_edge._base.files import write_whole
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -91,8 +91,8 @@ def _by_part(counts: dict[str, float], patterns: list[str]) -> list[float]:
 def _published_and_rewritten() -> tuple[dict[str, float], dict[str, float]]:
     """MACs by module, without those of its submodules."""
     import torch
-    from lavt_edge.export.image_model import ImageModel
-    from lavt_edge.export.words import prompt_channels
+    from lavt_edge.export.rewrites.image_model import ImageModel
+    from lavt_edge.export.rewrites.words import prompt_channels
     from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 
     words = 20

@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 from camera_picture import INK, WARNING_INK, Clock, Masks, Recorder, overlay, strip
 from camera_source import Source, SourceError
-from lavt_edge.exits import run_main
+from lavt_edge._base.exits import run_main
 from lavt_edge.runtime import LavtError, PromptError, Result, Segmenter
 from video_file import FOURCC, Frame
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from lavt_edge.files import partial_of, remove_abandoned, whole_file
+from lavt_edge._base.files import partial_of, remove_abandoned, whole_file
 from lavt_edge.runtime import Result
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont

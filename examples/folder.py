@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lavt_edge import strict_json
-from lavt_edge.exits import run_main
-from lavt_edge.files import write_whole
+from lavt_edge._base import strict_json
+from lavt_edge._base.exits import run_main
+from lavt_edge._base.files import write_whole
 from lavt_edge.runtime import ImageError, LavtError, Result, Segmenter
 from lavt_edge.runtime.preprocess import to_rgb_array
 from numpy.typing import NDArray

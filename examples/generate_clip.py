@@ -17,10 +17,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from lavt_edge.data.shapes import HELD_OUT, Scene, SceneObject
-from lavt_edge.data.shapes_objects import COLOURS, SHAPES
-from lavt_edge.exits import run_main
-from lavt_edge.files import whole_file
+from lavt_edge._base.exits import run_main
+from lavt_edge._base.files import whole_file
+from lavt_edge.data.shapes.objects import COLOURS, SHAPES
+from lavt_edge.data.shapes.scenes import HELD_OUT, Scene, SceneObject
 from numpy.typing import NDArray
 from video_file import FOURCC, VideoFile
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from lavt_edge.files import partial_of, remove_abandoned, sync
+from lavt_edge._base.files import partial_of, remove_abandoned, sync
 from lavt_edge.runtime import LavtError
 from numpy.typing import NDArray
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy_names
+from .._base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .bundle import ExportOptions, export_bundle
-    from .engine import build_engines
-    from .engine_options import EngineOptions
+    from .engines.bundle import build_engines
+    from .engines.options import EngineOptions
 
 __all__ = ["EngineOptions", "ExportOptions", "build_engines", "export_bundle"]
 
 _MODULES = {
-    "EngineOptions": "engine_options",
+    "EngineOptions": "engines.options",
     "ExportOptions": "bundle",
-    "build_engines": "engine",
+    "build_engines": "engines.bundle",
     "export_bundle": "bundle",
 }
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from .. import __version__
+from .._base.files import whole_folder
 from ..errors import ExportError
-from ..files import whole_folder
+from ..reference.checkpoint import BERT_VOCABULARY
 from ..reference.config import LAVTConfig
 from ..reference.lavt import LAVT
 from ..runtime.amend import BUSY
@@ -21,12 +22,11 @@ from ..runtime.bundle import CheckpointInfo, FileEntry, InputSpec, Manifest, fil
 from ..runtime.manifest import MANIFEST_NAME
 from ..runtime.tokenizer import SentenceTokenizer, build_tokenizer
 from .graph import EXTERNAL_DATA_BYTES, OPSET, export_graph, save_graph
-from .image_model import ImageModel
 from .macs import count_macs
 from .parity import Parity, measure_parity
-from .source import BERT_VOCABULARY
-from .text_model import TextModel
-from .words import prompt_channels
+from .rewrites.image_model import ImageModel
+from .rewrites.text_model import TextModel
+from .rewrites.words import prompt_channels
 
 # Whole logits against PyTorch in float64, norm over norm.
 TOLERANCE = 1e-3

@@ -16,7 +16,7 @@ from polygraphy.logger import G_LOGGER
 
 from ..reference.lavt import LAVT
 from ..runtime.tokenizer import SentenceTokenizer
-from .folding import IMAGENET_MEAN, IMAGENET_STD
+from .rewrites.folding import IMAGENET_MEAN, IMAGENET_STD
 
 # One word, a phrase, a sentence, and more word pieces than a prompt holds.
 SENTENCES = (

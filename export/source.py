@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
 from ..reference import LAVT, load_checkpoint
+from ..reference.checkpoint import BERT_VOCABULARY
 from ..reference.demo import DEMO_SIZE, DEMO_VOCABULARY, DEMO_WEIGHTS, load_demo
-from ..runtime.bundle import CheckpointInfo, sha256_of
-
-BERT_VOCABULARY = Path(__file__).parent.parent / "reference" / "bert-base-uncased.vocab.txt"
+from ..runtime.bundle import CheckpointInfo, Manifest, open_bundle, sha256_of
+from .bundle import ExportOptions, export_bundle
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,19 @@ def open_source(checkpoint: Path | None) -> Source:
     if checkpoint is None:
         return Source(DEMO_WEIGHTS, DEMO_VOCABULARY, (DEMO_SIZE, DEMO_SIZE), is_demo=True)
     return Source(checkpoint, BERT_VOCABULARY, (480, 480), is_demo=False)
+
+
+def export_demo(bundle: Path, report: Callable[[str], None] = lambda step: None) -> Manifest | None:
+    """Writes the demo model's bundle, batch free; None if the one of the same weights is there already."""
+    source = open_source(None)
+    if bundle.exists() and open_bundle(bundle).manifest.checkpoint == source.info():
+        return None
+    return export_bundle(
+        source.load(),
+        bundle,
+        source.info(),
+        vocabulary=source.vocabulary,
+        options=ExportOptions(size=source.size, batch=None),
+        replace=True,
+        report=report,
+    )

@@ -19,6 +19,7 @@ from ..errors import CheckpointError
 from .config import MAX_WINDOW, SWIN, LAVTConfig, Variant
 from .lavt import LAVT
 
+BERT_VOCABULARY = Path(__file__).with_name("bert-base-uncased.vocab.txt")
 logger = logging.getLogger("lavt_edge")
 
 _COMPUTED = ("relative_position_index", "position_ids")

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from ..data.shapes import VOCABULARY
+from ..data.shapes.scenes import VOCABULARY
 from ..errors import CheckpointError
 from .config import LAVTConfig, TextConfig
 from .lavt import LAVT
@@ -46,7 +46,7 @@ def load_demo(path: str | Path = DEMO_WEIGHTS) -> LAVT:
             {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
         )
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; train the demo model with lavt_edge.reference.train") from error
+        raise CheckpointError(f"{path}: no such file; train it: python -m lavt_edge.reference.training") from error
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(f"{path}: not the demo model's weights ({reason})") from error

@@ -3,7 +3,7 @@
 from ..errors import BackendError, BundleError, ImageError, LavtError, PromptError
 from .prompt import Prompt, TruncationWarning
 from .segmenter import Result, Segmenter
-from .tensorrt_engine import UnverifiedEngineWarning
+from .tensorrt.record import UnverifiedEngineWarning
 
 __all__ = [
     "BackendError",

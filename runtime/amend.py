@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from .._base.files import locked_folder, partial_of, remove_all_abandoned, sync, write_whole
 from ..errors import BundleError
-from ..files import locked_folder, partial_of, remove_all_abandoned, sync, write_whole
 from .bundle import open_bundle
 from .manifest import MANIFEST_NAME, FileEntry, Manifest
 

@@ -12,10 +12,10 @@ from .backend import Backend, OnnxRuntimeBackend
 from .bundle import Bundle
 from .cuda import cuda_device_count
 from .signature import Signature, check_signature, segmenter_signature, text_signature
-from .tensorrt_engine import EngineRecord, UnverifiedEngineWarning, engine_record, preferred, text_engine_for
+from .tensorrt.record import EngineRecord, UnverifiedEngineWarning, engine_record, preferred, text_engine_for
 
 if TYPE_CHECKING:
-    from .tensorrt_backend import TensorRTBackend
+    from .tensorrt.backend import TensorRTBackend
 
 _LOGGER = logging.getLogger("lavt_edge")
 _WITH_CUDA = ("auto", "cuda")
@@ -125,7 +125,7 @@ def _with_text(
 
 
 def _load_engine(bundle: Bundle, record: EngineRecord, signature: Signature) -> TensorRTBackend:
-    from .tensorrt_loading import load_engine
+    from .tensorrt.loading import load_engine
 
     backend = load_engine(bundle, record)
     check_signature(backend.signature, signature, str(bundle.root / record.name))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .. import strict_json
+from .._base import strict_json
 from ..errors import BundleError
 
 FORMAT_VERSION = 1

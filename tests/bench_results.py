@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lavt_edge.benchmarks.sentences import Split, open_split
 from lavt_edge.data import RefCOCO
+from lavt_edge.data.sentences import Split, open_split
 from lavt_edge.errors import LavtError
 from lavt_edge.runtime.tokenizer import SentenceTokenizer, build_tokenizer
 from lavt_edge.tests.runtime_bundle import HEIGHT, VOCAB, WIDTH, WORDS, expected_logits, expected_prompt

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from lavt_edge import cli
-from lavt_edge.benchmarks import generated
-from lavt_edge.data.shapes import scene_at
-from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.data.shapes import cached as generated
+from lavt_edge.data.shapes.scenes import scene_at
+from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.reference import LAVT, LAVTConfig
 from lavt_edge.tests.golden import official_content
 from PIL import Image
@@ -54,7 +54,7 @@ _RUN_BY = re.compile(r"run by (tests/test_\w+\.py)::(test_\w+)")
 OTHER_FENCE = re.compile(r".+```.*|.*~~~.*")
 # A command that holds the first words gets the rest as well. The last of an option counts, for typer and argparse.
 _REDUCED = (
-    (("lavt_edge.benchmarks.against_plain",), "--swin demo --image-size 96 --rounds 2"),
+    (("lavt_edge.benchmarks.runs.against_plain",), "--swin demo --image-size 96 --rounds 2"),
     (("precisions.main()",), "--sentences 4 --samples 4"),
     (("lavt-export quantize", "--int8"), "--samples 6 --max-drop 5 --policy decoder"),
     (("lavt-export quantize", "--fp16"), "--samples 6"),
@@ -67,9 +67,10 @@ _REDUCED = (
 # A module that is run, and the code that runs it with less to do: 12 scenes instead of 60; a bundle that is there, and
 # fewer layer groups to rank.
 _SHORTER = {
-    "-m lavt_edge.demo": "from lavt_edge import demo; demo.SCENES = 12; demo.main()",
-    "-m lavt_edge.benchmarks.precisions": "import shutil; from functools import partial; import lavt_edge.export as e; "
-    "import lavt_edge.calibration.quantize as q; from lavt_edge.benchmarks import precisions; "
+    "-m lavt_edge.commands.demo": "from lavt_edge.commands import demo; demo.SCENES = 12; demo.main()",
+    "-m lavt_edge.benchmarks.runs.precisions": "import shutil; from functools import partial; "
+    "import lavt_edge.export as e; "
+    "import lavt_edge.calibration.quantize as q; from lavt_edge.benchmarks.runs import precisions; "
     "e.export_bundle = lambda model, output, *rest, **more: shutil.copytree('demo-bundle', output); "
     "q.QuantizeOptions = partial(q.QuantizeOptions, policy='decoder'); precisions.main()",
 }

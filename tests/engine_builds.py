@@ -42,7 +42,7 @@ WATCHED = """
 import sys
 from pathlib import Path
 from lavt_edge import cli
-from lavt_edge.export import engine
+from lavt_edge.export.engines import bundle as engine
 original = engine.build_engines
 def watched(*arguments, progress, **more):
     def tell(phase, share):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lavt_edge.runtime.tensorrt_engine import CudaDevice, EngineRecord
+from lavt_edge.runtime.tensorrt.record import CudaDevice, EngineRecord
 
 ORIN = CudaDevice("Orin", "8.7", shares_memory=True)
 

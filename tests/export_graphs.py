@@ -11,9 +11,9 @@ import onnx
 import onnxruntime
 import torch
 from lavt_edge.export.graph import export_graph, save_graph
-from lavt_edge.export.image_model import ImageModel
-from lavt_edge.export.text_model import TextModel
-from lavt_edge.export.words import prompt_channels
+from lavt_edge.export.rewrites.image_model import ImageModel
+from lavt_edge.export.rewrites.text_model import TextModel
+from lavt_edge.export.rewrites.words import prompt_channels
 from lavt_edge.reference import LAVT, LAVTConfig
 from lavt_edge.runtime.bundle import CheckpointInfo
 

@@ -93,7 +93,7 @@ def sweep_rows() -> list[dict[str, Any]]:
 
 
 def example() -> dict[str, Any]:
-    """A full run, as benchmarks/measure.py gives it."""
+    """A full run, as benchmarks/timing/measure.py gives it."""
     names = ["patch embedding", "text"]
     names += [f"stage{i} {what}" for i in range(1, 5) for what in ("attention", "MLP", "PWAM")]
     names += [f"decoder level {i}" for i in range(1, 4)]

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavt_edge.runtime.flavor import Flavor
+from lavt_edge.runtime.tensorrt.flavor import Flavor
 
 if TYPE_CHECKING:
     import onnx

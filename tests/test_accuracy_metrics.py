@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lavt_edge.benchmarks.accuracy import PUBLISHED, ReferringMetrics, published_rows
 from lavt_edge.data import RefCOCO, resize_mask
+from lavt_edge.data.metrics import PUBLISHED, ReferringMetrics, published_rows
 from lavt_edge.errors import DatasetError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lavt_edge.benchmarks.accuracy import ReferringMetrics
-from lavt_edge.benchmarks.evaluate import HEADER, evaluate
-from lavt_edge.benchmarks.predictors import BundlePredictor, load_bundle, object_masks
-from lavt_edge.benchmarks.sentences import Split, open_split
-from lavt_edge.data.shapes import KINDS
-from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.benchmarks.evaluation.evaluate import HEADER, evaluate
+from lavt_edge.benchmarks.evaluation.predictors import BundlePredictor, load_bundle, object_masks
+from lavt_edge.data.metrics import ReferringMetrics
+from lavt_edge.data.sentences import Split, open_split
+from lavt_edge.data.shapes.scenes import KINDS
+from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import BackendError, DatasetError
 from lavt_edge.tests.bench_results import MINI, counts_in, expected_counts, lines, mini, refusal, stop_after
 from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, write_bundle
@@ -108,9 +108,9 @@ def test_a_killed_process_is_continued_wherever_its_last_line_was_cut(
     whole = evaluate(predictor, mini(), through)
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from lavt_edge.benchmarks.evaluate import evaluate\n"
-        "from lavt_edge.benchmarks.predictors import load_bundle\n"
-        "from lavt_edge.benchmarks.sentences import open_split\n"
+        "from lavt_edge.benchmarks.evaluation.evaluate import evaluate\n"
+        "from lavt_edge.benchmarks.evaluation.predictors import load_bundle\n"
+        "from lavt_edge.data.sentences import open_split\n"
         "bundle, root, results = map(Path, sys.argv[1:])\n"
         "def progress(done, total):\n    if done == 5:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
         "evaluate(load_bundle(bundle, device='cpu'), open_split('refcoco', 'test', data_root=root), results,"

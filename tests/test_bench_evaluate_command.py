@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lavt_edge.benchmarks.accuracy import ReferringMetrics
+from lavt_edge.data.metrics import ReferringMetrics
 from lavt_edge.tests.bench_results import MINI, expected_counts
 from lavt_edge.tests.runtime_bundle import write_bundle
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lavt_edge.benchmarks.evaluate import Evaluation, evaluate
-from lavt_edge.benchmarks.predictors import load_bundle
-from lavt_edge.benchmarks.reference_predictor import ReferencePredictor, load_reference
-from lavt_edge.benchmarks.sentences import open_split
-from lavt_edge.data.shapes import VOCABULARY
-from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.benchmarks.evaluation.evaluate import Evaluation, evaluate
+from lavt_edge.benchmarks.evaluation.predictors import load_bundle
+from lavt_edge.benchmarks.evaluation.reference import ReferencePredictor, load_reference
+from lavt_edge.data.sentences import open_split
+from lavt_edge.data.shapes.scenes import VOCABULARY
+from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 from lavt_edge.runtime.tokenizer import build_tokenizer
 from lavt_edge.tests.bench_results import counts_in, lines, nearest

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from lavt_edge.benchmarks.fidelity import mask_iou, measure_fidelity, most_disagreed, png_base64
-from lavt_edge.benchmarks.sentences import Sentence, open_split
-from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.benchmarks.evaluation.fidelity import mask_iou, measure_fidelity, most_disagreed, png_base64
+from lavt_edge.data.sentences import Sentence, open_split
+from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import LavtError
 from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import file_entry

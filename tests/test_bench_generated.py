@@ -6,8 +6,8 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from lavt_edge.benchmarks import generated
-from lavt_edge.benchmarks.sentences import open_split
+from lavt_edge.data.sentences import open_split
+from lavt_edge.data.shapes import cached as generated
 from lavt_edge.tests.bench_results import refusal, stop_after
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from lavt_edge.benchmarks.layers import compare_layers, parting, relative_error
-from lavt_edge.benchmarks.roofline import copy_graph
+from lavt_edge.benchmarks.parts.layers import compare_layers, parting, relative_error
+from lavt_edge.benchmarks.parts.roofline import copy_graph
 from lavt_edge.calibration.graphs import is_float
 from lavt_edge.calibration.half import find_islands, to_half
 from lavt_edge.calibration.observe import Session, report_ranges
 from lavt_edge.calibration.products import candidates, find_products
 from lavt_edge.calibration.qdq import quantize_products
 from lavt_edge.calibration.smoothing import Pair, smooth
-from lavt_edge.data.shapes import scene_at
+from lavt_edge.data.shapes.scenes import scene_at
 from lavt_edge.errors import BackendError
 from lavt_edge.export.macs import count_macs
 from lavt_edge.runtime import Segmenter

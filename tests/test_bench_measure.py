@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lavt_edge.benchmarks.baseline import compare_with_baseline, read_result
-from lavt_edge.benchmarks.machine import machine_warnings, parse_gpu, parse_power_mode, run_warnings
-from lavt_edge.benchmarks.measure import Options, measure
-from lavt_edge.benchmarks.peers import feeds_for, specify
-from lavt_edge.benchmarks.peers_process import RemoteSide, call_apart
+from lavt_edge.benchmarks.peers.process import RemoteSide, call_apart
+from lavt_edge.benchmarks.peers.sides import feeds_for, specify
+from lavt_edge.benchmarks.timing.baseline import compare_with_baseline, read_result
+from lavt_edge.benchmarks.timing.machine import machine_warnings, parse_gpu, parse_power_mode, run_warnings
+from lavt_edge.benchmarks.timing.measure import Options, measure
 from lavt_edge.errors import ExitCode, LavtError
 from lavt_edge.tests.runtime_bundle import write_bundle
 

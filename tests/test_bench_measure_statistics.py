@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import pytest
-from lavt_edge.benchmarks.measure import turns
-from lavt_edge.benchmarks.statistics import (
+from lavt_edge.benchmarks.timing.measure import turns
+from lavt_edge.benchmarks.timing.statistics import (
     Ratio,
     block_length,
     divided,

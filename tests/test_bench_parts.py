@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from lavt_edge.benchmarks.part_costs import Operation, assign_parts, cost_rows, node_parts
-from lavt_edge.benchmarks.parts import part_of, part_times, profile_parts
+from lavt_edge.benchmarks.parts.costs import Operation, assign_parts, cost_rows, node_parts
+from lavt_edge.benchmarks.parts.profile import part_of, part_times, profile_parts
 from lavt_edge.errors import BackendError
 from lavt_edge.export.macs import count_macs
 from lavt_edge.runtime.bundle import open_bundle

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lavt_edge.benchmarks.part_costs import cost_rows
+from lavt_edge.benchmarks.parts.costs import cost_rows
 from lavt_edge.tests.base_export import CommandRun
 
 

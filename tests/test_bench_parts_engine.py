@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lavt_edge.benchmarks.engine_parts import engine_part_times, share_layers
-from lavt_edge.export.engine_report import EngineLayer
+from lavt_edge.benchmarks.parts.engine import engine_part_times, share_layers
+from lavt_edge.export.engines.layers import EngineLayer
 from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.runtime.cuda import cuda_device_count
 from lavt_edge.tests.typed_bundle import copy_bundle

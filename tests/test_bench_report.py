@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lavt_edge.benchmarks.report import page, write_report
-from lavt_edge.benchmarks.report_charts import Axis, interval, place, spread, strip
-from lavt_edge.benchmarks.report_format import finite, ms, scaled, verdicts
+from lavt_edge.benchmarks.report.charts import Axis, interval, place, spread, strip
+from lavt_edge.benchmarks.report.format import finite, ms, scaled, verdicts
+from lavt_edge.benchmarks.report.page import page, write_report
 from lavt_edge.tests.browser import Browser
 from lavt_edge.tests.report_pages import EVIL, Reader, example, section_of, text_of
 from PIL import Image

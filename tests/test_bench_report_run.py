@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from lavt_edge.benchmarks.latency import PER_CALL
-from lavt_edge.benchmarks.measure import Options, measure
-from lavt_edge.benchmarks.measure_parts import add_estimate, add_layers, add_parts
-from lavt_edge.benchmarks.report import page
-from lavt_edge.benchmarks.report_format import bytes_text, ms, rate, scaled
+from lavt_edge.benchmarks.parts.measure import add_estimate, add_layers, add_parts
+from lavt_edge.benchmarks.report.format import bytes_text, ms, rate, scaled
+from lavt_edge.benchmarks.report.page import page
+from lavt_edge.benchmarks.timing.latency import PER_CALL
+from lavt_edge.benchmarks.timing.measure import Options, measure
 from lavt_edge.runtime.bundle import file_entry, open_bundle
 from lavt_edge.tests.report_pages import section_of, text_of
 from lavt_edge.tests.runtime_bundle import manifest_for, write_bundle

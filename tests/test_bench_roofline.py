@@ -14,10 +14,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from lavt_edge.benchmarks import roofline as roofline_module
-from lavt_edge.benchmarks.devices import DEVICES, Device, estimate, find_device
-from lavt_edge.benchmarks.part_costs import cost_rows
-from lavt_edge.benchmarks.roofline import (
+from lavt_edge.benchmarks.parts import roofline as roofline_module
+from lavt_edge.benchmarks.parts.costs import cost_rows
+from lavt_edge.benchmarks.parts.devices import DEVICES, Device, estimate, find_device
+from lavt_edge.benchmarks.parts.roofline import (
     Ceilings,
     convolution_graph,
     copy_graph,

@@ -10,9 +10,9 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from lavt_edge.benchmarks import standing
-from lavt_edge.benchmarks.report_markdown import markdown
-from lavt_edge.benchmarks.standing import (
+from lavt_edge.benchmarks.report.markdown import markdown
+from lavt_edge.benchmarks.runs import standing
+from lavt_edge.benchmarks.runs.standing import (
     INT8,
     INT8_FILE,
     NAMES,
@@ -30,7 +30,7 @@ from lavt_edge.benchmarks.standing import (
 )
 from lavt_edge.calibration.products import int8_macs
 from lavt_edge.calibration.sample import DataOptions
-from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import LavtError
 from lavt_edge.export import ExportOptions, export_bundle
 from lavt_edge.export.macs import count_macs

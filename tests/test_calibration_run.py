@@ -20,7 +20,7 @@ from lavt_edge.calibration.observe import report_tensors
 from lavt_edge.calibration.passes import load_graph
 from lavt_edge.calibration.record import Calibration, read_calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
-from lavt_edge.data.shapes_write import write_refcoco
+from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import BundleError, DatasetError, ExportError
 from lavt_edge.runtime.bundle import Bundle, open_bundle
 from lavt_edge.runtime.tokenizer import SentenceTokenizer

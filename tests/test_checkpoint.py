@@ -17,7 +17,16 @@ from lavt_edge import cli
 from lavt_edge.errors import CheckpointError
 from lavt_edge.reference import LAVT, LAVTConfig, load_checkpoint
 from lavt_edge.tests.golden import golden_lavt, official_content
-from lavt_edge.tests.small_checkpoints import LATE_KEY, PROJECTION, SMALL, SMALL_APART, SMALL_TEXT, Call, refusal, saved
+from lavt_edge.tests.small_checkpoints import (
+    LATE_KEY,
+    PROJECTION,
+    SMALL,
+    SMALL_APART,
+    SMALL_TEXT,
+    Call,
+    refusal,
+    saved,
+)
 from lavt_edge.tests.small_checkpoints import one as one  # a fixture
 from lavt_edge.tests.small_checkpoints import small_bert as small_bert  # a fixture
 from torch import Tensor, nn

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lavt_edge.data.shapes import VOCABULARY, scene_at, swapped
-from lavt_edge.data.shapes_queries import Relation
+from lavt_edge.data.shapes.queries import Relation
+from lavt_edge.data.shapes.scenes import VOCABULARY, scene_at, swapped
 from lavt_edge.errors import CheckpointError
-from lavt_edge.reference import train_data
 from lavt_edge.reference.demo import DEMO_CONFIG, DEMO_VOCABULARY, DEMO_WEIGHTS, demo_bytes, load_demo
-from lavt_edge.reference.loss_curve import draw_loss_curve
-from lavt_edge.reference.train_data import examples, make_batch
-from lavt_edge.reference.train_step import Phase
-from lavt_edge.reference.trainer import Options, Run, load, predict, save
+from lavt_edge.reference.training import batches as train_data
+from lavt_edge.reference.training.batches import examples, make_batch
+from lavt_edge.reference.training.curve import draw_loss_curve
+from lavt_edge.reference.training.step import Phase
+from lavt_edge.reference.training.trainer import Options, Run, load, predict, save
 from PIL import Image
 
 # All three phases within eight steps.

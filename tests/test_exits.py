@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import typer
 from lavt_edge import errors
+from lavt_edge._base.exits import TRACEBACK, describe, exit_codes, run_typer
 from lavt_edge.errors import BundleError, ExitCode, ImageError, LavtError, one_line
-from lavt_edge.exits import TRACEBACK, describe, exit_codes, run_typer
 
 FOREIGN = {
     "refused": (BundleError("no such bundle: x"), ExitCode.REFUSED, "error: no such bundle: x"),
@@ -153,8 +153,8 @@ COMMANDS: dict[str, list[str]] = {
     "lavt-export": [str(BIN / "lavt-export"), "onnx"],
     "lavt-run": [str(BIN / "lavt-run")],
     "lavt-bench": [str(BIN / "lavt-bench")],
-    "demo": [sys.executable, "-m", "lavt_edge.demo"],
-    "gpu_check": [sys.executable, "-m", "lavt_edge.benchmarks.gpu_check"],
+    "demo": [sys.executable, "-m", "lavt_edge.commands.demo"],
+    "gpu_check": [sys.executable, "-m", "lavt_edge.benchmarks.runs.gpu_check"],
 }
 
 
@@ -195,9 +195,9 @@ runpy.run_module(name, run_name="__main__")
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        ("lavt_edge.demo", ["out"]),
-        ("lavt_edge.benchmarks.precisions", []),
-        ("lavt_edge.reference.train", ["--output", "out"]),
+        ("lavt_edge.commands.demo", ["out"]),
+        ("lavt_edge.benchmarks.runs.precisions", []),
+        ("lavt_edge.reference.training", ["--output", "out"]),
     ],
 )
 def test_a_module_that_is_run_says_what_to_install(module: str, arguments: list[str], tmp_path: Path) -> None:

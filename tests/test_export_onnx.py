@@ -21,10 +21,10 @@ from lavt_edge.calibration.quantize import quantize_bundle
 from lavt_edge.errors import ExportError
 from lavt_edge.export import ExportOptions, export_bundle
 from lavt_edge.export.graph import save_graph
-from lavt_edge.export.image_model import ImageModel
 from lavt_edge.export.macs import count_macs
-from lavt_edge.export.text_model import TextModel
-from lavt_edge.export.words import prompt_channels
+from lavt_edge.export.rewrites.image_model import ImageModel
+from lavt_edge.export.rewrites.text_model import TextModel
+from lavt_edge.export.rewrites.words import prompt_channels
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.bundle import Manifest, sha256_of

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 from lavt_edge.errors import BundleError, ExportError
-from lavt_edge.export.engine import build_engines
-from lavt_edge.export.engine_options import EngineOptions
+from lavt_edge.export.engines.bundle import build_engines
+from lavt_edge.export.engines.options import EngineOptions
 from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.runtime.cuda import cuda_device_count
-from lavt_edge.runtime.flavor import find_flavor
-from lavt_edge.runtime.tensorrt_engine import check_header, engine_record
+from lavt_edge.runtime.tensorrt.flavor import find_flavor
+from lavt_edge.runtime.tensorrt.record import check_header, engine_record
 from lavt_edge.tests.engine_builds import COMMAND, TARGETS, damage, refused, start_and_wait_for, state, trt
 from lavt_edge.tests.typed_bundle import add_typed_graphs, copy_bundle, count_nodes
 
@@ -259,7 +259,7 @@ def test_options_that_mean_nothing_are_refused(
 
 def test_building_needs_neither_torch_nor_onnx() -> None:
     code = (
-        "import sys, lavt_edge.export, lavt_edge.reference, lavt_edge.export.engine\n"
+        "import sys, lavt_edge.export, lavt_edge.reference, lavt_edge.export.engines.bundle\n"
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'onnx_ir', 'tensorrt_rtx', 'polygraphy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

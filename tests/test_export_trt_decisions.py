@@ -12,9 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from lavt_edge.errors import ExportError
-from lavt_edge.export.engine_build import load_timing_cache, save_timing_cache
-from lavt_edge.export.engine_memory import NetworkLayer, memory_message, needed_bytes, peak_bytes, tensor_bytes
-from lavt_edge.export.engine_options import (
+from lavt_edge.export.engines.build import load_timing_cache, save_timing_cache
+from lavt_edge.export.engines.layers import (
+    count_precisions,
+    count_products,
+    layers_from_inspector,
+    layers_from_log,
+    product_precisions,
+)
+from lavt_edge.export.engines.memory import NetworkLayer, memory_message, needed_bytes, peak_bytes, tensor_bytes
+from lavt_edge.export.engines.options import (
     BuildPlan,
     EngineOptions,
     parse_bytes,
@@ -23,17 +30,10 @@ from lavt_edge.export.engine_options import (
     profile_shapes,
     wanted_graphs,
 )
-from lavt_edge.export.engine_progress import Phases, run_stoppable
-from lavt_edge.export.engine_report import (
-    count_precisions,
-    count_products,
-    layers_from_inspector,
-    layers_from_log,
-    product_precisions,
-)
-from lavt_edge.export.engine_verify import EngineParity, check_parity, pixel_agreement, relative_error
+from lavt_edge.export.engines.progress import Phases, run_stoppable
+from lavt_edge.export.engines.verify import EngineParity, check_parity, pixel_agreement, relative_error
 from lavt_edge.runtime.manifest import InputSpec
-from lavt_edge.runtime.tensorrt_engine import CudaDevice
+from lavt_edge.runtime.tensorrt.record import CudaDevice
 from lavt_edge.tests.engine_records import a_record
 
 ORIN = CudaDevice("Orin", "8.7", shares_memory=True)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from lavt_edge.files import partial_of, remove_abandoned, remove_all_abandoned, whole_file, whole_folder
+from lavt_edge._base.files import partial_of, remove_abandoned, remove_all_abandoned, whole_file, whole_folder
 from lavt_edge.tests.folder_content import content, names
 from lavt_edge.tests.stress.steps import kill_at_each_step
 

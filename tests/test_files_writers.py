@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lavt_edge.files import locked_folder, whole_folder
+from lavt_edge._base.files import locked_folder, whole_folder
 from lavt_edge.tests.folder_content import content, names
 
 HELD = """

@@ -17,9 +17,9 @@ from lavt_edge.calibration.products import WEIGHTS, int8_macs
 from lavt_edge.calibration.quantize import half_graph, half_text, quantized_graph, type_rest
 from lavt_edge.calibration.record import Calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
-from lavt_edge.data.shapes_write import write_refcoco
-from lavt_edge.export.engine import build_engines
-from lavt_edge.export.engine_options import EngineOptions
+from lavt_edge.data.shapes.write import write_refcoco
+from lavt_edge.export.engines.bundle import build_engines
+from lavt_edge.export.engines.options import EngineOptions
 from lavt_edge.export.graph import save_graph
 from lavt_edge.export.macs import count_macs
 from lavt_edge.runtime.amend import amend

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lavt_edge.export.folding import (
+from lavt_edge.export.rewrites.folding import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     batch_norm_factors,
@@ -15,18 +15,18 @@ from lavt_edge.export.folding import (
     patch_projection,
     scaled_qkv,
 )
-from lavt_edge.export.image_model import Block, BytePatchEmbed, Gate, ImageModel, Merge, stage_sizes
-from lavt_edge.export.pwam import FusedPWAM, QueryNorm, WordNorm
-from lavt_edge.export.text_model import TextModel
-from lavt_edge.export.upsampling import (
+from lavt_edge.export.rewrites.image_model import Block, BytePatchEmbed, Gate, ImageModel, Merge, stage_sizes
+from lavt_edge.export.rewrites.pwam import FusedPWAM, QueryNorm, WordNorm
+from lavt_edge.export.rewrites.text_model import TextModel
+from lavt_edge.export.rewrites.upsampling import (
     DecoderLevel,
     UpsampledConv,
     interpolation_matrix,
     shifted_interpolation,
 )
-from lavt_edge.export.windows import GatheredAttention, WindowLayout, window_slots
-from lavt_edge.export.winograd import WinogradConv
-from lavt_edge.export.words import PromptEncoder, PromptReader, prompt_channels
+from lavt_edge.export.rewrites.windows import GatheredAttention, WindowLayout, window_slots
+from lavt_edge.export.rewrites.winograd import WinogradConv
+from lavt_edge.export.rewrites.words import PromptEncoder, PromptReader, prompt_channels
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 from lavt_edge.reference.decoder import Decoder, upsample
 from lavt_edge.reference.fusion import apply_gate, language_gate

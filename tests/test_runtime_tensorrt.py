@@ -16,10 +16,10 @@ import pytest
 from lavt_edge.errors import BackendError, BundleError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.bundle import open_bundle
-from lavt_edge.runtime.tensorrt_backend import TensorRTBackend
-from lavt_edge.runtime.tensorrt_cuda import cuda_message, import_cuda_runtime
-from lavt_edge.runtime.tensorrt_engine import engine_record
-from lavt_edge.runtime.tensorrt_loading import load_engine
+from lavt_edge.runtime.tensorrt.backend import TensorRTBackend
+from lavt_edge.runtime.tensorrt.cuda import cuda_message, import_cuda_runtime
+from lavt_edge.runtime.tensorrt.loading import load_engine
+from lavt_edge.runtime.tensorrt.record import engine_record
 from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, expected_logits
 from lavt_edge.tests.runtime_engines import add_engine
 from lavt_edge.tests.runtime_machine import Machine, photo, pretend

@@ -14,11 +14,9 @@ import pytest
 from lavt_edge.errors import BackendError, BundleError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.cuda import cuda_device_count
-from lavt_edge.runtime.flavor import Flavor, find_flavor
-from lavt_edge.runtime.tensorrt_backend import ask_rtx
-from lavt_edge.runtime.tensorrt_engine import (
-    check_header,
-)
+from lavt_edge.runtime.tensorrt.backend import ask_rtx
+from lavt_edge.runtime.tensorrt.flavor import Flavor, find_flavor
+from lavt_edge.runtime.tensorrt.record import check_header
 from lavt_edge.tests.engine_records import a_record
 from lavt_edge.tests.runtime_bundle import image_graph, text_graph, write_bundle
 from lavt_edge.tests.runtime_engines import add_engine, build
@@ -167,12 +165,13 @@ FUZZ = """
 import json, hashlib, sys, warnings
 from pathlib import Path
 from lavt_edge.errors import LavtError
-from lavt_edge.runtime import Segmenter, tensorrt_loading
+from lavt_edge.runtime import Segmenter
+from lavt_edge.runtime.tensorrt import loading
 
 def reached(*arguments, **options):
     raise SystemExit(f"{name} came as far as the device")
 
-tensorrt_loading.Cuda = tensorrt_loading.TensorRTBackend = reached
+loading.Cuda = loading.TensorRTBackend = reached
 bundle = Path(sys.argv[1])
 engine, text = bundle / "segmenter.fp16.engine", (bundle / "lavt.json").read_text()
 for case in sorted(Path(sys.argv[2]).iterdir()):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lavt_edge.errors import BundleError
 from lavt_edge.runtime.manifest import FileEntry
-from lavt_edge.runtime.tensorrt_engine import (
+from lavt_edge.runtime.tensorrt.record import (
     CudaDevice,
     check_header,
     device_misfit,

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lavt_edge.benchmarks.gpu_check import compare, measure_bundle, summarise
+from lavt_edge.benchmarks.runs.gpu_check import compare, measure_bundle, summarise
 from lavt_edge.errors import BackendError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.backend import OnnxRuntimeBackend
 from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.runtime.cuda import cuda_device_count
-from lavt_edge.runtime.flavor import Flavor, find_flavor
-from lavt_edge.runtime.tensorrt_backend import TensorRTBackend
-from lavt_edge.runtime.tensorrt_cuda import Cuda
-from lavt_edge.runtime.tensorrt_engine import engine_record
-from lavt_edge.runtime.tensorrt_loading import load_engine
+from lavt_edge.runtime.tensorrt.backend import TensorRTBackend
+from lavt_edge.runtime.tensorrt.cuda import Cuda
+from lavt_edge.runtime.tensorrt.flavor import Flavor, find_flavor
+from lavt_edge.runtime.tensorrt.loading import load_engine
+from lavt_edge.runtime.tensorrt.record import engine_record
 from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, image_graph, text_graph, write_bundle
 from lavt_edge.tests.runtime_engines import add_engine, build
 
@@ -173,7 +173,7 @@ def test_a_real_device_describes_itself() -> None:
 
 @pytest.mark.skipif(cuda_device_count() > 0, reason="a CUDA device is here")
 def test_gpu_check_without_a_device_says_so_and_fails(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lavt_edge.benchmarks.gpu_check", "--output", str(tmp_path / "x.json")]
+    command = [sys.executable, "-m", "lavt_edge.benchmarks.runs.gpu_check", "--output", str(tmp_path / "x.json")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout == ""

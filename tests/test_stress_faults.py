@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from lavt_edge.files import whole_folder
+from lavt_edge._base.files import whole_folder
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import file_entry, open_bundle

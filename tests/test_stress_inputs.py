@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lavt_edge import strict_json
+from lavt_edge._base import strict_json
+from lavt_edge._base.files import write_whole
 from lavt_edge.errors import BundleError, CheckpointError, ExitCode, ImageError, LavtError, PromptError
-from lavt_edge.files import write_whole
 from lavt_edge.reference import LAVTConfig, TextConfig
 from lavt_edge.reference.demo import load_demo
 from lavt_edge.runtime.bundle import open_bundle

@@ -22,7 +22,7 @@ from lavt_edge.errors import BackendError, BundleError, LavtError, PromptError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import file_entry, open_bundle
-from lavt_edge.runtime.tensorrt_engine import engine_record
+from lavt_edge.runtime.tensorrt.record import engine_record
 from lavt_edge.runtime.tokenizer import SPECIAL_TOKENS, build_tokenizer
 from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, write_bundle
 from lavt_edge.tests.stress.cases import Case, Kind, Rng, attempt, damaged, damaged_json

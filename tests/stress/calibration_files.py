@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lavt_edge.benchmarks.baseline import compare_with_baseline, read_result
-from lavt_edge.benchmarks.results import ResultsFile
-from lavt_edge.benchmarks.sentences import open_split
+from lavt_edge.benchmarks.evaluation.results import ResultsFile
+from lavt_edge.benchmarks.timing.baseline import compare_with_baseline, read_result
 from lavt_edge.calibration.calibrate import _Store
 from lavt_edge.calibration.half import fits_half
 from lavt_edge.calibration.record import Calibration, read_calibration
 from lavt_edge.calibration.smoothing import ChannelStatistics, factors
 from lavt_edge.calibration.thresholds import BINS, METHODS, Histogram
+from lavt_edge.data.sentences import open_split
 from lavt_edge.errors import BundleError, LavtError
 from lavt_edge.tests.stress.cases import Case, Kind, Rng, attempt, damaged, damaged_json
 

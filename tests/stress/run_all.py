@@ -20,8 +20,8 @@ from concurrent.futures import TimeoutError as NotDone
 from pathlib import Path
 from typing import Any
 
-from lavt_edge.cli_common import print_table
-from lavt_edge.files import write_whole
+from lavt_edge._base.files import write_whole
+from lavt_edge.commands.common import print_table
 from lavt_edge.tests.stress import faults, soak, threads
 from lavt_edge.tests.stress.source import export_demo
 

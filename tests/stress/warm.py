@@ -9,7 +9,7 @@ PRELOADED = (
     "lavt_edge.cli",
     "lavt_edge.calibration.quantize",
     "lavt_edge.export.bundle",
-    "lavt_edge.export.engine",
+    "lavt_edge.export.engines.bundle",
     "lavt_edge.export.source",
     "onnxruntime",
     "onnxscript.optimizer",

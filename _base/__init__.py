@@ -1,0 +1,1 @@
+"""What every part stands on: exit codes, whole files, strict JSON, the cache folder, lazy names."""

@@ -1,0 +1,1 @@
+"""Accuracy: the published evaluation, and what each precision keeps of it."""

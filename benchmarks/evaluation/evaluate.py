@@ -1,0 +1,139 @@
+"""The accuracy of a model on a data set, as the published evaluation measures it (arXiv 2112.02244, section 4).
+
+Images are resized to the model's input (bilinear), the mask is the argmax of the logits at that size, and the target is
+resized to it by nearest neighbour. Every sentence counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...data import ReferredObject, resize_mask
+from ...data.metrics import THRESHOLDS, PublishedRow, ReferringMetrics, published_rows
+from ...data.sentences import Sentence, Split
+from ...data.shapes.objects import KINDS
+from ...errors import DatasetError, PromptError
+from ...runtime.preprocess import resize
+from .predictors import Predictor
+from .results import ResultsFile
+
+HEADER = ("", "count", "mIoU", "oIoU", *(f"P@{threshold}" for threshold in THRESHOLDS))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of all sentences and, for generated data, of each kind (see `ReferringMetrics.compute`), in percent.
+
+    `published` are the rows that the figures can be compared with; `results` is the file with each sentence's result.
+    """
+
+    figures: Mapping[str, float]
+    kinds: Mapping[str, Mapping[str, float]]
+    published: Sequence[PublishedRow]
+    results: Path
+
+    def table(self) -> list[tuple[str, ...]]:
+        """The paper's row, a row for each kind of sentence, and the published rows, under HEADER."""
+        rows = [_row("all", self.figures), *(_row(kind, figures) for kind, figures in self.kinds.items())]
+        for row in self.published:
+            figures = (f"{row.mean_iou:.2f}", f"{row.overall_iou:.2f}")
+            rows.append((f"paper, {row.variant} {row.swin}", "", *figures, *("" for _ in THRESHOLDS)))
+        return rows
+
+
+def _row(name: str, figures: Mapping[str, float]) -> tuple[str, ...]:
+    count, *percent = figures.values()
+    return name, f"{count:.0f}", *(f"{value:.2f}" for value in percent)
+
+
+def evaluate(
+    predictor: Predictor,
+    split: Split,
+    results: Path | None = None,
+    *,
+    limit: int | None = None,
+    restart: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Runs `predictor` over a split and writes each sentence's result to `results` (see `results.ResultsFile`).
+
+    `results` defaults to a file in the working folder, named after the model and the split. What it holds already is
+    not run again, unless `restart`. `limit` takes the first sentences only, in the order of the data set's file; the
+    same results serve a larger limit later. `progress` is called with (done, total).
+
+    Raises:
+        LavtError: the results file is of another run or cannot be written; DatasetError: an image or mask is missing or
+            damaged; BackendError: the model cannot run.
+    """
+    count = len(split.sentences) if limit is None else min(limit, len(split.sentences))
+    run = {"model": predictor.describe(), "input": list(predictor.size), "batch": predictor.batch, **split.describe()}
+    results = results or Path(f"{predictor.name}.{split.name}.jsonl")
+    with ResultsFile(results, run, split.sentences, restart=restart) as file:
+        progress(min(len(file.counts), count), count)
+        _run(predictor, split.sentences[:count], file, lambda done: progress(done, count))
+        counts = file.counts[:count]
+    return _summary(split, counts, results)
+
+
+def _run(
+    predictor: Predictor, sentences: Sequence[Sentence], file: ResultsFile, progress: Callable[[int], None]
+) -> None:
+    """Batches are cut and filled alike in every run: what a sentence is computed beside can move its last bits."""
+    inputs = _Inputs(*predictor.size)
+    for start in range(0, len(sentences), predictor.batch):
+        part = sentences[start : start + predictor.batch]
+        if len(file.counts) >= start + len(part):
+            continue
+        rows = [*part, *[part[-1]] * (predictor.batch - len(part))]
+        images = np.stack([inputs.image(row.target) for row in rows])
+        masks = predictor.masks(images, [_encode(predictor, row) for row in rows])
+        for sentence, mask in list(zip(part, masks, strict=False))[len(file.counts) - start :]:
+            file.append(*ReferringMetrics().update(mask, inputs.mask(sentence.target)))
+            progress(len(file.counts))
+
+
+def _encode(predictor: Predictor, sentence: Sentence) -> Any:
+    try:
+        return predictor.encode(sentence.text)
+    except PromptError as error:
+        raise DatasetError(f"sentence {sentence.sentence_id} of ref {sentence.target.ref_id}: {error}") from error
+
+
+class _Inputs:
+    """Images and masks at a model's size; the last of each is kept, for sentences about it follow one another."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._size = (height, width)
+        self._image: tuple[Path, npt.NDArray[np.uint8]] | None = None
+        self._mask: tuple[ReferredObject, npt.NDArray[np.bool_]] | None = None
+
+    def image(self, target: ReferredObject) -> npt.NDArray[np.uint8]:
+        if self._image is None or self._image[0] != target.image_path:
+            self._image = (target.image_path, resize(target.image, *self._size))
+        return self._image[1]
+
+    def mask(self, target: ReferredObject) -> npt.NDArray[np.bool_]:
+        if self._mask is None or self._mask[0] is not target:
+            self._mask = (target, resize_mask(target.mask, *self._size))
+        return self._mask[1]
+
+
+def _summary(split: Split, counts: Sequence[tuple[int, int]], results: Path) -> Evaluation:
+    total, kinds = ReferringMetrics(), {kind: ReferringMetrics() for kind in KINDS}
+    for sentence, pair in zip(split.sentences, counts, strict=False):
+        total.add(*pair)
+        if sentence.kind in kinds:
+            kinds[sentence.kind].add(*pair)
+    comparable = not split.swap and not split.is_generated
+    return Evaluation(
+        figures=total.compute(),
+        kinds={kind: metrics.compute() for kind, metrics in kinds.items() if len(metrics)},
+        published=published_rows(split.dataset, split.split_by or "", split.split) if comparable else (),
+        results=results,
+    )

@@ -1,0 +1,208 @@
+"""What each precision of a bundle keeps: logits and masks against PyTorch's, accuracy, pictures of the worst cases."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from PIL import Image
+
+from ...calibration.half import emulate_half
+from ...calibration.judge import Figures, Judge, Progress
+from ...calibration.sample import Case, Sample
+from ...data.sentences import Sentence, open_split
+from ...errors import LavtError
+from ...runtime.bundle import Bundle, open_bundle
+from ...runtime.overlay import overlay
+
+DEFAULT_SENTENCES = 200
+DEFAULT_CASES = 4
+_OVERLAY_SIDE = 320
+_OVERLAY_COLOURS = 96
+
+Masks = list[npt.NDArray[np.bool_]]
+
+
+class MaskJudge(Judge):
+    """A judge that keeps the logit differences and masks (H,W) of what it ran last, one for each case."""
+
+    differences: Sequence[npt.NDArray[Any]]
+    masks: Masks
+
+    def _differences(
+        self, image: ir.Model, prompts: Sequence[npt.NDArray[Any]], fused: bool, progress: Progress
+    ) -> list[npt.NDArray[Any]]:
+        found = super()._differences(image, prompts, fused, progress)
+        self._keep(found)
+        return found
+
+    def refer_to(self, differences: Sequence[npt.NDArray[Any]]) -> None:
+        """Takes other differences for the truth than those of the FP32 graph."""
+        self._truth = list(differences)
+        self.mean_iou = self._mean_iou(self._truth)
+        self._keep(differences)
+
+    def _keep(self, differences: Sequence[npt.NDArray[Any]]) -> None:
+        self.differences = differences
+        self.masks = [one > 0 for one in differences]
+
+
+def measure_fidelity(
+    path: Path,
+    sentences: Sequence[Sentence] | None = None,
+    *,
+    checkpoint: str | None = None,
+    precisions: Sequence[str] | None = None,
+    cases: int = DEFAULT_CASES,
+    report: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """A row for each precision of the bundle's image graph, FP32 first, over `sentences` (default: generated val).
+
+    The reference is PyTorch with `checkpoint`, "demo" or an official file, which must be the bundle's own; without one
+    it is the bundle's FP32 graph. A row says which (`against`), and holds `name`, the fields of `judge.Figures`,
+    `iou_with_reference` (mean over sentences, in percent; two empty masks agree) and `overlays`, one for each of the
+    `cases` on which a precision's mask differs most: `sentence`, `pixel_agreement`, `iou_with_reference` (percent) and
+    `image_png_base64`. No overlays where all masks are equal. FP16 is rounded tensor by tensor as a GPU stores it,
+    behind its own text graph.
+
+    Raises:
+        LavtError: no sentences, or a precision that the bundle has no graph of.
+        BundleError, DatasetError: files are missing or damaged.
+    """
+    bundle = open_bundle(path)
+    names = chosen_precisions(bundle, precisions)
+    if sentences is None:
+        sentences = open_split("shapes", "val").sentences[:DEFAULT_SENTENCES]
+    if not sentences:
+        raise LavtError("fidelity needs one sentence or more")
+    report("fp32")
+    judge = MaskJudge(bundle, Sample((), sentences, {}), progress)
+    masks, graph = {"fp32": judge.masks}, judge.differences
+    truth, against = judge.masks, "the FP32 graph"
+    if checkpoint is not None:
+        report("PyTorch")
+        judge.refer_to(_reference(bundle, checkpoint, judge.cases, progress))
+        truth, against = judge.masks, "PyTorch"
+    rows = [_row("fp32", judge.compare(graph), masks["fp32"], truth)]
+    for name in names[1:]:
+        report(name)
+        figures = _figures(judge, bundle, name, progress)
+        masks[name] = judge.masks
+        rows.append(_row(name, figures, judge.masks, truth))
+    worst = most_disagreed([truth, *masks.values()], cases)
+    for row in rows:
+        row["against"] = against
+        row["overlays"] = [
+            _overlay(judge, sentences[i].text, i, masks[row["name"]][i], truth[i]) for i in worst
+        ]  # the same cases in each row, worst first
+    return rows
+
+
+def _reference(
+    bundle: Bundle, checkpoint: str, cases: Sequence[Case], progress: Progress
+) -> list[npt.NDArray[np.float32]]:
+    """PyTorch's logit differences (H,W) of the cases. Raises LavtError where the checkpoint is not the bundle's."""
+    from .reference import load_reference
+
+    manifest = bundle.manifest
+    first, second, third, fourth = manifest.model["fusion_heads"]
+    predictor = load_reference(
+        checkpoint,
+        image_size=(manifest.input.height, manifest.input.width),
+        fusion_heads=None if checkpoint == "demo" else (first, second, third, fourth),
+        device="cpu",
+    )
+    if predictor.describe()["checkpoint"] != manifest.checkpoint.sha256:
+        raise LavtError(f"{bundle.root} was not exported from the checkpoint {checkpoint}; give its own")
+    found = []
+    for number, case in enumerate(cases):
+        progress(number, len(cases))
+        (logits,) = predictor.logits(np.stack([case.image]), [(case.input_ids, case.attention_mask)])
+        found.append(logits[1] - logits[0])
+    return found
+
+
+def chosen_precisions(bundle: Bundle, wanted: Sequence[str] | None) -> list[str]:
+    """FP32, then the other precisions of image graphs in the bundle, or those `wanted`. Raises LavtError."""
+    found = sorted(
+        entry.precision
+        for entry in bundle.manifest.files.values()
+        if entry.role == "segmenter" and entry.precision not in (None, "fp32")
+    )
+    if wanted is None:
+        return ["fp32", *found]
+    unknown = [name for name in wanted if name not in ("fp32", *found)]
+    if unknown:
+        raise LavtError(
+            f"{bundle.root} has no image graph in {', '.join(unknown)}; it has {', '.join(['fp32', *found])}"
+        )
+    return ["fp32", *(name for name in wanted if name != "fp32")]
+
+
+def most_disagreed(masks: Sequence[Masks], count: int) -> list[int]:
+    """Up to `count` cases by number, worst first, on which one side's mask differs in most pixels from the first's.
+
+    `masks` holds each side's masks (H,W), case by case. Cases without a difference are left out.
+    """
+    differing = np.max([[np.mean(a != b) for a, b in zip(side, masks[0], strict=True)] for side in masks], axis=0)
+    order = np.argsort(-differing, kind="stable")[:count]
+    return [int(i) for i in order if differing[i] > 0]
+
+
+def mask_iou(mask: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
+    """IoU of two masks (H,W), in percent; 100 where both are empty, for then they agree."""
+    union = np.count_nonzero(mask | other)
+    return 100 * np.count_nonzero(mask & other) / union if union else 100.0
+
+
+def _figures(judge: Judge, bundle: Bundle, name: str, progress: Progress) -> Figures:
+    path = bundle.file("segmenter", name)
+    if name == "int8-cpu":  # made for a CPU's INT8 kernels, so judged with them
+        return judge.figures(ir.load(path), fused=True, progress=progress)
+    return judge_file(judge, bundle, path, text=name == "fp16" and bundle.has("text_encoder", "fp16"))
+
+
+def _row(name: str, figures: Figures, masks: Masks, truth: Masks) -> dict[str, Any]:
+    iou = float(np.mean([mask_iou(a, b) for a, b in zip(masks, truth, strict=True)]))
+    return {"name": name, **figures.to_dict(), "iou_with_reference": iou, "overlays": []}
+
+
+def _overlay(
+    judge: Judge, sentence: str, case: int, mask: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    picture = overlay(judge.cases[case].image, mask, sentence)
+    return {
+        "case": case,
+        "sentence": sentence,
+        "pixel_agreement": float(np.mean(mask == truth)),
+        "iou_with_reference": mask_iou(mask, truth),
+        "image_png_base64": png_base64(picture),
+    }
+
+
+def png_base64(picture: Image.Image) -> str:
+    """A small PNG, at most 320 pixels wide and in few colours, as base64 text."""
+    if picture.width > _OVERLAY_SIDE:
+        height = round(picture.height * _OVERLAY_SIDE / picture.width)
+        picture = picture.resize((_OVERLAY_SIDE, height), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    picture.convert("RGB").quantize(_OVERLAY_COLOURS, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    return base64.b64encode(content.getvalue()).decode("ascii")
+
+
+def judge_file(judge: Judge, bundle: Bundle, path: Path, *, text: bool) -> Figures:
+    """The figures of an image graph, with FP16 rounded as it is stored; with `text`, behind the FP16 text graph."""
+    model = ir.load(path)
+    emulate_half(model)
+    encoder = None
+    if text:
+        encoder = ir.load(bundle.file("text_encoder", "fp16"))
+        emulate_half(encoder)
+    return judge.figures(model, text=encoder)

@@ -1,0 +1,114 @@
+"""The PyTorch reference as an evaluation asks it: float32, prepared as the published evaluation does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...errors import BackendError, LavtError
+from ...export.rewrites.folding import IMAGENET_MEAN, IMAGENET_STD
+from ...export.source import open_source
+from ...reference import LAVT
+from ...runtime.backend import DEVICES
+from ...runtime.tokenizer import SentenceTokenizer, build_tokenizer
+from .predictors import object_masks
+
+DEMO = "demo"
+Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+class ReferencePredictor:
+    """LAVT in PyTorch. `vocabulary` is its tokens in order, or a file of them; `checkpoint` the weights' SHA-256."""
+
+    def __init__(
+        self,
+        model: LAVT,
+        vocabulary: Path | Sequence[str],
+        size: tuple[int, int],
+        *,
+        checkpoint: str,
+        batch: int = 1,
+        device: str = "cpu",
+        name: str = "lavt",
+    ) -> None:
+        if not all(32 <= side <= 4096 for side in size):
+            raise LavtError(f"image size {size[0]}x{size[1]}: each side must be 32 to 4096 pixels")
+        self.name = f"{name}.pytorch"
+        self.size = size
+        self.batch = batch
+        self._model = model.float().eval().to(device)
+        self._tokenizer = SentenceTokenizer(build_tokenizer(vocabulary), model.config.max_words)
+        self._checkpoint = checkpoint
+        self._device = device
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "runtime": f"pytorch {self._device}",
+            "precision": "fp32",
+            "checkpoint": self._checkpoint,
+            "fusion_heads": list(self._model.config.fusion_heads),
+        }
+
+    def encode(self, sentence: str) -> Tokens:
+        return self._tokenizer.encode(sentence)[:2]
+
+    def masks(self, images: npt.NDArray[np.uint8], prompts: Sequence[Tokens]) -> npt.NDArray[np.bool_]:
+        return object_masks(self.logits(images, prompts))
+
+    @torch.inference_mode()
+    def logits(self, images: npt.NDArray[np.uint8], prompts: Sequence[Tokens]) -> npt.NDArray[np.float32]:
+        """Logits (B,2,H,W) of images (B,H,W,3) and as many prompts."""
+        ids, word_masks = (torch.from_numpy(np.stack(part)).to(self._device) for part in zip(*prompts, strict=True))
+        pixels = normalise(torch.from_numpy(images).to(self._device))
+        # cuDNN would round the factors of a float32 convolution to TF32.
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            logits: Tensor = self._model(pixels, ids, word_masks)
+        return logits.cpu().numpy()
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 (B,H,W,3) to float32 (B,3,H,W): scaled to 0..1, then ImageNet's mean and standard deviation."""
+    pixels = images.float() / 255
+    return ((pixels - pixels.new_tensor(IMAGENET_MEAN)) / pixels.new_tensor(IMAGENET_STD)).permute(0, 3, 1, 2)
+
+
+def load_reference(
+    checkpoint: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    fusion_heads: tuple[int, int, int, int] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> ReferencePredictor:
+    """The reference of an official checkpoint's path, or of the built-in model ("demo").
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        BackendError: an unknown device, or CUDA was asked for and is not there.
+        LavtError: an image size out of range.
+    """
+    if device not in DEVICES:
+        raise BackendError(f"unknown device {device!r}: give one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("CUDA was asked for and PyTorch cannot use it: give device cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if threads is not None:
+        torch.set_num_threads(threads)
+    source = open_source(None if checkpoint == DEMO else Path(checkpoint))
+    return ReferencePredictor(
+        source.load(fusion_heads),
+        source.vocabulary,
+        image_size or source.size,
+        checkpoint=source.info().sha256,
+        batch=batch_size or 1,
+        device=device,
+        name=DEMO if source.is_demo else source.path.stem,
+    )

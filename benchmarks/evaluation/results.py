@@ -1,0 +1,188 @@
+"""The results of an evaluation as JSON lines, written as it goes, so that one that was stopped can go on.
+
+The first line describes the run: the model's and the data's hashes, data set, split. Then one line for each sentence,
+in the order of the split:
+
+    {"sentence_id": 3, "ref_id": 2, "intersection": 812, "union": 1040, "iou": 0.7807692307692308, "kind": "ordinal"}
+
+Pixels are counted at the model's input size; "kind" stands there for generated data only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from ..._base import strict_json
+from ...data.sentences import Sentence
+from ...errors import LavtError
+
+FORMAT_VERSION = 1
+_FIRST_KEY = "lavt_bench"
+_MARK = f'{{"{_FIRST_KEY}":'.encode()
+_MAX_LINE = 2**16
+
+
+class ResultsFile:
+    """The results of one run; `counts` holds (intersection, union) of each sentence that is done.
+
+    An existing file is gone on with if its first line equals this run's; a last line that was cut off is dropped.
+    `restart` begins again instead.
+
+    Raises:
+        LavtError: the file is of another run, damaged, in use, or cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, run: Mapping[str, Any], sentences: Sequence[Sentence], *, restart: bool = False
+    ) -> None:
+        self.path = path
+        self.counts: list[tuple[int, int]] = []
+        self._sentences = sentences
+        self._file = _open(path)
+        try:
+            self._begin(_line({_FIRST_KEY: FORMAT_VERSION, **run}), restart)
+        except OSError as error:
+            self._file.close()
+            raise _unusable(path, error) from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, intersection: int, union: int) -> None:
+        """Writes the next sentence's line, and hands it to the system before it returns."""
+        sentence = self._sentences[len(self.counts)]
+        record: dict[str, Any] = {
+            "sentence_id": sentence.sentence_id,
+            "ref_id": sentence.target.ref_id,
+            "intersection": intersection,
+            "union": union,
+            "iou": intersection / union if union else 0.0,
+        }
+        if sentence.kind is not None:
+            record["kind"] = sentence.kind
+        try:
+            self._file.write(_line(record))
+            self._file.flush()
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        self.counts.append((intersection, union))
+
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _begin(self, header: bytes, restart: bool) -> None:
+        first = self._file.readline(_MAX_LINE)
+        if not first.startswith(_MARK[: len(first)]):
+            raise LavtError(f"{self.path}: not a results file of lavt-bench; name another one with --results")
+        torn = not first.endswith(b"\n") and header.startswith(first)
+        if restart or torn:
+            self._cut(0)
+            self._file.write(header)
+            self._file.flush()
+            return
+        if first != header:
+            raise LavtError(
+                f"{self.path}: of another run ({_difference(first, header)}); "
+                "name another file with --results, or begin it again with --restart"
+            )
+        self._read()
+
+    def _read(self) -> None:
+        end = self._file.tell()
+        for line in iter(lambda: self._file.readline(_MAX_LINE), b""):
+            if not line.endswith(b"\n") and len(line) < _MAX_LINE:
+                self._cut(end)
+                return
+            counts = self._parse(line)
+            if counts is None:
+                raise LavtError(
+                    f"{self.path}: line {len(self.counts) + 2} is damaged, or not of the sentence that comes there; "
+                    "begin it again with --restart"
+                )
+            self.counts.append(counts)
+            end += len(line)
+
+    def _parse(self, line: bytes) -> tuple[int, int] | None:
+        """(intersection, union) of the next sentence's line; None where it is another's."""
+        try:
+            record = strict_json.loads(line)
+            intersection, union = record["intersection"], record["union"]
+            ids = (record["sentence_id"], record["ref_id"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        if len(self.counts) == len(self._sentences) or type(intersection) is not int or type(union) is not int:
+            return None
+        sentence = self._sentences[len(self.counts)]
+        if ids != (sentence.sentence_id, sentence.target.ref_id) or not 0 <= intersection <= union:
+            return None
+        return intersection, union
+
+    def _cut(self, end: int) -> None:
+        self._file.seek(end)
+        self._file.truncate()
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file for reading and writing, made where there is none, and locked against a second run."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+    except (OSError, ValueError) as error:
+        raise _unusable(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise LavtError(
+            f"{path}: another run is writing it; wait for it, or name another file with --results"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return file
+
+
+def _unusable(path: Path, error: Exception) -> LavtError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return LavtError(f"{path}: cannot be written ({reason}); name another file with --results")
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def _difference(first: bytes, header: bytes) -> str:
+    """The first thing in which two headers differ, in words."""
+    try:
+        there = dict(_leaves(strict_json.loads(first)))
+    except (ValueError, RecursionError):
+        return "its first line is damaged"
+    for name, value in _leaves(json.loads(header)):
+        if name not in there:
+            return f"it does not say {name}"
+        if there[name] != value:
+            return f"{name} is {_short(there[name])} there and {_short(value)} here"
+    return "it says more than this version does"
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:12]}…"

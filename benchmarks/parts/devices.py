@@ -1,0 +1,164 @@
+"""Edge devices as data, and the floor that their published peaks put under a graph's latency: never a promise.
+
+Rates are those of the GPU's tensor cores for dense matrices. Where NVIDIA publishes the figure for 2:4 sparse matrices
+alone it is halved, which `note` says. The headline TOPS of Orin modules are sparse, and include the DLAs, which these
+graphs do not run on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import LavtError
+from .costs import PRECISIONS
+from .roofline import floor_seconds
+
+_ORIN = "https://www.nvidia.com/en-us/autonomous-machines/embedded-systems/jetson-orin/"
+_ORIN_NANO = "https://developer.nvidia.com/blog/nvidia-jetson-orin-nano-developer-kit-gets-a-super-boost/"
+_AGX_ORIN = (
+    "https://www.nvidia.com/content/dam/en-zz/Solutions/gtcf21/jetson-orin/nvidia-jetson-agx-orin-technical-brief.pdf"
+)
+_THOR = "https://developer.nvidia.com/blog/introducing-nvidia-jetson-thor-the-ultimate-platform-for-physical-ai/"
+_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+LABEL = "floor from published peak rates, not a promise: no device reaches it"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device: dense tensor-core operations per second (a MAC is two), bytes per second, bytes of memory.
+
+    None: NVIDIA publishes no such figure. The memory is shared by CPU and GPU, and by the system that runs there.
+    """
+
+    key: str
+    name: str
+    fp16_flops: float | None
+    int8_ops: float | None
+    bandwidth: float | None
+    memory: int
+    source: str
+    note: str
+
+
+DEVICES = (
+    Device(
+        "jetson-orin-nano",
+        "Jetson Orin Nano 8GB",
+        fp16_flops=17e12,
+        int8_ops=33e12,
+        bandwidth=102e9,
+        memory=8 * 10**9,
+        source=_ORIN_NANO,
+        note="Super mode (25 W and up, JetPack 6.1 and later); dense as published, 67 TOPS are sparse",
+    ),
+    Device(
+        "jetson-orin-nx",
+        "Jetson Orin NX 16GB",
+        fp16_flops=19e12,
+        int8_ops=38e12,
+        bandwidth=102.4e9,
+        memory=16 * 10**9,
+        source=_ORIN,
+        note="Super mode (40 W); dense figures of the GPU as published, 157 TOPS are sparse and hold 80 of the DLAs",
+    ),
+    Device(
+        "jetson-agx-orin",
+        "Jetson AGX Orin 64GB",
+        fp16_flops=85e12 / 2,
+        int8_ops=170e12 / 2,
+        bandwidth=204.8e9,
+        memory=64 * 10**9,
+        source=_AGX_ORIN,
+        note="MAXN (60 W); the published sparse figures of the GPU (85 TFLOPS, 170 TOPS), halved; 275 TOPS hold 105 of "
+        "the DLAs",
+    ),
+    Device(
+        "jetson-thor",
+        "Jetson Thor (T5000)",
+        fp16_flops=517e12 / 2,
+        int8_ops=1035e12 / 2,
+        bandwidth=273e9,
+        memory=128 * 10**9,
+        source=_THOR,
+        note="MAXN (130 W); the published sparse figures (517 TFLOPS FP16, 1035 TOPS INT8), halved; 2070 TFLOPS are "
+        "sparse FP4",
+    ),
+)
+
+
+def find_device(key: str) -> Device:
+    """A device by its key, such as "jetson-agx-orin". Raises LavtError, which lists them, for another."""
+    for device in DEVICES:
+        if device.key == key:
+            return device
+    raise LavtError(f"unknown device {key!r}: give one of {', '.join(device.key for device in DEVICES)}")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A floor under the latency of a graph on a device.
+
+    `parts` hold `part`, `floor_seconds` and `bound` ("compute" or "memory"). `seconds` is their sum; `needed_bytes` are
+    the weights and the activations alive at the fullest moment, `fits` whether the device's memory holds them.
+    """
+
+    device: Device
+    precision: str
+    parts: Sequence[Mapping[str, Any]]
+    seconds: float
+    needed_bytes: int
+    fits: bool
+    label: str = LABEL
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "device": self.device.key,
+            "name": self.device.name,
+            "source": self.device.source,
+            "note": self.device.note,
+            "precision": self.precision,
+            "label": self.label,
+            "parts": [dict(row) for row in self.parts],
+            "floor_seconds": self.seconds,
+            "needed_bytes": self.needed_bytes,
+            "memory_bytes": self.device.memory,
+            "fits": self.fits,
+        }
+
+
+def estimate(parts: Iterable[Mapping[str, Any]], device: Device | str, precision: str) -> Estimate:
+    """The floor of each part on a device, from rows of `part_costs.cost_rows` or `parts.part_times`.
+
+    `precision` is that of the graph that the rows are of: each product then counts at the rate of its own type, and
+    one in FP32, of which there are few, at that of FP16, which keeps the floor a floor. Where no product of the graph
+    has that precision it says what if: all products and tensors in it.
+
+    Raises LavtError for an unknown device or a precision other than fp32, fp16 and int8.
+    """
+    device = find_device(device) if isinstance(device, str) else device
+    if precision not in PRECISIONS:
+        raise LavtError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
+    rows = [dict(row) for row in parts]
+    present = {kind for row in rows for kind in row["macs_by_precision"]}
+    if present and precision not in present:
+        rows = [_in(row, precision, max(_BYTES[kind] for kind in present)) for row in rows]
+    rates = {"fp32": device.fp16_flops, "fp16": device.fp16_flops, "int8": device.int8_ops}
+    macs_per_second = {kind: rate / 2 for kind, rate in rates.items() if rate is not None}
+    floors = []
+    for row in rows:
+        seconds, bound = floor_seconds(row["macs_by_precision"], row["bytes"], macs_per_second, device.bandwidth)
+        floors.append({"part": row["part"], "floor_seconds": seconds, "bound": bound})
+    needed = sum(row["weight_bytes"] for row in rows)
+    needed += max((row["peak_activation_bytes"] for row in rows), default=0)
+    total = sum(row["floor_seconds"] for row in floors)
+    return Estimate(device, precision, floors, total, needed, needed <= device.memory)
+
+
+def _in(row: Mapping[str, Any], precision: str, stored: int) -> dict[str, Any]:
+    """A row as if every product and every tensor were of a precision; they are stored in `stored` bytes now."""
+    scaled = {key: row[key] * _BYTES[precision] // stored for key in ("bytes", "weight_bytes", "peak_activation_bytes")}
+    return {**row, **scaled, "macs_by_precision": {precision: row["macs"]}}

@@ -1,0 +1,163 @@
+"""Where a graph and its FP32 original part company: every tensor that both name, compared on one input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ...calibration.graphs import HALF, MOVEMENT
+from ...calibration.half import emulate_half
+from ...calibration.observe import Session, report_tensors, watched
+from ...errors import BackendError
+
+Array = npt.NDArray[Any]
+
+# The relative error that rounding alone may give a product of exact operands, by the graph's lowest precision.
+_ROUNDING = {"int8": 0.03, "fp16": 2e-3, "fp32": 1e-4}
+# How much worse than all before it a tensor is, or than what it was made from a product, where the graphs part company.
+_JUMP, _PRODUCT_JUMP = 6.0, 2.5
+_PRODUCTS = ("Conv", "MatMul", "Gemm")
+_BYTES_AT_ONCE = 512 << 20
+
+
+def compare_layers(
+    reference_onnx: Path, other_onnx: Path, feeds: Mapping[str, Array], threads: int | None = None
+) -> list[dict[str, Any]]:
+    """The tensors of a FP32 graph that another one, in FP16 or INT8, has as well, worst first.
+
+    Each row holds `tensor`, the `node` that makes it, `relative_error`: norm(other - reference) / norm(reference),
+    infinite where the other is not finite, and `first`: whether it is here that the graphs part company. That is the
+    first tensor in the graph's order whose error is several times that of all before it, or a product's several times
+    that of its operands, and beyond what rounding to the other graph's precision explains. No row is marked where
+    there is none, as in a graph that is sound.
+
+    The other graph runs as a GPU would compute it: FP16 results are rounded, quantised products run as they are
+    written. Left out are tensors that only move numbers, and those that SmoothQuant scaled on purpose.
+
+    Raises:
+        BackendError: a graph cannot run on `feeds`, or the two share no tensor.
+    """
+    reference, other = ir.load(reference_onnx), ir.load(other_onnx)
+    precision = _precision(other)
+    emulate_half(other)
+    shared = _shared(reference, other)
+    if not shared:
+        raise BackendError(f"{reference_onnx} and {other_onnx} share no named tensor: are they of one model?")
+    wanted, found = list(shared), list(shared.values())
+    nodes = {str(value.name): str(node.name) for node in reference.graph for value in node.outputs}
+    sizes = _sizes(reference, wanted)
+    for model, names in ((reference, wanted), (other, found)):
+        report_tensors(model, names)
+    errors: dict[str, float] = {}
+    try:
+        sides = [Session(model, threads=threads, fused=False) for model in (reference, other)]
+        for part in _pieces(wanted, sizes):
+            right = sides[0].run(dict(feeds), part)
+            made = sides[1].run(dict(feeds), [shared[name] for name in part])
+            errors |= {name: relative_error(a, b) for name, a, b in zip(part, made, right, strict=True)}
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
+        raise BackendError(f"{other_onnx} could not be compared: {str(error).splitlines()[0]}") from error
+    first = parting(errors, _sources(reference, errors), _ROUNDING[precision])
+    rows = [
+        {"tensor": name, "node": nodes[name], "relative_error": error, "first": name == first}
+        for name, error in errors.items()
+    ]
+    return sorted(rows, key=lambda row: -row["relative_error"])
+
+
+def relative_error(found: Array, wanted: Array) -> float:
+    """norm(found - wanted) / norm(wanted); infinite where `found` is not finite, or not zero where `wanted` is."""
+    if not np.isfinite(found).all():
+        return math.inf
+    difference = float(np.linalg.norm((found.astype(np.float64) - wanted).ravel()))
+    norm = float(np.linalg.norm(wanted.astype(np.float64).ravel()))
+    return difference / norm if norm else (math.inf if difference else 0.0)
+
+
+def parting(errors: Mapping[str, float], products: Mapping[str, Iterable[str]], rounding: float) -> str | None:
+    """The first tensor, in the order of `errors`, where two graphs part company, or None; see `compare_layers`.
+
+    `products` holds, for each tensor that a product made, the tensors in `errors` that it was made from.
+    """
+    before = rounding
+    for name, error in errors.items():
+        if error > _JUMP * before:
+            return name
+        if name in products and error > _PRODUCT_JUMP * max(rounding, *(errors[one] for one in products[name]), 0.0):
+            return name
+        before = max(before, error)
+    return None
+
+
+def _sources(model: ir.Model, compared: Mapping[str, float]) -> dict[str, set[str]]:
+    """For each product, by its tensor: the nearest compared tensors that its operands were made from."""
+    nearest: dict[ir.Value, set[str]] = {}
+    found: dict[str, set[str]] = {}
+    for node in model.graph:
+        sources: set[str] = set()
+        for value in node.inputs:
+            if value is not None:
+                sources |= {str(value.name)} if value.name in compared else nearest.get(value, set())
+        for value in node.outputs:
+            nearest[value] = sources
+            if value.name in compared and node.op_type in _PRODUCTS:
+                found[str(value.name)] = sources
+    return found
+
+
+def _precision(model: ir.Model) -> str:
+    """The lowest precision in a graph."""
+    if any(node.op_type == "DequantizeLinear" for node in model.graph):
+        return "int8"
+    return "fp16" if any(value.dtype == HALF for node in model.graph for value in node.outputs) else "fp32"
+
+
+def _shared(reference: ir.Model, other: ir.Model) -> dict[str, str]:
+    """The tensors to compare, in the reference's order, and what each is called in the other graph."""
+    known = {str(value.name) for node in other.graph for value in node.outputs}
+    skipped = _smoothed(other)
+    inputs = {str(value.name) for value in reference.graph.inputs}
+    names = [name for name in watched(reference) if name in known and name not in skipped and name not in inputs]
+    # What a FP16 tensor holds is what it was rounded to.
+    return {name: f"{name}/Rounded" if f"{name}/Rounded" in known else name for name in names}
+
+
+def _smoothed(model: ir.Model) -> set[str]:
+    """What stands between a LayerNorm that smoothing scaled and the product whose weights make up for it."""
+    found: set[ir.Value] = set()
+    for node in model.graph:
+        scaled = node.op_type == "LayerNormalization" and any(".smoothed" in str(one.name) for one in _constants(node))
+        if scaled or (node.op_type in {*MOVEMENT, "Pad", "Cast"} and node.inputs[0] in found):
+            found.update(node.outputs)
+    return {str(value.name) for value in found}
+
+
+def _constants(node: ir.Node) -> Iterator[ir.Value]:
+    return (value for value in node.inputs if value is not None and value.const_value is not None)
+
+
+def _sizes(model: ir.Model, names: Iterable[str]) -> dict[str, int]:
+    """Bytes of tensors in FP32, for one image where the batch is free."""
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    shapes = {name: values[name].shape or () for name in names}
+    return {name: 4 * math.prod(dim if isinstance(dim, int) else 1 for dim in shape) for name, shape in shapes.items()}
+
+
+def _pieces(names: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """The tensors in groups that fit in memory together."""
+    piece: list[str] = []
+    held = 0
+    for name in names:
+        if piece and held + sizes[name] > _BYTES_AT_ONCE:
+            yield piece
+            piece, held = [], 0
+        piece.append(name)
+        held += sizes[name]
+    if piece:
+        yield piece

@@ -1,0 +1,124 @@
+"""Where the time of a graph goes, by part of the model, from ONNX Runtime's own profiler."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from ...errors import BackendError
+from .costs import OTHER, Operation, assign_parts, cost_rows, part_of
+
+__all__ = ["PartProfile", "part_of", "part_times", "profile_parts"]
+
+_KERNEL = "_kernel_time"
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PartProfile:
+    """Rows of `part_times`, and the seconds of a whole run in the same profile."""
+
+    rows: list[dict[str, Any]]
+    run_seconds: float
+
+
+def part_times(
+    onnx_path: Path, feeds: Mapping[str, npt.NDArray[Any]], threads: int | None = None, rounds: int = 5
+) -> list[dict[str, Any]]:
+    """Seconds, MACs and bytes of each part of a graph that runs on the CPU, in the graph's order.
+
+    Each row holds `part`, `seconds`, `macs`, `bytes` and what else `part_costs.cost_rows` counts. A node's seconds go
+    from the end of the node before it to its own end: its kernel, and what the executor does to start it. They are
+    the mean over the faster half of `rounds`, so that they add up to the whole; see `profile_parts` for that.
+
+    Raises:
+        BackendError: ONNX Runtime cannot load the graph or run it on `feeds`.
+        ValueError: fewer than one round.
+    """
+    return profile_parts(onnx_path, feeds, threads, rounds).rows
+
+
+def profile_parts(
+    onnx_path: Path, feeds: Mapping[str, npt.NDArray[Any]], threads: int | None = None, rounds: int = 5
+) -> PartProfile:
+    """`part_times`, and the time of the whole run as the profiler saw it."""
+    if rounds < 1:
+        raise ValueError(f"rounds {rounds}: give 1 or more")
+    events, operations = _profile(onnx_path, feeds, threads, rounds)
+    runs = [_run_seconds(nodes, _event_parts(nodes, operations)) for nodes in _nodes_of_runs(events)]
+    totals = [event["dur"] / 1e6 for event in events if event["name"] == "model_run"]
+    # The first run allocates the memory that the others use again.
+    kept = sorted(range(1, len(totals)), key=totals.__getitem__)[: (rounds + 1) // 2]
+    costs = cost_rows(onnx_path, max(len(array) for array in feeds.values()))
+    nothing = {"macs": 0, "macs_by_precision": {}, "bytes": 0, "weight_bytes": 0, "peak_activation_bytes": 0}
+    known = {row["part"]: row for row in costs}
+    names = [*known, *sorted({part for i in kept for part in runs[i]} - known.keys())]
+    rows = []
+    for name in names:
+        seconds = float(np.mean([runs[i].get(name, 0.0) for i in kept]))
+        rows.append({"part": name, "seconds": seconds, **known.get(name, nothing)})
+    return PartProfile(rows, float(np.mean([totals[i] for i in kept])))
+
+
+def _profile(
+    path: Path, feeds: Mapping[str, npt.NDArray[Any]], threads: int | None, rounds: int
+) -> tuple[list[Event], list[Operation]]:
+    """The profiler's events of `rounds` runs after a first, and the nodes that ran, as ONNX Runtime's optimiser left
+    them: it writes its graph in the order in which it runs it."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            for _ in range(rounds + 1):
+                session.run(None, dict(feeds))
+            events: list[Event] = json.loads(Path(session.end_profiling()).read_bytes())
+        except Exception as error:  # its exceptions have no common base
+            raise BackendError(f"ONNX Runtime could not profile {path}: {str(error).splitlines()[0]}") from error
+        graph = onnx.load(Path(folder, "optimized.onnx"), load_external_data=False).graph
+    return events, [Operation(node.name, list(node.input), list(node.output)) for node in graph.node]
+
+
+def _nodes_of_runs(events: Sequence[Event]) -> list[list[Event]]:
+    """The kernels of each run, in the order in which they ran."""
+    kernels = sorted(
+        (event for event in events if event["cat"] == "Node" and event["name"].endswith(_KERNEL)),
+        key=lambda event: int(event["ts"]),
+    )
+    runs = [event for event in events if event["name"] == "model_run"]
+    return [[one for one in kernels if run["ts"] <= one["ts"] < run["ts"] + run["dur"]] for run in runs]
+
+
+def _event_parts(kernels: Sequence[Event], operations: Sequence[Operation]) -> list[str]:
+    """The part of each kernel: by its place in the graph that ran, or by its name alone where that is another."""
+    names = [event["name"].removesuffix(_KERNEL) for event in kernels]
+    same = len(names) == len(operations) and all(
+        one.name in ("", name) for name, one in zip(names, operations, strict=True)
+    )
+    return assign_parts(operations) if same else [part_of(name) for name in names]
+
+
+def _run_seconds(kernels: Sequence[Event], parts: Iterable[str]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    before: int | None = None
+    for event, part in zip(kernels, parts, strict=True):
+        start = event["ts"] if before is None else before
+        before = event["ts"] + event["dur"]
+        seconds[part or OTHER] = seconds.get(part or OTHER, 0.0) + (before - start) / 1e6
+    return seconds

@@ -1,0 +1,71 @@
+"""Sides that run a bundle on its runtime, and a bare graph on ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...runtime import Segmenter
+from ...runtime.backend import OnnxRuntimeBackend
+from ...runtime.bundle import open_bundle
+from ...runtime.preprocess import resize, to_rgb_array
+from .sides import SideSpec, batch_of, feeds_for, image_size
+
+NOISE_SIZE = (480, 640)
+
+
+def photo(spec: SideSpec) -> npt.NDArray[np.uint8]:
+    """The image that is measured on, uint8 (H,W,3): the given one, or noise of NOISE_SIZE. Raises ImageError."""
+    if spec.image is not None:
+        return to_rgb_array(spec.image)
+    return np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, 3), dtype=np.uint8)
+
+
+class BundleSide:
+    """A bundle's image graph, as its runtime picks it for this machine."""
+
+    def __init__(self, spec: SideSpec) -> None:
+        assert spec.path is not None
+        self.batch = batch_of(open_bundle(spec.path), spec.batch)
+        self.segmenter = segmenter = Segmenter.load(spec.path, device=spec.device, threads=spec.threads, prompt_cache=1)
+        self.precision, self.size = segmenter.precision, segmenter.input_size
+        self.device, self.runtime = segmenter.device, segmenter.runtime
+        self.file = segmenter.files[-1]
+        self.photo, self.text = photo(spec), spec.text
+        prompt = segmenter.encode(spec.text)
+        parts: dict[str, npt.NDArray[Any]] = {
+            "image": resize(self.photo, *self.size),
+            "prompt": prompt.prompt,
+            "word_mask": prompt.word_mask,
+        }
+        self.feeds = {name: np.repeat(part[None], self.batch, axis=0) for name, part in parts.items()}
+
+    def run(self) -> object:
+        return self.segmenter.run_graph(**self.feeds)
+
+
+class OnnxSide:
+    """A graph on ONNX Runtime: `spec.plain`, else `spec.path`. The plain export takes normalised floats."""
+
+    def __init__(self, spec: SideSpec) -> None:
+        path = spec.plain or spec.path
+        assert path is not None
+        self._backend = backend = OnnxRuntimeBackend(path, device=spec.device, threads=spec.threads)
+        inputs = [(one.name, one.dtype, one.shape) for one in backend.signature.inputs]
+        self._feeds: dict[str, Any] = feeds_for(inputs, spec.batch)
+        self._outputs = [one.name for one in backend.signature.outputs if one.name == "logits"]
+        self._outputs = self._outputs or [one.name for one in backend.signature.outputs]
+        self.size, self.batch = image_size(self._feeds), spec.batch
+        self.precision = spec.precision if spec.plain else _precision(path.name)
+        self.device, self.runtime = backend.device, backend.name
+
+    def run(self) -> object:
+        return self._backend.run(self._feeds, self._outputs)
+
+
+def _precision(file: str) -> str:
+    """As bundles name their graphs, NAME.PRECISION.onnx; a graph without one is taken for fp32."""
+    parts = file.split(".")
+    return parts[-2] if len(parts) > 2 else "fp32"

@@ -1,0 +1,196 @@
+"""The sides of a comparison: what a name on the command line stands for, and how each is opened.
+
+Every side answers one question: how long one call of the image graph takes on a batch of images and their sentences,
+from arrays in host memory to logits in host memory. Text is encoded before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import BackendError, BundleError, LavtError
+from ...runtime.bundle import Bundle, open_bundle
+from ...runtime.manifest import MANIFEST_NAME
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SideSpec:
+    """What to open, as plain values, since it travels to another process.
+
+    `engine` is the bundle that is measured (or a graph in it), from which peers take size and model. `path` is a side's
+    own file or folder, `plain` the plain export for sides that run it. `checkpoint` is "demo", "random" or a file.
+    `batch` is in images; `threads` None is one per core.
+    """
+
+    name: str
+    kind: str
+    engine: Path
+    path: Path | None = None
+    plain: Path | None = None
+    checkpoint: str = "random"
+    batch: int = 1
+    threads: int | None = None
+    device: str = "auto"
+    text: str = "the man in red"
+    image: Path | None = None
+    precision: str = "fp32"
+
+
+class Side(Protocol):
+    """An opened side: `size` is the height and width of its input, `batch` its images per call."""
+
+    precision: str
+    size: tuple[int, int]
+    batch: int
+    device: str
+    runtime: str
+
+    def run(self) -> object:
+        """One call, finished when it returns. Raises LavtError where it cannot."""
+
+
+# Kind to the module and class that open it, and the extra that brings what it needs.
+ADAPTERS: Mapping[str, tuple[str, str, str]] = {
+    "bundle": ("onnx", "BundleSide", "cpu"),
+    "onnx": ("onnx", "OnnxSide", "cpu"),
+    "torch": ("pytorch", "TorchSide", "export"),
+    "openvino": ("openvino", "OpenVINOSide", "bench"),
+    "tensorrt": ("tensorrt", "TensorRTSide", "trt"),
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A name for `--against`: the adapter's kind, its precision, and whether it runs the plain export."""
+
+    kind: str
+    precision: str = "fp32"
+    plain: bool = False
+
+
+PEERS: Mapping[str, Peer] = {
+    "torch": Peer("torch"),
+    "torch-compile": Peer("torch", "compile"),
+    "onnx-plain": Peer("onnx", plain=True),
+    "openvino": Peer("openvino"),
+    "openvino-bf16": Peer("openvino", "bf16"),
+    "openvino-plain": Peer("openvino", plain=True),
+    "openvino-plain-bf16": Peer("openvino", "bf16", plain=True),
+    "tensorrt-plain": Peer("tensorrt", "fp16", plain=True),
+}
+
+
+def open_side(spec: SideSpec) -> Side:
+    """The side of a specification, loaded. Raises LavtError where it, or what it needs, is missing."""
+    module, name, extra = ADAPTERS[spec.kind]
+    try:
+        adapter = getattr(importlib.import_module(f".{module}", __package__), name)
+        side: Side = adapter(spec)
+    except ModuleNotFoundError as error:
+        remedy = f"pip install 'lavt-edge[{extra}]'"
+        raise LavtError(f"{spec.name}: {error.name} is not installed: {remedy}") from error
+    return side
+
+
+def specify(engine: Path, against: Sequence[str], **common: Any) -> list[SideSpec]:
+    """The engine's specification and its peers', in order, with names that differ; plain exports are not made yet.
+
+    A peer is a name in PEERS, or the path of a bundle, a graph in one, or any .onnx with the image graph's inputs.
+    `common` goes into each, as SideSpec takes it.
+
+    Raises LavtError: the engine is no bundle, or a peer is neither a name nor a path.
+    """
+    open_bundle(engine)
+    specs = [SideSpec(_label(engine), "bundle", engine, path=engine, **common)]
+    for one in against:
+        if one in PEERS:
+            peer = PEERS[one]
+            specs.append(SideSpec(one, peer.kind, engine, precision=peer.precision, **common))
+        else:
+            path = Path(one)
+            specs.append(SideSpec(_label(path), _kind_of(path), engine, path=path, **common))
+    return [
+        SideSpec(**{**vars(spec), "name": _numbered(spec.name, [earlier.name for earlier in specs[:i]])})
+        for i, spec in enumerate(specs)
+    ]
+
+
+def _label(path: Path) -> str:
+    """Folder for a bundle; folder/file for a graph."""
+    path = path.resolve()
+    return path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
+
+
+def _numbered(name: str, earlier: Sequence[str]) -> str:
+    count = 1 + earlier.count(name)
+    return name if count == 1 else f"{name} #{count}"
+
+
+def _kind_of(path: Path) -> str:
+    if not path.exists():
+        raise LavtError(f"--against {path}: no such file, and no peer of that name; peers: {', '.join(PEERS)}")
+    if path.is_dir():
+        open_bundle(path)
+        return "bundle"
+    if path.suffix not in (".onnx", ".engine"):
+        raise LavtError(f"--against {path}: give a bundle, an .onnx or an .engine")
+    try:
+        open_bundle(path)
+    except BundleError:
+        if path.suffix == ".engine" or ((path.parent / MANIFEST_NAME).is_file() and not _is_stray(path)):
+            raise
+        return "onnx"
+    return "bundle"
+
+
+def _is_stray(path: Path) -> bool:
+    """Whether a graph lies beside a manifest that does not list it."""
+    return path.name not in open_bundle(path.parent).manifest.files
+
+
+def batch_of(bundle: Bundle, batch: int) -> int:
+    """The images per call: the bundle's own, or `batch` where it is free. Raises LavtError where they differ."""
+    fixed = bundle.manifest.input.batch
+    if fixed is not None and batch not in (1, fixed):
+        raise LavtError(f"{bundle.root} was exported for batches of {fixed}, not {batch}")
+    return fixed or batch
+
+
+def feeds_for(inputs: Sequence[tuple[str, str, Sequence[int | None]]], batch: int) -> dict[str, Array]:
+    """Arrays for inputs (name, dtype, shape): noise, with every word real; a free first size becomes `batch`.
+
+    Raises LavtError where another size is free, or a fixed batch is not `batch`.
+    """
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for name, dtype, shape in inputs:
+        sizes = [batch if number == 0 and size is None else size for number, size in enumerate(shape)]
+        if any(size is None for size in sizes):
+            raise BackendError(f"input {name} has free sizes {list(shape)}; only the batch may be free")
+        full = [int(size) for size in sizes if size is not None]
+        if full[0] != batch:
+            raise LavtError(f"input {name} is for batches of {full[0]}, not {batch}")
+        if dtype == "uint8":
+            feeds[name] = rng.integers(0, 256, full, dtype=np.uint8)
+        elif "mask" in name:
+            feeds[name] = np.ones(full, dtype)
+        else:
+            feeds[name] = rng.standard_normal(full).astype(dtype)
+    return feeds
+
+
+def image_size(feeds: Mapping[str, Array]) -> tuple[int, int]:
+    """Height and width of the input `image`, whose channels come first or last."""
+    shape = feeds["image"].shape if "image" in feeds else ()
+    if len(shape) != 4:
+        raise BackendError(f"the graph has no image input of 4 sizes, but {', '.join(feeds)}")
+    return (shape[2], shape[3]) if shape[1] == 3 else (shape[1], shape[2])

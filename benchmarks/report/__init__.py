@@ -1,0 +1,1 @@
+"""Results shown: a page of HTML, Markdown, the terminal."""

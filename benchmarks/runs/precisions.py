@@ -1,0 +1,139 @@
+"""What each precision of the demo model keeps and costs, beside ModelOpt's own default, over the same sentences.
+
+    python -m lavt_edge.benchmarks.runs.precisions --sentences 520 --samples 512
+
+Exports the demo model, makes its FP16 and INT8 graphs, lets ModelOpt quantise the same FP32 graph with its defaults on
+the same calibration sentences, and judges all on generated val. FP16 tensors are rounded one by one, as a GPU stores
+them; INT8 runs as it is written, without a CPU's own kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from ..._base.exits import run_main
+from ..._base.files import write_whole
+from ...data.sentences import open_split
+from ...runtime.bundle import Bundle, open_bundle
+from ..evaluation.fidelity import judge_file
+
+if TYPE_CHECKING:
+    from ...calibration.sample import Sample
+
+MODELOPT_SAMPLES = 128  # it keeps all calibration data, and all activations of a histogram, in memory
+
+
+def measure(folder: Path, sentences: int, samples: int, console: Console) -> list[dict[str, Any]]:
+    """One row for each precision: its name, share of MACs in INT8, size in bytes, and figures (see judge.Figures)."""
+    import onnx_ir as ir
+
+    from ...calibration.judge import Judge
+    from ...calibration.products import int8_macs
+    from ...calibration.quantize import QuantizeOptions, quantize_bundle
+    from ...calibration.sample import DataOptions, Sample, draw_sample
+    from ...export import ExportOptions, export_bundle
+    from ...export.macs import count_macs
+    from ...export.source import open_source
+
+    source = open_source(None)
+    root = folder / "bundle"
+    options = ExportOptions(size=source.size)
+    with console.status("exporting") as status:
+        export_bundle(source.load(), root, source.info(), vocabulary=source.vocabulary, options=options)
+        data = DataOptions(samples=samples)
+        for precision in ("fp16", "int8"):
+            quantize_bundle(root, precision, QuantizeOptions(data=data), report=status.update)
+        bundle = open_bundle(root)
+        status.update("ModelOpt's default")
+        default = modelopt_default(bundle, draw_sample(data), folder / "modelopt.onnx")
+        status.update("judging")
+        val = open_split("shapes", "val").sentences[:sentences]
+        judge = Judge(bundle, Sample((), val, {}))
+        macs = count_macs(root / "segmenter.onnx")
+        graphs = [
+            ("fp32", root / "segmenter.onnx"),
+            ("fp16", root / "segmenter.fp16.onnx"),
+            ("int8", root / "segmenter.int8.onnx"),
+            ("int8, ModelOpt's default", default),
+        ]
+        rows = []
+        for name, path in graphs:
+            share = int8_macs(ir.load(path), macs) / sum(macs.values())
+            rows.append({"name": name, "int8_share": share, "bytes": path.stat().st_size})
+            rows[-1] |= judge_file(judge, bundle, path, text=name == "fp16").to_dict()
+    return rows
+
+
+def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
+    """What `modelopt.onnx.quantization.quantize` makes of the FP32 image graph when only the data is given."""
+    from modelopt.onnx.quantization import quantize
+
+    from ...calibration.observe import Session
+    from ...calibration.passes import load_graph
+    from ...calibration.sample import cases
+    from ...runtime.tokenizer import SentenceTokenizer
+
+    spec = bundle.manifest.input
+    tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
+    chosen = list(cases(sample.calibrated[:MODELOPT_SAMPLES], (spec.height, spec.width), tokenizer))
+    text = Session(load_graph(bundle, "text_encoder"))
+    masks = [case.attention_mask[None] for case in chosen]
+    prompts = [
+        text.run({"input_ids": case.input_ids[None], "attention_mask": mask}, ["prompt"])[0]
+        for case, mask in zip(chosen, masks, strict=True)
+    ]
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints a line for every sentence
+        quantize(
+            str(bundle.file("segmenter")),
+            calibration_data={
+                "image": np.stack([case.image for case in chosen]),
+                "prompt": np.concatenate(prompts),
+                "word_mask": np.concatenate(masks).astype(np.float32),
+            },
+            calibration_eps=["cpu"],
+            output_path=str(output),
+            log_level="ERROR",
+        )
+    return output
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| image graph | MACs in INT8 | MB | mean IoU | lost | pixel agreement | logit error |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['name']} | {100 * row['int8_share']:.1f} % | {row['bytes'] / 1e6:.1f} | {row['mean_iou']:.2f} | "
+        f"{row['drop']:+.2f} | {100 * row['pixel_agreement']:.3f} % | {row['relative_error']:.1e} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sentences", type=int, default=520, help="sentences of generated val")
+    parser.add_argument("--samples", type=int, default=512, help="sentences to calibrate on")
+    parser.add_argument("--json", type=Path, help="a file for the rows")
+    arguments = parser.parse_args()
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(Path(folder), arguments.sentences, arguments.samples, console)
+    if arguments.json is not None:
+        write_whole(arguments.json, (json.dumps(rows, indent=1) + "\n").encode())
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Latency: interleaved rounds, their statistics, the machine, an earlier result."""

@@ -1,0 +1,317 @@
+"""The command lavt-bench: a bundle and its peers in time, or the accuracy of a bundle or a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._base.exits import needs
+from ..errors import ExitCode, LavtError
+from .common import Device, err, out, parse_heads, parse_size, print_table, progress_bar, refuse, stages
+
+if TYPE_CHECKING:
+    from ..benchmarks.timing.measure import Options
+
+bench_app = typer.Typer(add_completion=False)
+
+_LATENCY_OPTIONS = (
+    *("against", "image", "text", "warmup", "rounds", "batch", "sweep_threads", "sweep_batch", "parts", "estimate"),
+    *("layers", "fidelity", "json_file", "report", "baseline", "max_slowdown"),
+)
+_CHECKPOINT_OPTIONS = ("checkpoint", "image_size", "fusion_heads")
+_ACCURACY_OPTIONS = (
+    *("image_size", "fusion_heads", "data_root", "split", "split_by", "limit", "swap", "results", "restart"),
+    "batch_size",
+)
+_DATA_OPTIONS = ("data_root", "split", "split_by", "limit")
+_MOST_LAYERS = 10
+
+
+_Engine = Annotated[Path | None, typer.Option(help="A bundle, or a segmenter .onnx inside one.")]
+_Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A peer, measured in turn with it; may be given again: torch, torch-compile, onnx-plain, openvino, "
+        "openvino-bf16, openvino-plain, openvino-plain-bf16, tensorrt-plain, or the path of a bundle, an .onnx or an "
+        ".engine."
+    ),
+]
+_Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="An official checkpoint (.pth), or 'demo', the built-in model: what peers run that are no engines; "
+        "with --dataset and no --engine, accuracy of PyTorch."
+    ),
+]
+_Image = Annotated[Path | None, typer.Option(help="An image to measure on; by default 640x480 of noise.")]
+_Text = Annotated[str, typer.Option(help="The sentence.")]
+_Warmup = Annotated[int, typer.Option(min=0, help="Rounds that do not count.")]
+_Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count.")]
+_Batch = Annotated[int, typer.Option(min=1, help="Images per call, where the graph is free.")]
+_SweepThreads = Annotated[str | None, typer.Option(help="Measure with other threads as well, such as 1,2,4.")]
+_SweepBatch = Annotated[str | None, typer.Option(help="Measure with other batches as well, such as 1,2,4.")]
+_Parts = Annotated[bool, typer.Option("--parts/--no-parts", help="Where the time goes, and the roofline.")]
+_Estimate = Annotated[
+    str | None, typer.Option(help="The floor on a device: such as jetson-agx-orin; another name lists all.")
+]
+_Layers = Annotated[bool, typer.Option("--layers", help="Where a graph of low precision parts company with FP32.")]
+_Fidelity = Annotated[bool, typer.Option("--fidelity", help="What each precision keeps of FP32's masks.")]
+_JsonFile = Annotated[Path | None, typer.Option("--json", help="A file for all figures.")]
+_Report = Annotated[Path | None, typer.Option(help="A self-contained HTML file.")]
+_Baseline = Annotated[Path | None, typer.Option(help="An earlier --json file to compare with.")]
+_MaxSlowdown = Annotated[
+    float, typer.Option(min=1, help="Exit code 3 where the engine is surely slower than this times --baseline.")
+]
+_Dataset = Annotated[
+    str | None, typer.Option(help="Measure accuracy: refcoco, refcoco+, refcocog, or shapes, generated here.")
+]
+_DataRoot = Annotated[Path | None, typer.Option(help="The folder with the data sets; shapes needs none.")]
+_Split = Annotated[str, typer.Option(help="val, test, testA, testB, train.")]
+_SplitBy = Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual.")]
+_Limit = Annotated[int | None, typer.Option(min=1, help="Only the first sentences, in the file's order.")]
+_Swap = Annotated[bool, typer.Option("--swap", help="Control: each sentence is another object's, same image.")]
+_Results = Annotated[
+    Path | None, typer.Option(help="JSON lines with each sentence's result; a stopped run goes on from there.")
+]
+_Restart = Annotated[bool, typer.Option("--restart", help="Begin the results file again.")]
+_BatchSize = Annotated[int | None, typer.Option(min=1, help="With --dataset: images per call.")]
+_ImageSize = Annotated[
+    str | None, typer.Option(help="Of a checkpoint: 480 or HEIGHTxWIDTH; by default 480, the demo model's 240.")
+]
+_FusionHeads = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say, such as 4-4-4-4.")]
+_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
+
+
+@bench_app.command()
+def bench(
+    context: typer.Context,
+    engine: _Engine = None,
+    against: _Against = None,
+    checkpoint: _Checkpoint = None,
+    image: _Image = None,
+    text: _Text = "the man in red",
+    warmup: _Warmup = 3,
+    rounds: _Rounds = 20,
+    batch: _Batch = 1,
+    sweep_threads: _SweepThreads = None,
+    sweep_batch: _SweepBatch = None,
+    parts: _Parts = False,
+    estimate: _Estimate = None,
+    layers: _Layers = False,
+    fidelity: _Fidelity = False,
+    json_file: _JsonFile = None,
+    report: _Report = None,
+    baseline: _Baseline = None,
+    max_slowdown: _MaxSlowdown = 1.05,
+    dataset: _Dataset = None,
+    data_root: _DataRoot = None,
+    split: _Split = "val",
+    split_by: _SplitBy = None,
+    limit: _Limit = None,
+    swap: _Swap = False,
+    results: _Results = None,
+    restart: _Restart = False,
+    batch_size: _BatchSize = None,
+    image_size: _ImageSize = None,
+    fusion_heads: _FusionHeads = None,
+    threads: _Threads = None,
+    device: Device = "auto",
+) -> None:
+    """Measure a bundle's latency beside its peers; or, with --dataset, the accuracy of a bundle or a checkpoint."""
+    if dataset is not None and not fidelity:
+        refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
+        _bench_accuracy(context, context.params)
+        return
+    refused: tuple[str, ...] = () if against or fidelity else ("checkpoint",)
+    chosen = _DATA_OPTIONS if dataset is not None else ()  # of what --fidelity is judged on
+    refused += tuple(name for name in _ACCURACY_OPTIONS if name not in chosen)
+    refuse(context, refused, "measures accuracy; name a data set with --dataset")
+    if engine is None:
+        raise LavtError("--engine is missing: name the bundle to measure, or a data set with --dataset")
+    if baseline is None:
+        refuse(context, ("max_slowdown",), "is for --baseline; name an earlier --json file with it")
+    elif rounds < 2:
+        raise LavtError("--rounds 1 gives no interval; measure 2 or more rounds against a --baseline")
+    _check_outputs(json_file, report)
+    _bench_latency(_latency_options(context.params), context.params)
+
+
+def _check_outputs(json_file: Path | None, report: Path | None) -> None:
+    """Refuses before anything is measured what could not be written afterwards."""
+    if json_file is not None and report is not None and json_file.resolve() == report.resolve():
+        raise LavtError(f"--json and --report both name {report}; give each its own file")
+    for path in (json_file, report):
+        if path is None:
+            continue
+        folder = next(one for one in path.resolve().parents if one.exists())
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise LavtError(f"{path}: cannot be written; name another file")
+
+
+def _latency_options(asked: dict[str, Any]) -> Options:
+    from ..benchmarks.timing.measure import Options
+
+    same = ("checkpoint", "image", "text", "warmup", "rounds", "batch", "threads", "device")
+    against = list(asked["against"] or ())
+    if asked["fidelity"]:  # accuracy is shown beside time, so each precision is timed
+        against += [one for one in _precisions(asked["engine"]) if one not in against]
+    return Options(
+        asked["engine"],
+        tuple(against),
+        sweep_threads=_parse_counts("--sweep-threads", asked["sweep_threads"]),
+        sweep_batch=_parse_counts("--sweep-batch", asked["sweep_batch"]),
+        **{name: asked[name] for name in same},
+    )
+
+
+def _precisions(engine: Path) -> list[str]:
+    """The paths of a bundle's image graphs other than FP32, as peers; none where one graph was named."""
+    with needs("export"):
+        from ..benchmarks.evaluation.fidelity import chosen_precisions
+    from ..runtime.bundle import open_bundle
+
+    bundle = open_bundle(engine)
+    if bundle.selected is not None:
+        return []
+    names = (bundle.manifest.find("segmenter", precision) for precision in chosen_precisions(bundle, None)[1:])
+    return [str(bundle.root / name) for name in names if name is not None]
+
+
+def _bench_latency(options: Options, asked: dict[str, Any]) -> None:
+    """Measures, prints, writes the files that were asked for, and exits with 3 where it is slower than the baseline."""
+    from ..benchmarks.report.terminal import tables
+    from ..benchmarks.timing.baseline import compare_with_baseline, read_result
+
+    baseline = None if asked["baseline"] is None else read_result(asked["baseline"])
+    result = _measure(options, asked)
+    for title, header, rows in tables(result, _MOST_LAYERS):
+        print_table(title, header, rows)
+    for line in result["warnings"]:
+        err.print(f"warning: {line}", soft_wrap=True, highlight=False)
+    _write_files(result, asked["json_file"], asked["report"])
+    if baseline is None:
+        return
+    verdict = compare_with_baseline(result, baseline, asked["max_slowdown"])
+    for note in verdict.notes:
+        err.print(f"warning: {note}", soft_wrap=True, highlight=False)
+    change, measured = verdict.change, f"through {verdict.through}" if verdict.through else "directly"
+    out.print(
+        f"time over the baseline's, {measured}: {change.ratio:.3f}, 95 % {change.low:.3f} to {change.high:.3f}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if verdict.slower:
+        err.print(f"slower than {asked['max_slowdown']:g} times the baseline", soft_wrap=True, style="red")
+        raise typer.Exit(ExitCode.SLOWER)
+
+
+def _measure(options: Options, asked: dict[str, Any]) -> dict[str, Any]:
+    from ..benchmarks.parts import measure as measure_parts
+    from ..benchmarks.timing.measure import measure
+
+    with stages() as (report, progress):
+        measure_parts.check(options, estimate=asked["estimate"], layers=asked["layers"])
+        result = measure(options, report=report, progress=progress)
+        if asked["parts"]:
+            measure_parts.add_parts(result, options, report)
+        if asked["estimate"] is not None:
+            measure_parts.add_estimate(result, options, asked["estimate"], report)
+        if asked["layers"]:
+            measure_parts.add_layers(result, options, report)
+        if asked["fidelity"]:
+            result["fidelity"] = _measure_fidelity(options, asked, report, progress)
+    return result
+
+
+def _measure_fidelity(options: Options, asked: dict[str, Any], report: Any, progress: Any) -> list[dict[str, Any]]:
+    """What each precision keeps of PyTorch's masks, on generated scenes or the data set that was named."""
+    with needs("export"):
+        from ..benchmarks.evaluation.fidelity import DEFAULT_SENTENCES, measure_fidelity
+    from ..benchmarks.timing.measure import reference_of
+    from ..data.sentences import open_split
+
+    report("opening the data set")
+    data = open_split(
+        asked["dataset"] or "shapes", asked["split"], data_root=asked["data_root"], split_by=asked["split_by"]
+    )
+    return measure_fidelity(
+        options.engine,
+        data.sentences[: asked["limit"] or DEFAULT_SENTENCES],
+        checkpoint=reference_of(options),
+        report=report,
+        progress=progress,
+    )
+
+
+def _write_files(result: dict[str, Any], json_file: Path | None, report: Path | None) -> None:
+    import json
+
+    from .._base.files import write_whole
+
+    for path in (json_file, report):
+        if path is None:
+            continue
+        try:
+            if path is json_file:
+                write_whole(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+            else:
+                from ..benchmarks.report.page import write_report
+
+                write_report(result, path)
+        except OSError as error:
+            raise LavtError(f"{path}: cannot be written ({error.strerror or error})") from error
+        out.print(f"written: {path}", soft_wrap=True, highlight=False)
+
+
+def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
+    engine = asked["engine"]
+    if engine is not None:
+        refuse(
+            context, _CHECKPOINT_OPTIONS, "is for a checkpoint and says nothing of a bundle; leave it or --engine out"
+        )
+    size, heads = parse_size(asked["image_size"]), parse_heads(asked["fusion_heads"])
+    from ..benchmarks.evaluation.evaluate import HEADER, evaluate
+    from ..benchmarks.evaluation.predictors import Predictor, load_bundle
+    from ..data.sentences import open_split
+
+    swap, run = asked["swap"], {name: asked[name] for name in ("batch_size", "device", "threads")}
+    with progress_bar("opening the data set") as progress:
+        sentences = open_split(
+            asked["dataset"],
+            asked["split"],
+            data_root=asked["data_root"],
+            split_by=asked["split_by"],
+            swap=swap,
+            progress=progress,
+        )
+    predictor: Predictor
+    if engine is not None:
+        predictor = load_bundle(engine, **run)
+    else:
+        with needs("export"):
+            from ..benchmarks.evaluation.reference import DEMO, load_reference
+
+        predictor = load_reference(asked["checkpoint"] or DEMO, image_size=size, fusion_heads=heads, **run)
+    with progress_bar("sentences") as progress:
+        evaluation = evaluate(
+            predictor,
+            sentences,
+            asked["results"],
+            limit=asked["limit"],
+            restart=asked["restart"],
+            progress=progress,
+        )
+    words = ", each with the words of another object in its image" if swap else ""
+    height, width = predictor.size
+    print_table(f"{predictor.name} on {sentences.name}, {width}x{height}{words}", HEADER, evaluation.table())
+    out.print(f"each sentence's result: {evaluation.results}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _parse_counts(option: str, text: str | None) -> tuple[int, ...]:
+    parts = [] if text is None else text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part[:4]) > 0 and len(part) < 5 for part in parts):
+        raise LavtError(f"{option} {text!r}: give numbers such as 1,2,4")
+    return tuple(dict.fromkeys(map(int, parts)))

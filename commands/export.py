@@ -1,0 +1,222 @@
+"""The command lavt-export: a bundle from a checkpoint, its FP16 and INT8 graphs, its engines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .._base.exits import needs
+from ..errors import ExportError, LavtError
+from .common import (
+    err,
+    out,
+    parse_batch,
+    parse_heads,
+    parse_size,
+    phases,
+    print_table,
+    refuse,
+    stages,
+    steps,
+)
+
+if TYPE_CHECKING:
+    from ..calibration.quantize import Outcome
+
+export_app = typer.Typer(
+    help="Take a LAVT checkpoint to what an edge device runs.", no_args_is_help=True, add_completion=False
+)
+
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+
+
+@export_app.callback()
+def _export() -> None:
+    """Take a LAVT checkpoint to what an edge device runs."""
+
+
+@export_app.command("onnx")
+def export_onnx(
+    output: Annotated[Path, typer.Option(help="The bundle to write, a folder.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="An official LAVT checkpoint (.pth); by default the built-in demo model.")
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(help="Side of the square input in pixels, or HEIGHTxWIDTH; by default 480, the demo model's 240."),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Images per call, or 'dynamic'.")] = "1",
+    fusion_heads: Annotated[
+        str | None, typer.Option(help="PWAM heads per stage, such as 4-4-4-4, where the checkpoint does not say.")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 20,
+    winograd: Annotated[
+        bool,
+        typer.Option("--winograd", help="For CPUs in FP32 alone: the decoder's widest convolutions as fewer products."),
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Write a bundle: the rewritten graphs, checked against PyTorch, the tokenizer and the manifest."""
+    size, count, heads = parse_size(image_size), parse_batch(batch), parse_heads(fusion_heads)
+    with needs("export"):
+        from ..export import ExportOptions, export_bundle
+        from ..export.bundle import check_output
+        from ..export.source import open_source
+
+    source = open_source(checkpoint)
+    options = ExportOptions(size=size or source.size, batch=count, opset=opset, winograd=winograd)
+    check_output(output, force)
+    if Path(os.path.realpath(source.path)).is_relative_to(os.path.realpath(output)):
+        raise ExportError(f"{source.path} lies in {output}, which would be replaced; name another folder")
+    with steps(9) as report:
+        report(f"reading {source.path.name}")
+        manifest = export_bundle(
+            source.load(heads),
+            output,
+            source.info(),
+            vocabulary=source.vocabulary,
+            options=options,
+            replace=force,
+            report=report,
+        )
+    parity = manifest.parity["segmenter"]
+    out.print(
+        f"{output}: {manifest.model['variant']} {manifest.model['swin']}, {options.size[0]}x{options.size[1]}, "
+        f"{manifest.model['macs']['segmenter'] / 1e9:.1f} GMACs per image\n"
+        f"against PyTorch in float64: relative error {parity['relative_error']:.1e}, "
+        f"pixel agreement {100 * parity['pixel_agreement']:.3f} %, {parity['cases']} cases",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@export_app.command("quantize")
+def export_quantize(
+    context: typer.Context,
+    bundle: Annotated[Path, typer.Argument(help="The bundle to add to, a folder.")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 graphs, with FP32 where calibration asks for it.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="An INT8 image graph.")] = False,
+    calibration_data: Annotated[
+        Path | None, typer.Option(help="The folder with the data sets; by default generated scenes are used.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog, with --calibration-data.")] = "refcoco",
+    split_by: Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual.")] = None,
+    samples: Annotated[int, typer.Option(help="Sentences to calibrate on; a quarter more is held out.")] = 512,
+    seed: Annotated[int, typer.Option(help="Which sentences are drawn.")] = 0,
+    method: Annotated[str, typer.Option(help="How ranges are clipped: mse, percentile, entropy, minmax.")] = "mse",
+    policy: Annotated[
+        str, typer.Option(help="What may be INT8: auto, full (no attention products), decoder.")
+    ] = "auto",
+    rest: Annotated[str, typer.Option(help="What the rest of an INT8 graph is: fp16, or fp32 for CPUs.")] = "fp16",
+    max_drop: Annotated[float, typer.Option(help="Points of mean IoU that INT8 may cost.")] = 0.5,
+    force: Force = False,
+) -> None:
+    """Add FP16 or INT8 graphs to a bundle: calibrated, with the accuracy that they keep measured."""
+    if fp16 == int8:
+        raise LavtError("give one of --fp16 and --int8")
+    if fp16:
+        refuse(context, ("method", "policy", "rest", "max_drop"), "is for --int8; leave it out")
+    if calibration_data is None:
+        refuse(context, ("dataset", "split_by"), "needs --calibration-data, the folder with the data sets")
+    with needs("export"):
+        from ..calibration.quantize import QuantizeOptions, quantize_bundle
+        from ..calibration.sample import GENERATED, DataOptions
+
+    data = DataOptions(
+        dataset=GENERATED if calibration_data is None else dataset,
+        root=calibration_data,
+        split_by=split_by,
+        samples=samples,
+        seed=seed,
+    )
+    options = QuantizeOptions(policy=policy, method=method, rest=rest, max_drop=max_drop, data=data)
+    with stages() as (report, progress):
+        outcome = quantize_bundle(
+            bundle, "fp16" if fp16 else "int8", options, replace_existing=force, report=report, progress=progress
+        )
+    _print_outcome(bundle, outcome, rest)
+
+
+def _print_outcome(bundle: Path, outcome: Outcome, rest: str) -> None:
+    """The ranking of layer groups, where there is one, and what the new graph keeps."""
+    figures = outcome.figures
+    if outcome.placement is not None:
+        rows = [
+            (
+                one.group,
+                f"{100 * one.macs / outcome.total_macs:.2f}",
+                f"{one.drop:+.3f}",
+                f"{one.relative_error:.1e}",
+                kept,
+            )
+            for one in outcome.placement.ranking
+            for kept in ("int8" if one.int8 else rest,)
+        ]
+        header = ("layer group", "% of MACs", "mIoU lost alone", "logit error alone", "precision")
+        print_table(f"{100 * outcome.int8_share:.1f} % of the image graph's MACs in INT8", header, rows)
+    out.print(
+        f"{bundle}: segmenter.{outcome.precision}.onnx, {figures.drop:+.3f} points of mean IoU lost against FP32 "
+        f"({figures.mean_iou:.2f} over {figures.sentences} held-out sentences), pixel agreement "
+        f"{100 * figures.pixel_agreement:.3f} %, logit error {figures.relative_error:.1e}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@export_app.command("trt")
+def export_trt(
+    bundle: Annotated[Path, typer.Argument(help="The bundle to add to, a folder.")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 engines; the default.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="An INT8 image engine; the text encoder's is FP16.")] = False,
+    flavor: Annotated[
+        str | None, typer.Option(help="tensorrt or tensorrt_rtx; by default the one that is installed.")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Batches of 1 to this, where the graphs' batch is free.")
+    ] = None,
+    workspace: Annotated[str | None, typer.Option(help="Device memory for a layer's scratch, such as 512M.")] = None,
+    optimization_level: Annotated[int | None, typer.Option(help="0 (quick to build) to 5; TensorRT's is 3.")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="TensorRT's timings, kept for the next build; by default beside the bundle.")
+    ] = None,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="With TensorRT for RTX, what to compile for without a GPU, such as sm86,sm89.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Engines that newer TensorRT of the same major runs, too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Engines for every GPU since Ampere; slower.")
+    ] = False,
+) -> None:
+    """Build a bundle's TensorRT engines, on the device that is to run them."""
+    if fp16 and int8:
+        raise LavtError("give one of --fp16 and --int8")
+    from ..export.engines.bundle import build_engines
+    from ..export.engines.options import EngineOptions, parse_bytes, parse_targets
+
+    options = EngineOptions(
+        precision="int8" if int8 else "fp16",
+        flavor=flavor,
+        workspace=None if workspace is None else parse_bytes(workspace),
+        optimization_level=optimization_level,
+        timing_cache=timing_cache,
+        max_batch=max_batch,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        targets=() if compute_capability is None else parse_targets(compute_capability),
+    )
+    with needs("rtx"), phases() as (report, progress):
+        outcome = build_engines(
+            bundle,
+            options,
+            report=report,
+            progress=progress,
+            warn=lambda line: err.print(f"warning: {line}", soft_wrap=True, highlight=False),
+        )
+    for engine in outcome.engines:
+        out.print(f"{bundle / engine.name}: {engine.describe()}", soft_wrap=True, highlight=False)
+    out.print(f"built by {outcome.plan.describe()}", soft_wrap=True, highlight=False)

@@ -1,0 +1,124 @@
+"""What an evaluation runs over: every sentence of a split, in the order of the file, with the object it refers to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import DatasetError
+from ..runtime.bundle import sha256_of
+from . import RefCOCO, ReferredObject
+from .refcoco import SPLIT_BY
+from .shapes.cached import generated_root
+from .shapes.sentences import swapped
+
+GENERATED = "shapes"
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One sentence, and the object that its mask is scored against."""
+
+    sentence_id: int
+    text: str
+    kind: str | None
+    target: ReferredObject
+
+
+@dataclass(frozen=True)
+class Split:
+    """The sentences of a split. `swap` says whether each is another object's (see `swap_sentences`).
+
+    `files` holds the annotation files' SHA-256; `split_by` is None for generated data.
+    """
+
+    dataset: str
+    split_by: str | None
+    split: str
+    swap: bool
+    sentences: Sequence[Sentence]
+    files: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """As it goes into a file name."""
+        parts = [self.dataset if self.split_by is None else f"{self.dataset}-{self.split_by}", self.split]
+        return ".".join(parts + ["swapped"] * self.swap)
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the data says itself what kind its sentences are, as generated data does."""
+        return any(sentence.kind is not None for sentence in self.sentences)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON types: equal for equal sentences and masks."""
+        return {
+            "dataset": self.dataset,
+            "split_by": self.split_by,
+            "split": self.split,
+            "swap": self.swap,
+            "sentences": len(self.sentences),
+            "files": dict(self.files),
+        }
+
+
+def open_split(
+    dataset: str,
+    split: str,
+    *,
+    data_root: Path | None = None,
+    split_by: str | None = None,
+    swap: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Split:
+    """The sentences of a split of `refcoco`, `refcoco+`, `refcocog`, or of generated data, `shapes`.
+
+    Without `data_root` the generated data comes from the user's cache; while it is written, `progress` is called with
+    (scenes written, scenes in all). `split_by` defaults to the usual one: unc, for refcocog umd.
+
+    Raises:
+        DatasetError: an unknown choice, a root that is missing, or data that is missing or damaged.
+    """
+    generated = dataset == GENERATED
+    if not generated and dataset not in SPLIT_BY:
+        raise DatasetError(f"unknown data set {dataset!r}; choose one of {', '.join((GENERATED, *SPLIT_BY))}")
+    if generated and split_by is not None:
+        raise DatasetError(f"{GENERATED} is divided in one way; leave --split-by out")
+    if data_root is None:
+        if not generated:
+            raise DatasetError(f"{dataset} needs --data-root, the folder that holds {dataset} and images")
+        data_root = generated_root(split, progress)
+    layout = "refcoco" if generated else dataset
+    division = split_by or SPLIT_BY[layout][0]
+    sentences = list(_sentences(RefCOCO(data_root, layout, division, split)))
+    if swap:
+        sentences = swap_sentences(sentences)
+        if not sentences:
+            raise DatasetError(f"split {split!r} has no image with sentences about two objects; leave --swap out")
+    paths = [data_root / layout / name for name in (f"refs({division}).p", "instances.json")]
+    files = {path.name: sha256_of(path) for path in paths}
+    return Split(dataset, None if generated else division, split, swap, sentences, files)
+
+
+def _sentences(refs: RefCOCO) -> Iterator[Sentence]:
+    for ref in refs:
+        kinds = ref.kinds or (None,) * len(ref.sentences)
+        for sentence_id, text, kind in zip(ref.sentence_ids, ref.sentences, kinds, strict=True):
+            yield Sentence(sentence_id, text, kind, ref)
+
+
+def swap_sentences(sentences: Sequence[Sentence]) -> list[Sentence]:
+    """Each sentence with the words of one about another object in its image, of the same kind if there is one.
+
+    The control that a model reads the words: it should now fail. A sentence whose image speaks of one object only has
+    nobody to swap with and is left out.
+    """
+    owners = [(sentence.target.image_id, sentence.target.ref_id) for sentence in sentences]
+    partners = swapped(owners, [sentence.kind or "" for sentence in sentences])
+    return [
+        replace(sentence, text=sentences[partner].text)
+        for sentence, partner in zip(sentences, partners, strict=True)
+        if partner is not None
+    ]

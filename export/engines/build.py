@@ -1,0 +1,236 @@
+"""From an ONNX file to an engine, by polygraphy's loaders over the TensorRT at hand; strongly typed always."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ..._base.files import write_whole
+from ...errors import ExportError
+from ...runtime.tensorrt.flavor import Flavor
+from ...runtime.tensorrt.record import DISPLAY_NAMES
+from .layers import LOG_TITLE, EngineLayer, layers_from_inspector, layers_from_log
+from .memory import network_layers, peak_bytes
+from .options import BuildPlan, profile_shapes
+from .progress import Phases, Progress, make_monitor, run_stoppable
+
+if TYPE_CHECKING:
+    import tensorrt
+
+_LOGGER = logging.getLogger("lavt_edge")
+_RTX_SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
+_NOISE = ("catchCudaError", "CUDA driver version", "--- ", "Node name", "Thread context")
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine's bytes (TensorRT's own buffer), its layers (empty: none were reported), and the seconds it took."""
+
+    data: Any
+    layers: list[EngineLayer]
+    seconds: float
+
+
+def known_targets(flavor: Flavor) -> list[str]:
+    """The compute capabilities that TensorRT for RTX compiles for, such as "sm86"; none for TensorRT."""
+    members = getattr(getattr(flavor.module, "ComputeCapability", None), "__members__", {})
+    return sorted((name.lower() for name in members if name.startswith("SM")), key=lambda name: int(name[2:]))
+
+
+def build_engine(
+    onnx_file: Path,
+    plan: BuildPlan,
+    flavor: Flavor,
+    *,
+    progress: Progress = lambda phase, share: None,
+    on_memory: Callable[[int], None] = lambda activations: None,
+) -> BuiltEngine:
+    """Builds the engine of a typed graph.
+
+    `progress` is told TensorRT's phase and the share that is done, 0 to 1; `on_memory` the bytes of tensors that are
+    alive at once, before the build begins. A timing cache is read and, even if the build is stopped, written.
+    Raises ExportError in one line where TensorRT cannot read or build the graph, KeyboardInterrupt and SystemExit where
+    the build was stopped by them.
+    """
+    polygraphy = import_polygraphy(flavor)
+    logger = _build_logger(flavor.module)
+    logger.clear()
+    polygraphy.trt.util.TRT_LOGGER = logger  # what its loaders take; its own prints to stdout
+    phases, stop = Phases(), threading.Event()
+
+    def work() -> BuiltEngine:
+        with polygraphy.silence():
+            return _build(polygraphy, onnx_file, plan, flavor, make_monitor(flavor.module, phases, stop), on_memory)
+
+    def refresh() -> None:
+        phase, share = phases.now()
+        progress(phase or ("finishing" if share else f"reading {onnx_file.name}"), share)
+
+    try:
+        return run_stoppable(work, stop, refresh)
+    except polygraphy.Error as error:
+        reason = logger.reason() or " ".join(str(error).split())
+        raise ExportError(
+            f"{DISPLAY_NAMES[flavor.name]} {flavor.version} cannot build {onnx_file.name}: {reason[:400]}"
+        ) from error
+
+
+def _build(
+    polygraphy: Polygraphy,
+    onnx_file: Path,
+    plan: BuildPlan,
+    flavor: Flavor,
+    monitor: Any,
+    on_memory: Callable[[int], None],
+) -> BuiltEngine:
+    # Ignored where it is there since 11.0, and may go: networks are strongly typed without it.
+    typed = hasattr(flavor.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+    builder, network, parser = polygraphy.trt.network_from_onnx_path(str(onnx_file), strongly_typed=typed)
+    on_memory(peak_bytes(list(network_layers(network, plan.max_batch))))
+    config = _configure(polygraphy, builder, network, plan, flavor.module, monitor)
+    start = time.perf_counter()
+    try:
+        data = polygraphy.trt.engine_bytes_from_network((builder, network, parser), config=config)
+    finally:
+        if plan.timing_cache is not None:
+            save_timing_cache(config, plan.timing_cache)
+    seconds = time.perf_counter() - start
+    return BuiltEngine(data, _layers(flavor, data), seconds)
+
+
+def _configure(
+    polygraphy: Polygraphy, builder: Any, network: Any, plan: BuildPlan, module: ModuleType, monitor: Any
+) -> tensorrt.IBuilderConfig:
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    profile = polygraphy.trt.Profile()
+    for name, shapes in profile_shapes({one.name: tuple(one.shape) for one in inputs}, plan.max_batch).items():
+        profile.add(name, *shapes)
+    options = plan.options
+    common: dict[str, Any] = {
+        "profiles": [profile],
+        "profiling_verbosity": module.ProfilingVerbosity.DETAILED,
+        "progress_monitor": monitor,
+        "builder_optimization_level": options.optimization_level,
+    }
+    if options.workspace is not None:
+        common["memory_pool_limits"] = {module.MemoryPoolType.WORKSPACE: options.workspace}
+    if plan.flavor == "tensorrt_rtx":
+        capabilities = [(int(target[2:-1]), int(target[-1])) for target in plan.targets]
+        config = polygraphy.rtx.create_config_rtx(builder, network, compute_capabilities=capabilities, **common)
+    else:
+        if options.hardware_compatible:
+            common["hardware_compatibility_level"] = module.HardwareCompatibilityLevel.AMPERE_PLUS
+        config = polygraphy.trt.create_config(builder, network, version_compatible=options.version_compatible, **common)
+        if plan.timing_cache is not None:
+            load_timing_cache(config, plan.timing_cache)
+    if hasattr(module.BuilderFlag, "TF32"):
+        config.clear_flag(module.BuilderFlag.TF32)  # what is FP32 in the graph is so because it needs the digits
+    return config
+
+
+def load_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
+    """Gives the build the timings of earlier ones; a file that TensorRT does not take counts for nothing."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        _LOGGER.warning("%s is no timing cache for this TensorRT and GPU: it is made again", path)
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def save_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
+    """Keeps what the build has timed so far. Failing to write it is no failure of the build."""
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    try:
+        write_whole(path, bytes(cache.serialize()))
+    except OSError as error:
+        _LOGGER.warning("%s cannot be written (%s): the next build times everything again", path, error.strerror)
+
+
+def _layers(flavor: Flavor, data: Any) -> list[EngineLayer]:
+    """From the log where TensorRT for RTX wrote them there, which takes no GPU, else from the inspector."""
+    module, logger = flavor.module, _build_logger(flavor.module)
+    layers = layers_from_log(logger.layers)
+    if layers:
+        return layers
+    with suppress(Exception):  # a report, which must not cost the engine that was built
+        runtime = module.Runtime(logger)
+        with suppress(AttributeError):
+            runtime.engine_host_code_allowed = True  # version-compatible engines bring their own runtime
+        engine = runtime.deserialize_cuda_engine(data)
+        if engine is not None:
+            inspector = engine.create_engine_inspector()
+            return layers_from_inspector(inspector.get_engine_information(module.LayerInformationFormat.JSON))
+    return []
+
+
+@dataclass(frozen=True)
+class Polygraphy:
+    """The parts of polygraphy that a build takes."""
+
+    trt: Any
+    rtx: Any
+    Error: type[Exception]
+    silence: Callable[[], Any]
+
+
+def import_polygraphy(flavor: Flavor) -> Polygraphy:
+    """Polygraphy over this flavour. It decides once, when it is first imported, so another choice imports it anew.
+
+    Raises ModuleNotFoundError where it is not installed.
+    """
+    wanted = flavor.name == "tensorrt_rtx"
+    os.environ[_RTX_SWITCH] = str(int(wanted))
+    if bool(importlib.import_module("polygraphy.config").USE_TENSORRT_RTX) != wanted:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "polygraphy"]:
+            del sys.modules[name]
+    logger = importlib.import_module("polygraphy.logger").G_LOGGER
+    return Polygraphy(
+        trt=importlib.import_module("polygraphy.backend.trt"),
+        rtx=importlib.import_module("polygraphy.backend.tensorrt_rtx") if wanted else None,
+        Error=importlib.import_module("polygraphy.exception").PolygraphyException,
+        silence=lambda: logger.verbosity(logger.CRITICAL + 1),
+    )
+
+
+@functools.cache
+def _build_logger(module: ModuleType) -> Any:
+    """What TensorRT says while it builds: errors for the message, the layer report, the rest into `logging`."""
+
+    class Logger(module.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.clear()
+
+        def clear(self) -> None:
+            self.errors: list[str] = []
+            self.layers = ""
+
+        def log(self, severity: Any, msg: str) -> None:
+            if msg.startswith(LOG_TITLE):
+                self.layers = msg
+            elif severity.name in ("INTERNAL_ERROR", "ERROR"):
+                self.errors.append(" ".join(msg.split()))
+            elif severity.name == "WARNING":
+                _LOGGER.info("%s: %s", module.__name__, " ".join(msg.split()))
+
+        def reason(self) -> str:
+            """The first error that tells something; later ones follow from it."""
+            return next((line for line in self.errors if not any(noise in line for noise in _NOISE)), "")
+
+    return Logger()

@@ -1,0 +1,233 @@
+"""`lavt-export trt`: a bundle's engines, built, verified where that can be done, and recorded; both or none.
+
+Nothing here needs torch or onnx: the typed graphs are in the bundle already, or are made by `lavt-export quantize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import ExportError
+from ...runtime.amend import Amendment, amend
+from ...runtime.bundle import Bundle, FileEntry, file_entry, open_bundle
+from ...runtime.cuda import find_device, free_device_memory
+from ...runtime.manifest import Manifest
+from ...runtime.tensorrt.flavor import Flavor, find_flavor
+from ...runtime.tensorrt.record import EngineRecord, device_misfit, rebuild_command
+from .build import BuiltEngine, build_engine, known_targets
+from .layers import count_precisions, count_products
+from .memory import memory_message, needed_bytes
+from .options import BuildPlan, EngineOptions, engine_name, plan_build, wanted_graphs
+from .progress import Progress
+from .verify import EngineParity, UnmeasurableError, check_parity, measure_parity
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EngineSummary:
+    """One engine as a command tells of it; `unverified` says why it could not be compared with its graph, or None."""
+
+    name: str
+    bytes: int
+    build_seconds: float
+    layers: dict[str, int]
+    unverified: str | None
+
+    def describe(self) -> str:
+        """Such as "25.1 MB in 3 s, layers fp16 207, fp32 33; unverified: there is no CUDA device here"."""
+        counts = ", ".join(f"{precision} {count}" for precision, count in sorted(self.layers.items()))
+        state = "verified" if self.unverified is None else f"unverified: {self.unverified}"
+        return f"{self.bytes / 1e6:.1f} MB in {self.build_seconds:.0f} s, layers {counts or 'not reported'}; {state}"
+
+
+@dataclass(frozen=True)
+class EngineOutcome:
+    """What was built: the bundle's manifest now, the plan that was followed, and the engines."""
+
+    manifest: Manifest
+    plan: BuildPlan
+    engines: tuple[EngineSummary, ...]
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Who is told what happens; see `build_engines`."""
+
+    report: Report
+    progress: Progress
+    warn: Report
+
+
+def build_engines(
+    root: Path,
+    options: EngineOptions | None = None,
+    *,
+    report: Report = lambda step: None,
+    progress: Progress = lambda phase, share: None,
+    warn: Report = lambda line: None,
+) -> EngineOutcome:
+    """Builds the text and the image engine of the bundle in folder `root` and enters them in its manifest.
+
+    `report` is told each step, `progress` the build's phase with the share done (0 to 1), `warn` a line that the user
+    should see. Stopped or killed, it leaves the bundle as it was; only a kill in the moment in which new engines take
+    the place of old ones can leave it with neither. Raises BundleError for a damaged bundle, BackendError where no
+    TensorRT can be imported, ExportError where an option or a graph cannot be built.
+    """
+    options = options or EngineOptions()
+    watch = _Watch(report, progress, warn)
+    flavor = find_flavor(options.flavor)
+    bundle = open_bundle(root)
+    plan = plan_build(
+        root,
+        options,
+        bundle.manifest.input,
+        flavor=flavor.name,
+        version=flavor.version,
+        device=find_device(),
+        known_targets=known_targets(flavor),
+    )
+    _make_missing_graphs(bundle, options.precision, watch.report)
+    with amend(root) as change:
+        bundle = open_bundle(root)
+        made = [_make(bundle, role, precision, plan, flavor, change, watch) for role, precision in _wanted(plan)]
+        records = {one.summary.name: one.record for one in made}
+        manifest = change.commit(
+            {one.summary.name: one.entry for one in made},
+            lambda manifest: replace(manifest, engines={**manifest.engines, **records}),
+        )
+    return EngineOutcome(manifest, plan, tuple(one.summary for one in made))
+
+
+def _wanted(plan: BuildPlan) -> tuple[tuple[str, str], ...]:
+    return wanted_graphs(plan.options.precision)
+
+
+def _make_missing_graphs(bundle: Bundle, precision: str, report: Report) -> None:
+    """Has the typed graphs made that the bundle lacks. Raises ExportError where that cannot be done here."""
+    missing = {one for role, one in wanted_graphs(precision) if not bundle.has(role, one)}
+    for one in sorted(missing):
+        _quantize(bundle.root, one, report)
+
+
+def _quantize(root: Path, precision: str, report: Report) -> None:
+    try:
+        from ...calibration.quantize import quantize_bundle
+    except ImportError as error:
+        raise ExportError(
+            f"{root} has no graphs of precision {precision}, and {error.name} is missing to make them: run lavt-export "
+            f"quantize {root} --{precision} where lavt-edge[export] is installed, and copy the bundle here"
+        ) from error
+    quantize_bundle(root, precision, report=report)
+
+
+@dataclass(frozen=True)
+class _Made:
+    summary: EngineSummary
+    entry: FileEntry
+    record: dict[str, Any]
+
+
+def _make(
+    bundle: Bundle, role: str, precision: str, plan: BuildPlan, flavor: Flavor, change: Amendment, watch: _Watch
+) -> _Made:
+    """Builds one engine into the bundle's next file of its name."""
+    name = engine_name(role, precision)
+    watch.report(f"building {name}")
+    graph = bundle.file(role, precision)
+    weights = sum(bundle.manifest.files[part].bytes for part in (graph.name, *bundle.manifest.weights_of(graph.name)))
+    built = build_engine(
+        graph,
+        plan,
+        flavor,
+        progress=lambda phase, share: watch.progress(f"{name}: {phase}", share),
+        on_memory=lambda activations: _tell_memory(name, weights, activations, plan, watch),
+    )
+    record = _record(bundle, name, role, precision, graph.name, plan, built)
+    parity, unverified = _verify(bundle, name, record, built, plan, flavor, watch.report)
+    record |= {"verified": parity is not None, "parity": None if parity is None else parity.to_dict()}
+    path = change.new(name)
+    with open(path, "wb") as stream:
+        stream.write(built.data)
+    entry = file_entry(path, "engine", precision)
+    return _Made(EngineSummary(name, entry.bytes, built.seconds, record["layers"], unverified), entry, record)
+
+
+def _tell_memory(name: str, weights: int, activations: int, plan: BuildPlan, watch: _Watch) -> None:
+    free = free_device_memory() if plan.device is not None else None
+    if free is None:
+        return
+    line, short = memory_message(name, needed_bytes(weights, activations, plan.options.workspace), free)
+    (watch.warn if short else watch.report)(line)
+
+
+def _record(
+    bundle: Bundle, name: str, role: str, precision: str, graph: str, plan: BuildPlan, built: BuiltEngine
+) -> dict[str, Any]:
+    """The manifest's record of an engine; `layers` and `products` are TensorRT's report, see engine_report.
+
+    `gpu`, `compute_capability` and `multiprocessors` are the machine's that TensorRT built it on; TensorRT for RTX has
+    `targets` instead.
+    """
+    device = None if plan.targets else plan.device
+    return {
+        "role": role,
+        "precision": precision,
+        "flavor": plan.flavor,
+        "version": plan.version,
+        "gpu": device.name if device else None,
+        "compute_capability": device.compute_capability if device else None,
+        "multiprocessors": device.multiprocessors if device else None,
+        "targets": list(plan.targets),
+        "onnx_file": graph,
+        "onnx_sha256": bundle.manifest.files[graph].sha256,
+        "max_batch": plan.max_batch,
+        "version_compatible": plan.options.version_compatible,
+        "hardware_compatible": plan.options.hardware_compatible,
+        "layers": count_precisions(built.layers),
+        "products": count_products(built.layers),
+        "build_seconds": round(built.seconds, 2),
+    }
+
+
+def _verify(
+    bundle: Bundle,
+    name: str,
+    fields: dict[str, Any],
+    built: BuiltEngine,
+    plan: BuildPlan,
+    flavor: Flavor,
+    report: Report,
+) -> tuple[EngineParity | None, str | None]:
+    """The engine's parity with its graph, or why it could not be measured. Raises ExportError where it is too far."""
+    if plan.device is None:
+        return None, "there is no CUDA device here"
+    record = EngineRecord(
+        name=name,
+        role=fields["role"],
+        precision=fields["precision"],
+        flavor=plan.flavor,
+        version=plan.version,
+        gpu=fields["gpu"],
+        compute_capability=fields["compute_capability"],
+        targets=plan.targets,
+        max_batch=plan.max_batch,
+        version_compatible=plan.options.version_compatible,
+        hardware_compatible=plan.options.hardware_compatible,
+        verified=True,
+        rebuild=rebuild_command(bundle.root, fields["precision"]),
+        multiprocessors=fields["multiprocessors"],
+    )
+    misfit = device_misfit(record, plan.device)
+    if misfit:
+        return None, f"it is not for the {plan.device.name} of this machine"
+    report(f"comparing {name} with {fields['onnx_file']}")
+    try:
+        parity = measure_parity(bytes(built.data), record, bundle, flavor)
+    except UnmeasurableError as error:
+        return None, str(error)
+    check_parity(parity, record)
+    return parity, None

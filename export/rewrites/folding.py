@@ -1,0 +1,75 @@
+"""Rewrite 6: constants that fold into weights. Every function returns new tensors and leaves its input alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...reference.config import IMAGENET_MEAN as IMAGENET_MEAN
+from ...reference.config import IMAGENET_STD as IMAGENET_STD
+
+
+class MatMul(nn.Module):
+    """x W (+ b), with the weight stored (in,out) as the product reads it: (...,in) -> (...,out)."""
+
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.contiguous(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = x @ self.weight
+        return product if self.bias is None else product + self.bias
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> MatMul:
+    """The product of a Linear with weight (out,in): x W^T + b."""
+    return MatMul(weight.detach().T, None if bias is None else bias.detach())
+
+
+def layer_norm(norm: nn.Module) -> nn.LayerNorm:
+    """A LayerNorm of its own that shares the given one's tensors."""
+    assert isinstance(norm, nn.LayerNorm)
+    out = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device="meta")
+    out.weight = nn.Parameter(norm.weight.detach(), requires_grad=False)
+    out.bias = nn.Parameter(norm.bias.detach(), requires_grad=False)
+    return out
+
+
+def pointwise(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (out,in) and bias (out,) of a convolution of width 1."""
+    assert isinstance(conv, nn.Conv1d)
+    assert conv.bias is not None
+    return conv.weight.detach().squeeze(-1), conv.bias.detach()
+
+
+def scaled_qkv(qkv: nn.Linear, scale: float) -> MatMul:
+    """The qkv projection with the attention's scale in its query rows: (s Wq x) k = s (Wq x) k."""
+    channels = qkv.in_features
+    factor = torch.ones(3 * channels, dtype=qkv.weight.dtype)
+    factor[:channels] = scale
+    return linear(qkv.weight * factor[:, None], qkv.bias * factor)
+
+
+def batch_norm_factors(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Per-channel factor and offset that a BatchNorm in eval mode applies: bn(x) = factor x + offset."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    factor = bn.weight.detach() * torch.rsqrt(bn.running_var + bn.eps)
+    return factor, bn.bias.detach() - bn.running_mean * factor
+
+
+def patch_projection(proj: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """A patch convolution over normalised RGB as a matrix over raw bytes 0..255.
+
+    With n = (x / 255 - mean) / std, the sum of W n is that of (W / (255 std)) x less that of W mean / std.
+    Returns the weight (E, p*p*3), columns in the order (row, column, colour) of an HxWx3 image, and the offset
+    (E, p*p) that each of a patch's pixels subtracts: a pixel of padding, zero after the norm, subtracts none.
+    """
+    mean, std = (proj.weight.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    weight = proj.weight.detach()
+    scaled = (weight / (255 * std)).permute(0, 2, 3, 1).flatten(1)
+    offset = (weight * mean / std).sum(dim=1).flatten(1)
+    return scaled, offset

@@ -1,0 +1,240 @@
+"""An engine on a CUDA device. What can be decided without one is in `tensorrt_engine` and `tensorrt_buffers`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import BackendError
+from .buffers import BufferPlan, TensorPlan, pieces, plan_buffers, rows_of, stays_as_it_is
+from .cuda import Cuda
+from .flavor import Flavor
+from .memory import Held
+from .record import DISPLAY_NAMES, EngineRecord
+
+if TYPE_CHECKING:
+    import tensorrt
+
+_LOGGER = logging.getLogger("lavt_edge")
+_LEVELS = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING}
+
+
+class TensorRTBackend:
+    """An engine, its buffers and its stream; implements `Backend`.
+
+    Buffers are allocated once. Calls from several threads take turns. The first call of a batch size enqueues, the
+    second captures a CUDA graph, which the next ones launch; where that fails they go on enqueueing, with a log line.
+    TensorRT for RTX captures by itself. An input that is the read-only array of the call before is not copied again.
+
+    Args:
+        data: the engine file's bytes, which must have passed `tensorrt_loading.read_engine`.
+        record: what the manifest says of it.
+        flavor: the TensorRT to run it with.
+        cuda: the device.
+        cuda_graphs: whether to use CUDA graphs.
+
+    Raises:
+        BackendError: TensorRT refuses the engine, or the device has too little memory.
+    """
+
+    device = "cuda"
+
+    def __init__(
+        self, data: bytes, record: EngineRecord, flavor: Flavor, cuda: Cuda, *, cuda_graphs: bool = True
+    ) -> None:
+        self.name = f"{DISPLAY_NAMES[flavor.name]} {flavor.version}"
+        self._logger = _logger(flavor.module)
+        self._file = record.name
+        self._lock = threading.Lock()
+        self._resident: dict[str, npt.NDArray[Any]] = {}
+        self._batch = 0
+        self._runs = 0
+        self._held = held = Held(cuda)
+        self._close = weakref.finalize(self, held.free)
+        try:
+            held.runtime, held.engine = _deserialise(data, record, flavor)
+            self._plan = _plan(held.engine, record)
+            own_graphs = cuda_graphs and hasattr(flavor.module, "CudaGraphStrategy")
+            context = _create_context(held.engine, flavor.module, own_graphs)
+            if context is None:
+                raise _refused(record, flavor, "could not prepare")
+            held.context = context
+            self._capture = cuda_graphs and not own_graphs
+            held.allocate(self._plan, context, mapped=cuda.device().shares_memory)
+        except BaseException:
+            self._close()
+            raise
+        self.signature = self._plan.signature
+        _LOGGER.info("%s runs on cuda (%s)", record.name, self.name)
+
+    @property
+    def max_batch(self) -> int | None:
+        """The largest batch that runs at once; larger ones run in pieces. None: a fixed size."""
+        return self._plan.max_batch if self._plan.dynamic else None
+
+    @property
+    def uses_graph(self) -> bool:
+        """Whether the next call of the same batch size launches a CUDA graph that was captured here."""
+        return self._held.graph is not None
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """The named outputs for these inputs. Raises BackendError where the engine cannot be run on them."""
+        with self._lock:
+            if not self._close.alive:
+                raise BackendError(f"{self._file} is closed: load it again")
+            try:
+                rows = rows_of(self._plan, feeds, outputs)
+                self._held.cuda.use()
+                parts = [self._run_piece(feeds, part, outputs) for part in pieces(rows, self._plan.max_batch)]
+            except (BackendError, ValueError) as error:
+                self._resident.clear()
+                raise BackendError(f"{self._file} could not run: {error}") from error
+        return parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    def close(self) -> None:
+        """Free the device, after the call under way in another thread. May be called twice."""
+        with self._lock:
+            self._resident.clear()
+            self._close()
+
+    def _run_piece(
+        self, feeds: Mapping[str, npt.NDArray[Any]], part: slice, outputs: Sequence[str]
+    ) -> list[npt.NDArray[Any]]:
+        batch, held = part.stop - part.start, self._held
+        try:
+            self._set_batch(batch)
+            for tensor in self._plan.inputs:
+                self._send(tensor, feeds[tensor.spec.name], part)
+            self._execute()
+            wanted = [held.buffers[name] for name in outputs]
+            for buffer in wanted:
+                buffer.download(held.cuda, held.stream, batch)
+        finally:
+            held.cuda.wait(held.stream)  # the buffers must be idle, whatever happened
+        return [buffer.array[:batch].copy() for buffer in wanted]
+
+    def _set_batch(self, batch: int) -> None:
+        """Shapes of the context; a captured graph is for one shape and one state of the context."""
+        if batch == self._batch:
+            return
+        self._batch, self._runs = 0, 0
+        self._resident.clear()
+        self._held.drop_graph()
+        if self._plan.dynamic:
+            for tensor in self._plan.inputs:
+                if not self._context.set_input_shape(tensor.spec.name, tensor.at(batch)):
+                    raise BackendError(f"TensorRT refused the shape {tensor.at(batch)} of {tensor.spec.name}")
+        self._batch = batch
+
+    def _send(self, tensor: TensorPlan, array: npt.NDArray[Any], part: slice) -> None:
+        name = tensor.spec.name
+        if self._resident.get(name) is array:
+            return
+        self._resident.pop(name, None)
+        buffer = self._held.buffers[name]
+        np.copyto(buffer.array[: self._batch], array[part])
+        buffer.upload(self._held.cuda, self._held.stream, self._batch)
+        if len(array) == self._batch and stays_as_it_is(array):
+            self._resident[name] = array
+
+    def _execute(self) -> None:
+        held = self._held
+        if held.graph is None and self._capture and self._runs:
+            try:
+                held.graph = held.cuda.capture(held.stream, self._enqueue)
+            except BackendError as error:
+                self._capture = False
+                _LOGGER.warning("%s runs without a CUDA graph: %s", self._file, str(error))
+        if held.graph is not None:
+            held.cuda.launch(held.graph, held.stream)
+        elif not self._enqueue():
+            raise BackendError(f"TensorRT could not enqueue it{_last_error(self._logger)}")
+        self._runs += 1
+
+    @property
+    def _context(self) -> tensorrt.IExecutionContext:
+        assert self._held.context is not None
+        return self._held.context
+
+    def _enqueue(self) -> bool:
+        return bool(self._context.execute_async_v3(int(self._held.stream)))
+
+
+def _deserialise(data: bytes, record: EngineRecord, flavor: Flavor) -> tuple[tensorrt.Runtime, tensorrt.ICudaEngine]:
+    runtime: tensorrt.Runtime = flavor.module.Runtime(_logger(flavor.module))
+    if record.version_compatible and flavor.name == "tensorrt":
+        runtime.engine_host_code_allowed = True  # such an engine brings its own runtime
+    ask_rtx(data, record, flavor, runtime)
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise _refused(record, flavor, "could not load")
+    return runtime, engine
+
+
+def ask_rtx(data: bytes, record: EngineRecord, flavor: Flavor, runtime: Any) -> None:
+    """Let TensorRT for RTX judge an engine by its header, see IRuntime::getEngineValidity.
+
+    Raises BackendError where it finds it invalid, with its reasons.
+    """
+    if not hasattr(runtime, "get_engine_validity"):
+        return
+    validity, diagnostics = runtime.get_engine_validity(data)
+    if validity == flavor.module.EngineValidity.INVALID:
+        flags = flavor.module.EngineInvalidityDiagnostics.__members__
+        names = ", ".join(name for name, flag in flags.items() if int(flag) & int(diagnostics)) or "no reason given"
+        raise BackendError(f"{record.name}: TensorRT for RTX finds it invalid here ({names}): {record.rebuild}")
+    if validity != flavor.module.EngineValidity.VALID:
+        _LOGGER.warning("%s will run slower here than one built for this GPU: %s", record.name, record.rebuild)
+
+
+def _create_context(engine: Any, module: ModuleType, own_graphs: bool) -> Any:
+    if not own_graphs:
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)
+
+
+def _plan(engine: tensorrt.ICudaEngine, record: EngineRecord) -> BufferPlan:
+    try:
+        return plan_buffers(engine)
+    except ValueError as error:
+        raise BackendError(f"{record.name} is no engine of a bundle's graph ({error}): {record.rebuild}") from None
+
+
+def _refused(record: EngineRecord, flavor: Flavor, what: str) -> BackendError:
+    reason = _last_error(_logger(flavor.module))
+    return BackendError(f"{DISPLAY_NAMES[flavor.name]} {what} {record.name}{reason}: {record.rebuild}")
+
+
+def _last_error(logger: Any) -> str:
+    text = logger.errors.pop() if logger.errors else ""
+    return f" ({text})" if text else ""
+
+
+@functools.cache
+def _logger(module: ModuleType) -> Any:
+    """TensorRT's messages into `logging`; one for the process, which TensorRT insists on."""
+
+    class Logger(module.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.errors: deque[str] = deque(maxlen=1)
+
+        def log(self, severity: Any, msg: str) -> None:
+            line = " ".join(msg.split())
+            level = _LEVELS.get(severity.name, logging.DEBUG)
+            if level == logging.ERROR:
+                self.errors.append(line[:300])
+            _LOGGER.log(logging.DEBUG if level == logging.ERROR else level, "%s: %s", module.__name__, line)
+
+    return Logger()

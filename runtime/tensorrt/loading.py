@@ -1,0 +1,56 @@
+"""From an engine file of a bundle to a backend that runs it: every check comes before anything is deserialised."""
+
+from __future__ import annotations
+
+from ...errors import BackendError
+from ..bundle import Bundle
+from .backend import TensorRTBackend
+from .cuda import Cuda
+from .flavor import Flavor, find_flavor
+from .record import DISPLAY_NAMES, EngineRecord, check_header, device_misfit, engine_record, flavor_misfit
+
+
+def engine_records(bundle: Bundle) -> list[EngineRecord]:
+    """The records of all engines in the bundle. Raises BundleError where one is malformed."""
+    names = [name for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
+    return [engine_record(bundle.root, bundle.manifest, name) for name in names]
+
+
+def read_engine(bundle: Bundle, record: EngineRecord) -> bytes:
+    """The engine file, which is the one that was built: SHA-256, header, flavour and version are as recorded.
+
+    Raises BundleError, one line with the command that rebuilds it.
+    """
+    data = bundle.engine_bytes(record.name, record.rebuild)
+    check_header(data, record, bundle.root / record.name)
+    return data
+
+
+def load_engine(bundle: Bundle, record: EngineRecord, *, cuda_graphs: bool = True) -> TensorRTBackend:
+    """Run an engine of the bundle on the first CUDA device.
+
+    Raises:
+        BundleError: the file is damaged or foreign.
+        BackendError: it was built for another TensorRT or another GPU, or there is no TensorRT, CUDA device or memory.
+    """
+    data = read_engine(bundle, record)
+    flavor = _flavor_for(record)
+    misfit = flavor_misfit(record, flavor.name, flavor.version)
+    if misfit:
+        raise BackendError(misfit)
+    cuda = Cuda()
+    misfit = device_misfit(record, cuda.device())
+    if misfit:
+        raise BackendError(misfit)
+    return TensorRTBackend(data, record, flavor, cuda, cuda_graphs=cuda_graphs)
+
+
+def _flavor_for(record: EngineRecord) -> Flavor:
+    """The engine's flavour, or where that is missing the one that is here, to be named as the difference."""
+    try:
+        return find_flavor(record.flavor)
+    except BackendError:
+        try:
+            return find_flavor()
+        except BackendError as error:
+            raise BackendError(f"{record.name} needs {DISPLAY_NAMES[record.flavor]}: {error}") from None

@@ -1,0 +1,206 @@
+"""Does an engine file fit this machine? Answered from the manifest, the file's header and the device, without CUDA."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ...errors import BundleError
+from ..cuda import CudaDevice
+from ..manifest import GRAPH_ROLES, MANIFEST_NAME, Manifest
+from .flavor import FLAVORS
+
+DISPLAY_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+
+# The first bytes of a plan, by flavour. The version is in bytes 24 to 27 as NVIDIA says (NVIDIA/TensorRT issue 3073).
+_MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
+# Releases after these majors may have another magic; of them the SHA-256 alone says that the file is the one built.
+_LAST_KNOWN_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
+_HEADER_BYTES = 64
+# Nearest to the checkpoint first: int8 is taken where it is asked for, or where it is all there is.
+_PREFERENCE = ("fp16", "int8", "fp32")
+_VERSION = re.compile(r"[0-9]{1,5}(\.[0-9]{1,5}){1,3}")
+_CAPABILITY = re.compile(r"[0-9]{1,2}\.[0-9]")
+_ROLE = re.compile("|".join(GRAPH_ROLES))
+_FLAVOR = re.compile("|".join(FLAVORS))
+_ANYTHING = re.compile(".*", re.DOTALL)
+_TARGET = re.compile(r"sm[0-9]{2,3}")
+_Value = TypeVar("_Value")
+
+
+class UnverifiedEngineWarning(UserWarning):
+    """An engine whose outputs were never compared with the graph it was built from."""
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """What the manifest says of an engine file; see `engine_record`. `rebuild` is the command that makes it anew."""
+
+    name: str
+    role: str
+    precision: str
+    flavor: str
+    version: str
+    gpu: str | None
+    compute_capability: str | None
+    targets: tuple[str, ...]
+    max_batch: int
+    version_compatible: bool
+    hardware_compatible: bool
+    verified: bool
+    rebuild: str
+    multiprocessors: int | None = None
+
+    @property
+    def made_with(self) -> str:
+        return f"{DISPLAY_NAMES[self.flavor]} {self.version}"
+
+
+def rebuild_command(root: Path, precision: str | None) -> str:
+    """The command that builds a bundle's engines of a precision again."""
+    option = f" --{precision}" if precision in ("fp16", "int8") else ""
+    return f"lavt-export trt {root}{option}"
+
+
+def engine_record(root: Path, manifest: Manifest, name: str) -> EngineRecord:
+    """The checked record of one of the bundle's engine files.
+
+    Raises BundleError where `name` is no engine, the record is missing or malformed, or the bundle's graph has changed
+    since the engine was built from it.
+    """
+    entry = manifest.files.get(name)
+    if entry is None or entry.role != "engine":
+        raise BundleError(f"{name} is no engine of {root}: build one with {rebuild_command(root, 'fp16')}")
+    rebuild = rebuild_command(root, entry.precision)
+    fields = manifest.engines.get(name, {})
+
+    def field(key: str, kind: type[_Value], pattern: re.Pattern[str] = _ANYTHING) -> _Value:
+        value = fields.get(key)
+        if isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and pattern.fullmatch(str(value)):
+            return value
+        raise BundleError(f"{MANIFEST_NAME}: engines.{name}.{key} is missing or malformed: {rebuild}")
+
+    def optional(key: str, pattern: re.Pattern[str] = _ANYTHING) -> str | None:
+        return None if fields.get(key) is None else field(key, str, pattern)
+
+    targets = field("targets", list)
+    max_batch = field("max_batch", int)
+    if max_batch < 1 or not all(isinstance(target, str) and _TARGET.fullmatch(target) for target in targets):
+        raise BundleError(f"{MANIFEST_NAME}: engines.{name}: targets or max_batch is malformed: {rebuild}")
+    _refuse_stale(name, fields, manifest, rebuild)
+    return EngineRecord(
+        name=name,
+        role=field("role", str, _ROLE),
+        precision=field("precision", str),
+        flavor=field("flavor", str, _FLAVOR),
+        version=field("version", str, _VERSION),
+        gpu=optional("gpu"),
+        compute_capability=optional("compute_capability", _CAPABILITY),
+        targets=tuple(targets),
+        max_batch=max_batch,
+        version_compatible=field("version_compatible", bool),
+        hardware_compatible=field("hardware_compatible", bool),
+        verified=field("verified", bool),
+        rebuild=rebuild,
+        multiprocessors=None if fields.get("multiprocessors") is None else field("multiprocessors", int),
+    )
+
+
+def _refuse_stale(name: str, fields: Mapping[str, Any], manifest: Manifest, rebuild: str) -> None:
+    graph = fields.get("onnx_file")
+    entry = manifest.files.get(graph) if isinstance(graph, str) else None
+    if entry is not None and entry.sha256 != fields.get("onnx_sha256"):
+        raise BundleError(f"{name} was built from another {graph} than the bundle has now: {rebuild}")
+
+
+def check_header(data: bytes, record: EngineRecord, path: Path) -> None:
+    """Refuse what is no engine of the recorded flavour and version, before anything deserialises it.
+
+    A plan begins with its magic (4 bytes); bytes 16 to 23 of one for RTX are its size, bytes 24 to 27 the version.
+    Raises BundleError.
+    """
+    magic = bytes(data[:4])
+    flavor = _MAGIC.get(magic)
+    if flavor is None and _is_newer_than_known(record):
+        return
+    if flavor is None or len(data) < _HEADER_BYTES:
+        raise BundleError(f"{path} is no TensorRT engine (it begins with {magic!r}): {record.rebuild}")
+    if flavor != record.flavor:
+        raise BundleError(
+            f"{path} is an engine of {DISPLAY_NAMES[flavor]}, "
+            f"{MANIFEST_NAME} says {DISPLAY_NAMES[record.flavor]}: {record.rebuild}"
+        )
+    if flavor == "tensorrt_rtx" and int.from_bytes(data[16:24], "little") != len(data):
+        raise BundleError(f"{path} has {len(data)} bytes, its header says otherwise: {record.rebuild}")
+    built = tuple(data[24:28])
+    if any(found != said & 0xFF for found, said in zip(built, numbers(record.version), strict=False)):
+        version = ".".join(map(str, built))
+        raise BundleError(f"{path} was built with {version}, {MANIFEST_NAME} says {record.version}: {record.rebuild}")
+
+
+def _is_newer_than_known(record: EngineRecord) -> bool:
+    return numbers(record.version)[0] > _LAST_KNOWN_MAJOR[record.flavor]
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The components of a version such as "10.3.0"; what follows the digits of a component is left out."""
+    return tuple(int(match.group()) for part in version.split(".") if (match := re.match("[0-9]+", part)))
+
+
+def flavor_misfit(record: EngineRecord, flavor: str, version: str) -> str | None:
+    """Why this TensorRT cannot run the engine, or None."""
+    here = f"{DISPLAY_NAMES[flavor]} {version}"
+    if record.flavor != flavor or not _version_fits(record, version):
+        return f"{record.name} was built with {record.made_with}, this machine has {here}: {record.rebuild}"
+    return None
+
+
+def _version_fits(record: EngineRecord, version: str) -> bool:
+    """Equal as far as both are given; with version compatibility, newer ones of the same major, and 11 for 10."""
+    built, running = numbers(record.version), numbers(version)
+    common = min(len(built), len(running))
+    if built[:common] == running[:common]:
+        return common > 0
+    if record.flavor != "tensorrt" or not record.version_compatible:
+        return False
+    return built < running and (built[0] == running[0] or (built[0], running[0]) == (10, 11))
+
+
+def device_misfit(record: EngineRecord, device: CudaDevice) -> str | None:
+    """Why this GPU cannot run the engine, or None.
+
+    An engine of TensorRT is for the GPU model it was built on, and for its number of multiprocessors, for every Jetson
+    Orin has the same name and compute capability; with hardware compatibility, for compute capability 8.0 and later.
+    One of TensorRT for RTX is for its targets; without any for whatever RTX says when it is loaded.
+    """
+    found = f"this machine has {device.name} ({device.compute_capability}): {record.rebuild}"
+    if record.targets:
+        fits = device.sm in record.targets
+        return None if fits else f"{record.name} was built for {', '.join(record.targets)}, {found}"
+    if record.flavor == "tensorrt_rtx":
+        return None
+    if record.hardware_compatible:
+        fits = numbers(device.compute_capability) >= (8, 0)
+        return None if fits else f"{record.name} was built for compute capability 8.0 or later, {found}"
+    if record.compute_capability != device.compute_capability or record.gpu not in (None, device.name):
+        return f"{record.name} was built for {record.gpu} ({record.compute_capability}), {found}"
+    counts = record.multiprocessors, device.multiprocessors
+    if None not in counts and counts[0] != counts[1]:
+        return f"{record.name} was built for {record.gpu} with {counts[0]} multiprocessors, not {counts[1]}, {found}"
+    return None
+
+
+def preferred(records: Sequence[EngineRecord]) -> list[EngineRecord]:
+    """Image engines, best first: verified before unverified; then fp16, int8, fp32; then the manifest's order."""
+    ranks = {precision: rank for rank, precision in enumerate(_PREFERENCE)}
+    return sorted(records, key=lambda record: (not record.verified, ranks.get(record.precision, len(ranks))))
+
+
+def text_engine_for(image: EngineRecord, records: Sequence[EngineRecord]) -> EngineRecord | None:
+    """The text encoder's engine to use beside an image engine: of its flavour; its precision, else fp16, else any."""
+    ranks = {precision: rank for rank, precision in enumerate((*_PREFERENCE[::-1], "fp16", image.precision))}
+    fitting = [one for one in records if one.role == "text_encoder" and one.flavor == image.flavor]
+    return max(fitting, key=lambda one: (ranks.get(one.precision, -1), one.verified), default=None)
