@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -195,7 +196,7 @@ def export_trt(
     """Build a bundle's TensorRT engines, on the device that is to run them."""
     if fp16 and int8:
         raise LavtError("give one of --fp16 and --int8")
-    from ..export.engines.bundle import build_engines
+    from ..export.engines.bundle import build_engines, missing_graphs
     from ..export.engines.options import EngineOptions, parse_bytes, parse_targets
 
     options = EngineOptions(
@@ -210,6 +211,8 @@ def export_trt(
         targets=() if compute_capability is None else parse_targets(compute_capability),
     )
     with needs("rtx"), phases() as (report, progress):
+        for precision in missing_graphs(bundle, options):
+            _quantize(bundle, precision, report)
         outcome = build_engines(
             bundle,
             options,
@@ -220,3 +223,15 @@ def export_trt(
     for engine in outcome.engines:
         out.print(f"{bundle / engine.name}: {engine.describe()}", soft_wrap=True, highlight=False)
     out.print(f"built by {outcome.plan.describe()}", soft_wrap=True, highlight=False)
+
+
+def _quantize(bundle: Path, precision: str, report: Callable[[str], None]) -> None:
+    try:
+        from ..calibration.quantize import quantize_bundle
+    except ImportError as error:
+        raise ExportError(
+            f"{bundle} has no graphs of precision {precision}, and {error.name} is missing to make them: run "
+            f"lavt-export quantize {bundle} --{precision} where lavt-edge[export] is installed, and copy the bundle "
+            "here"
+        ) from error
+    quantize_bundle(bundle, precision, report=report)

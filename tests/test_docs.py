@@ -258,49 +258,6 @@ def test_messages_on_the_jetson_page_are_in_the_code() -> None:
     assert not [one for one in shown if not any(one in part for part in parts)]
 
 
-# the house
-
-
-LEVELS = {"cli": 3, "benchmarks": 2, "export": 2, "calibration": 2, "demo": 2, "reference": 1, "data": 1}
-BELOW = {"runtime", *(path.stem for path in ROOT.glob("*.py") if not path.stem.startswith(("cli", "demo")))}
-
-
-def _imports(path: Path) -> Iterator[str]:
-    """The top-level parts of lavt_edge that a module imports from, its own among them."""
-    folder = ("lavt_edge", *path.relative_to(ROOT).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            base = folder[: len(folder) - node.level + 1] if node.level else ()
-            parts = (*base, *(node.module or "").split("."))
-            if parts[0] == "lavt_edge":
-                names = [part for part in parts[1:] if part]
-                yield from names[:1] or [alias.name for alias in node.names if not alias.name.startswith("__")]
-
-
-def _part(name: str) -> str:
-    return "cli" if name.startswith("cli") else name
-
-
-def test_imports_point_one_way() -> None:
-    """cli -> benchmarks, export, calibration -> reference, data -> runtime, which imports none of them."""
-    checked = 0
-    for path in ROOT.rglob("*.py"):
-        parts = path.relative_to(ROOT).parts
-        own = _part(parts[0].removesuffix(".py"))
-        if own not in LEVELS and own not in BELOW:
-            continue
-        for name in map(_part, _imports(path)):
-            assert name in LEVELS or name in BELOW, f"{path}: {name} has no level"
-            allowed = LEVELS.get(name, 0) <= LEVELS.get(own, 0)
-            assert allowed, f"{path.relative_to(ROOT)} imports {name}, which is above it"
-            checked += 1
-    assert checked > 300
-    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| ([0-3]) \| (.*) \|$", page, re.MULTILINE))
-    for name, level in {**LEVELS, "runtime": 0, "errors": 0, "exits": 0, "files": 0}.items():
-        assert re.search(rf"`{name}(/|\*?\.py)`", rows[str(level)]), f"architecture.md: level {level} lacks {name}"
-
-
 def test_citation_names_the_paper() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors", "version", "license"} <= cited.keys()

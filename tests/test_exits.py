@@ -213,8 +213,8 @@ def test_a_signal_ends_a_command_with_its_code_and_leaves_nothing(kind: str, cod
     script = (
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
-        "from lavt_edge.exits import run_main\n"
-        "from lavt_edge.files import whole_file\n"
+        "from lavt_edge._base.exits import run_main\n"
+        "from lavt_edge._base.files import whole_file\n"
         "def body():\n"
         "    with whole_file(Path('out')) as partial:\n"
         "        partial.write_text('half')\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lavt_edge import cli
 from lavt_edge.errors import BundleError, ExportError
 from lavt_edge.export.engines.bundle import build_engines
 from lavt_edge.export.engines.options import EngineOptions
@@ -242,7 +243,6 @@ def test_options_that_mean_nothing_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from lavt_edge import cli
 
     before = state(bundle)
     flavor = [] if "--flavor" in arguments else ["--flavor", "tensorrt_rtx"]
@@ -271,8 +271,8 @@ def test_polygraphy_that_was_imported_for_the_other_flavour_is_replaced(bundle: 
 from pathlib import Path
 import numpy as np
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
-from lavt_edge.export.engine import build_engines
-from lavt_edge.export.engine_options import EngineOptions
+from lavt_edge.export.engines.bundle import build_engines
+from lavt_edge.export.engines.options import EngineOptions
 root = Path({str(bundle)!r})
 feed = {{"input_ids": np.ones((1, 20), np.int64), "attention_mask": np.ones((1, 20), np.int64)}}
 def run():
@@ -304,10 +304,17 @@ def test_graphs_that_are_missing_are_made_first(
 
     monkeypatch.setattr(quantize, "quantize_bundle", instead)
     bundle = copy_bundle(demo_bundle, tmp_path / "bundle")
-    build_engines(bundle, EngineOptions(precision="int8", targets=TARGETS, flavor="tensorrt_rtx"))
-    assert asked == ["fp16", "int8"]
-    build_engines(bundle, EngineOptions(precision="int8", targets=TARGETS, flavor="tensorrt_rtx"))
-    assert asked == ["fp16", "int8"]
+    options = EngineOptions(precision="int8", targets=TARGETS, flavor="tensorrt_rtx")
+    with pytest.raises(ExportError, match=f"no graphs of precision fp16: run lavt-export quantize {bundle} --fp16"):
+        build_engines(bundle, options)
+    monkeypatch.setattr(
+        sys, "argv", ["lavt-export", "trt", str(bundle), "--int8", "--flavor=tensorrt_rtx", "--compute-capability=sm86"]
+    )
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            cli.export_main()
+        assert stopped.value.code == 0
+        assert asked == ["fp16", "int8"]
     assert sorted(open_bundle(bundle).manifest.engines) == ["segmenter.int8.engine", "text_encoder.fp16.engine"]
 
 

@@ -270,7 +270,7 @@ def test_an_earlier_process_with_the_same_id_is_gone(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lavt_edge.files import whole_file, whole_folder
+from lavt_edge._base.files import whole_file, whole_folder
 
 target = Path(sys.argv[2])
 with (whole_folder(target, replace=True) if sys.argv[1] == "folder" else whole_file(target)) as partial:

@@ -16,7 +16,7 @@ from lavt_edge.tests.folder_content import content, names
 HELD = """
 import sys
 from pathlib import Path
-from lavt_edge.files import locked_folder, whole_folder
+from lavt_edge._base.files import locked_folder, whole_folder
 
 target = Path(sys.argv[2])
 with locked_folder(target) if sys.argv[1] == "lock" else whole_folder(target, replace=True) as partial:
@@ -94,7 +94,7 @@ def test_of_many_at_once_one_writes(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from lavt_edge.files import whole_folder
+from lavt_edge._base.files import whole_folder
 target, mine, end = Path(sys.argv[1]), sys.argv[2], time.monotonic() + 1.0
 time.sleep(float(sys.argv[3]) - time.time())
 done = 0

@@ -1,6 +1,6 @@
 """`lavt-export trt`: a bundle's engines, built, verified where that can be done, and recorded; both or none.
 
-Nothing here needs torch or onnx: the typed graphs are in the bundle already, or are made by `lavt-export quantize`.
+Nothing here needs torch or onnx: the typed graphs are in the bundle already, made by `lavt-export quantize`.
 """
 
 from __future__ import annotations
@@ -75,12 +75,41 @@ def build_engines(
     `report` is told each step, `progress` the build's phase with the share done (0 to 1), `warn` a line that the user
     should see. Stopped or killed, it leaves the bundle as it was; only a kill in the moment in which new engines take
     the place of old ones can leave it with neither. Raises BundleError for a damaged bundle, BackendError where no
-    TensorRT can be imported, ExportError where an option or a graph cannot be built.
+    TensorRT can be imported, ExportError where an option or a graph cannot be built, or the bundle lacks a typed graph.
     """
     options = options or EngineOptions()
     watch = _Watch(report, progress, warn)
-    flavor = find_flavor(options.flavor)
-    bundle = open_bundle(root)
+    bundle, flavor, plan = _plan(root, options)
+    for precision in _missing(bundle, options.precision):
+        raise ExportError(
+            f"{root} has no graphs of precision {precision}: run lavt-export quantize {root} --{precision}"
+        )
+    with amend(root) as change:
+        bundle = open_bundle(root)
+        made = [
+            _make(bundle, role, precision, plan, flavor, change, watch)
+            for role, precision in wanted_graphs(options.precision)
+        ]
+        records = {one.summary.name: one.record for one in made}
+        manifest = change.commit(
+            {one.summary.name: one.entry for one in made},
+            lambda manifest: replace(manifest, engines={**manifest.engines, **records}),
+        )
+    return EngineOutcome(manifest, plan, tuple(one.summary for one in made))
+
+
+def missing_graphs(root: Path, options: EngineOptions) -> tuple[str, ...]:
+    """The precisions whose typed graphs `build_engines` would refuse the bundle for; raises as that does."""
+    bundle, _, _ = _plan(root, options)
+    return _missing(bundle, options.precision)
+
+
+def _missing(bundle: Bundle, precision: str) -> tuple[str, ...]:
+    return tuple(sorted({one for role, one in wanted_graphs(precision) if not bundle.has(role, one)}))
+
+
+def _plan(root: Path, options: EngineOptions) -> tuple[Bundle, Flavor, BuildPlan]:
+    flavor, bundle = find_flavor(options.flavor), open_bundle(root)
     plan = plan_build(
         root,
         options,
@@ -90,38 +119,7 @@ def build_engines(
         device=find_device(),
         known_targets=known_targets(flavor),
     )
-    _make_missing_graphs(bundle, options.precision, watch.report)
-    with amend(root) as change:
-        bundle = open_bundle(root)
-        made = [_make(bundle, role, precision, plan, flavor, change, watch) for role, precision in _wanted(plan)]
-        records = {one.summary.name: one.record for one in made}
-        manifest = change.commit(
-            {one.summary.name: one.entry for one in made},
-            lambda manifest: replace(manifest, engines={**manifest.engines, **records}),
-        )
-    return EngineOutcome(manifest, plan, tuple(one.summary for one in made))
-
-
-def _wanted(plan: BuildPlan) -> tuple[tuple[str, str], ...]:
-    return wanted_graphs(plan.options.precision)
-
-
-def _make_missing_graphs(bundle: Bundle, precision: str, report: Report) -> None:
-    """Has the typed graphs made that the bundle lacks. Raises ExportError where that cannot be done here."""
-    missing = {one for role, one in wanted_graphs(precision) if not bundle.has(role, one)}
-    for one in sorted(missing):
-        _quantize(bundle.root, one, report)
-
-
-def _quantize(root: Path, precision: str, report: Report) -> None:
-    try:
-        from ...calibration.quantize import quantize_bundle
-    except ImportError as error:
-        raise ExportError(
-            f"{root} has no graphs of precision {precision}, and {error.name} is missing to make them: run lavt-export "
-            f"quantize {root} --{precision} where lavt-edge[export] is installed, and copy the bundle here"
-        ) from error
-    quantize_bundle(root, precision, report=report)
+    return bundle, flavor, plan
 
 
 @dataclass(frozen=True)
