@@ -10,7 +10,7 @@ import typer
 
 from .._base.exits import needs
 from ..errors import ExitCode, LavtError
-from .common import Device, err, out, parse_heads, parse_size, print_table, progress_bar, refuse, stages
+from .common import Device, err, out, parse_heads, parse_size, print_table, progress_bar, refuse, warn
 
 if TYPE_CHECKING:
     from ..benchmarks.timing.measure import Options
@@ -190,21 +190,19 @@ def _bench_latency(options: Options, asked: dict[str, Any]) -> None:
     for title, header, rows in tables(result, _MOST_LAYERS):
         print_table(title, header, rows)
     for line in result["warnings"]:
-        err.print(f"warning: {line}", soft_wrap=True, highlight=False)
+        warn(line)
     _write_files(result, asked["json_file"], asked["report"])
     if baseline is None:
         return
     verdict = compare_with_baseline(result, baseline, asked["max_slowdown"])
     for note in verdict.notes:
-        err.print(f"warning: {note}", soft_wrap=True, highlight=False)
+        warn(note)
     change, measured = verdict.change, f"through {verdict.through}" if verdict.through else "directly"
     out.print(
         f"time over the baseline's, {measured}: {change.ratio:.3f}, 95 % {change.low:.3f} to {change.high:.3f}",
-        soft_wrap=True,
-        highlight=False,
     )
     if verdict.slower:
-        err.print(f"slower than {asked['max_slowdown']:g} times the baseline", soft_wrap=True, style="red")
+        err.print(f"slower than {asked['max_slowdown']:g} times the baseline", style="red")
         raise typer.Exit(ExitCode.SLOWER)
 
 
@@ -212,7 +210,7 @@ def _measure(options: Options, asked: dict[str, Any]) -> dict[str, Any]:
     from ..benchmarks.parts import measure as measure_parts
     from ..benchmarks.timing.measure import measure
 
-    with stages() as (report, progress):
+    with progress_bar() as (report, progress):
         measure_parts.check(options, estimate=asked["estimate"], layers=asked["layers"])
         result = measure(options, report=report, progress=progress)
         if asked["parts"]:
@@ -263,7 +261,7 @@ def _write_files(result: dict[str, Any], json_file: Path | None, report: Path | 
                 write_report(result, path)
         except OSError as error:
             raise LavtError(f"{path}: cannot be written ({error.strerror or error})") from error
-        out.print(f"written: {path}", soft_wrap=True, highlight=False)
+        out.print(f"written: {path}")
 
 
 def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
@@ -278,7 +276,7 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
     from ..data.sentences import open_split
 
     swap, run = asked["swap"], {name: asked[name] for name in ("batch_size", "device", "threads")}
-    with progress_bar("opening the data set") as progress:
+    with progress_bar("opening the data set") as (_, progress):
         sentences = open_split(
             asked["dataset"],
             asked["split"],
@@ -295,7 +293,7 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
             from ..benchmarks.evaluation.reference import DEMO, load_reference
 
         predictor = load_reference(asked["checkpoint"] or DEMO, image_size=size, fusion_heads=heads, **run)
-    with progress_bar("sentences") as progress:
+    with progress_bar("sentences") as (_, progress):
         evaluation = evaluate(
             predictor,
             sentences,
@@ -307,7 +305,7 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
     words = ", each with the words of another object in its image" if swap else ""
     height, width = predictor.size
     print_table(f"{predictor.name} on {sentences.name}, {width}x{height}{words}", HEADER, evaluation.table())
-    out.print(f"each sentence's result: {evaluation.results}", soft_wrap=True, highlight=False, markup=False)
+    out.print(f"each sentence's result: {evaluation.results}")
 
 
 def _parse_counts(option: str, text: str | None) -> tuple[int, ...]:

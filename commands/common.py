@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from ..errors import ExportError, LavtError, one_line
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+# A line is not wrapped: whoever reads it through a pipe gets it whole.
+out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-out = Console(markup=False, emoji=False)
-err = Console(stderr=True, markup=False, emoji=False)
+Report = Callable[[str], None]
+Progress = Callable[[int, int], None]
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where it can be used, else the CPU.")]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width of `480` or `480x640`. Raises ExportError."""
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+    sizes = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.lower())
+    if sizes is None:
         raise ExportError(f"--image-size {text!r}: give a number such as 480, or HEIGHTxWIDTH such as 480x640")
-    return int(parts[0]), int(parts[-1])
+    return int(sizes[1]), int(sizes[2] or sizes[1])
 
 
 def parse_batch(text: str) -> int | None:
+    """None for `dynamic`. Raises ExportError."""
     if text == "dynamic":
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 6):
+    if not re.fullmatch(r"[0-9]{1,5}", text):
         raise ExportError(f"--batch {text!r}: give a number, or 'dynamic'")
     return int(text)
 
 
 def parse_heads(text: str | None) -> tuple[int, int, int, int] | None:
+    """The four numbers of `4-4-4-4`. Raises ExportError."""
     if text is None:
         return None
-    parts = text.split("-")
-    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and 0 < len(part) < 4 for part in parts):
+    if not re.fullmatch(r"[0-9]{1,3}(-[0-9]{1,3}){3}", text):
         raise ExportError(f"--fusion-heads {text!r}: give four numbers such as 4-4-4-4")
-    first, second, third, fourth = map(int, parts)
+    first, second, third, fourth = map(int, text.split("-"))
     return first, second, third, fourth
 
 
@@ -60,17 +64,21 @@ def refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> Non
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Warnings as a line each on stderr, once what is within is done; where it fails, its error is all that is said."""
+    """Shows warnings on stderr, one line each, after the body; if the body fails, only its error is shown."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    for one in caught:
-        err.print(f"warning: {one_line(str(one.message))}", soft_wrap=True, highlight=False)
+    for warning in caught:
+        warn(str(warning.message))
+
+
+def warn(text: str) -> None:
+    err.print(f"warning: {one_line(text)}")
 
 
 @contextmanager
 def without_library_output() -> Iterator[None]:
-    """Keeps off stderr what C libraries print there by themselves, as libtiff does of a damaged file."""
+    """Drops what C libraries write to stderr on their own, as libtiff does about a damaged file."""
     try:
         sys.stderr.flush()
         kept = os.dup(2)
@@ -86,71 +94,31 @@ def without_library_output() -> Iterator[None]:
         os.close(kept)
 
 
-class _Steps:
-    """Shows the step that is under way; silent where nobody watches."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task("starting", total=total)
-        self._begun = 0
-
-    def __call__(self, step: str) -> None:
-        self._progress.update(self._task, description=step, completed=self._begun)
-        self._begun += 1
-
-
-def _progress() -> Progress:
+@contextmanager
+def progress_bar(step: str = "starting") -> Iterator[tuple[Report, Progress]]:
+    """A bar on stderr, if that is a terminal: call the first to name the next step, the second with (done, total)."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-
-
-@contextmanager
-def steps(total: int) -> Iterator[_Steps]:
-    with _progress() as progress:
-        yield _Steps(progress, total)
-
-
-@contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    with _progress() as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
-def stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """For work in several steps of known length: what tells the step, and what tells how far it is."""
-    with _progress() as progress:
-        task = progress.add_task("starting", total=None)
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(step, total=None)
 
         def report(step: str) -> None:
-            progress.update(task, description=step, completed=0, total=None)
+            bar.update(task, description=step, completed=0)
+            bar.tasks[0].total = None  # update() takes None for no change; without a total the bar pulses
 
-        yield report, lambda done, total: progress.update(task, completed=done, total=total)
-
-
-@contextmanager
-def phases() -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
-    """For work that names its phase as it goes: what tells the step, and what tells the phase and the share done."""
-    with _progress() as progress:
-        task = progress.add_task("starting", total=None)
-
-        def report(step: str) -> None:
-            progress.update(task, description=step, completed=0, total=None)
-
-        yield report, lambda phase, share: progress.update(task, description=phase, completed=share, total=1)
+        yield report, lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    out.print(title, soft_wrap=True, highlight=False, markup=False)
+    out.print(title)
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left")
     for row in rows:
         table.add_row(*row)
-    Console(width=max(out.width, 100)).print(table)  # a figure that is cut short is none
+    width = max(out.width, 100)  # so that no figure is cut short
+    Console(width=width, markup=False, emoji=False).print(table)

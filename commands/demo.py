@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 
 from .._base.exits import run_main
 from .._base.files import whole_file
+from .common import out, progress_bar
 
 ROWS, COLUMNS, SCENES = 4, 2, 60
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def segment_scenes(bundle: Path) -> tuple[list[NDArray[np.uint8]], dict[str, float]]:
@@ -30,8 +29,9 @@ def segment_scenes(bundle: Path) -> tuple[list[NDArray[np.uint8]], dict[str, flo
 
     panels: list[NDArray[np.uint8]] = []
     metrics = ReferringMetrics()
-    with Segmenter.load(bundle) as segmenter, Console(stderr=True).status("segmenting generated scenes"):
+    with Segmenter.load(bundle) as segmenter, progress_bar("segmenting generated scenes") as (_, progress):
         for index in range(SCENES):
+            progress(index, SCENES)
             scene = scene_at(0, "val", index)
             image, masks, sentences = scene.render(), scene.masks(), scene.sentences()
             results = segmenter.segment(image, [one.text for one in sentences])
@@ -78,8 +78,8 @@ def run_demo(folder: Path) -> None:
     from ..export.source import export_demo
 
     bundle = folder / "bundle"
-    with Console(stderr=True).status("exporting") as status:
-        manifest = export_demo(bundle, lambda step: status.update(step))
+    with progress_bar("exporting") as (report, _):
+        manifest = export_demo(bundle, report)
     if manifest is None:
         out.print(f"{bundle} is there already")
     else:

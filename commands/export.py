@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,18 +10,7 @@ import typer
 
 from .._base.exits import needs
 from ..errors import ExportError, LavtError
-from .common import (
-    err,
-    out,
-    parse_batch,
-    parse_heads,
-    parse_size,
-    phases,
-    print_table,
-    refuse,
-    stages,
-    steps,
-)
+from .common import Report, out, parse_batch, parse_heads, parse_size, print_table, progress_bar, refuse, warn
 
 if TYPE_CHECKING:
     from ..calibration.quantize import Outcome
@@ -72,7 +60,7 @@ def export_onnx(
     check_output(output, force)
     if Path(os.path.realpath(source.path)).is_relative_to(os.path.realpath(output)):
         raise ExportError(f"{source.path} lies in {output}, which would be replaced; name another folder")
-    with steps(9) as report:
+    with progress_bar() as (report, _):
         report(f"reading {source.path.name}")
         manifest = export_bundle(
             source.load(heads),
@@ -89,8 +77,6 @@ def export_onnx(
         f"{manifest.model['macs']['segmenter'] / 1e9:.1f} GMACs per image\n"
         f"against PyTorch in float64: relative error {parity['relative_error']:.1e}, "
         f"pixel agreement {100 * parity['pixel_agreement']:.3f} %, {parity['cases']} cases",
-        soft_wrap=True,
-        highlight=False,
     )
 
 
@@ -134,7 +120,7 @@ def export_quantize(
         seed=seed,
     )
     options = QuantizeOptions(policy=policy, method=method, rest=rest, max_drop=max_drop, data=data)
-    with stages() as (report, progress):
+    with progress_bar() as (report, progress):
         outcome = quantize_bundle(
             bundle, "fp16" if fp16 else "int8", options, replace_existing=force, report=report, progress=progress
         )
@@ -162,8 +148,6 @@ def _print_outcome(bundle: Path, outcome: Outcome, rest: str) -> None:
         f"{bundle}: segmenter.{outcome.precision}.onnx, {figures.drop:+.3f} points of mean IoU lost against FP32 "
         f"({figures.mean_iou:.2f} over {figures.sentences} held-out sentences), pixel agreement "
         f"{100 * figures.pixel_agreement:.3f} %, logit error {figures.relative_error:.1e}",
-        soft_wrap=True,
-        highlight=False,
     )
 
 
@@ -210,22 +194,21 @@ def export_trt(
         hardware_compatible=hardware_compatible,
         targets=() if compute_capability is None else parse_targets(compute_capability),
     )
-    with needs("rtx"), phases() as (report, progress):
+    with needs("rtx"), progress_bar() as (report, progress):
+
+        def show_phase(phase: str, share: float) -> None:
+            report(phase)
+            progress(round(1000 * share), 1000)
+
         for precision in missing_graphs(bundle, options):
             _quantize(bundle, precision, report)
-        outcome = build_engines(
-            bundle,
-            options,
-            report=report,
-            progress=progress,
-            warn=lambda line: err.print(f"warning: {line}", soft_wrap=True, highlight=False),
-        )
+        outcome = build_engines(bundle, options, report=report, progress=show_phase, warn=warn)
     for engine in outcome.engines:
-        out.print(f"{bundle / engine.name}: {engine.describe()}", soft_wrap=True, highlight=False)
-    out.print(f"built by {outcome.plan.describe()}", soft_wrap=True, highlight=False)
+        out.print(f"{bundle / engine.name}: {engine.describe()}")
+    out.print(f"built by {outcome.plan.describe()}")
 
 
-def _quantize(bundle: Path, precision: str, report: Callable[[str], None]) -> None:
+def _quantize(bundle: Path, precision: str, report: Report) -> None:
     try:
         from ..calibration.quantize import quantize_bundle
     except ImportError as error:

@@ -47,4 +47,4 @@ def run(
     except OSError as error:
         raise LavtError(f"{output}: cannot be written ({error.strerror or error})") from error
     share = 100 * result.mask.mean()
-    out.print(f"{output}: {share:.1f} % of the pixels, on {segmenter.device}", soft_wrap=True, highlight=False)
+    out.print(f"{output}: {share:.1f} % of the pixels, on {segmenter.device}")

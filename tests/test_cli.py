@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lavt_edge import cli
+from lavt_edge.commands import common
+from lavt_edge.commands.common import print_table, progress_bar
 from lavt_edge.tests.runtime_bundle import write_bundle
 from PIL import Image
+from rich.console import Console
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -137,3 +140,24 @@ def test_names_that_the_terminal_cannot_show_do_not_fail(bundle: Path, photo: Pa
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "é.png").exists()
+
+
+def test_tables_show_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("a [red] title", ("side", "ms"), [("bundle[red] :smile:", "1.0")])
+    shown = capsys.readouterr().out
+    assert "a [red] title" in shown
+    assert "bundle[red] :smile:" in shown
+
+
+def test_progress_is_for_terminals(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with progress_bar("reading") as (report, progress):
+        report("measuring")
+        progress(1, 2)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(common, "err", Console(stderr=True, force_terminal=True))
+    with progress_bar("reading") as (report, progress):
+        report("measuring")
+        progress(1, 2)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "measuring" in shown.err
