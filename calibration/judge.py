@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..data.metrics import ReferringMetrics
+from ..data.metrics import ReferringMetrics, relative_error
 from ..runtime.bundle import Bundle
 from ..runtime.tokenizer import SentenceTokenizer
 from .observe import Array, Session
@@ -78,12 +78,11 @@ class Judge:
     def compare(self, found: Sequence[Array]) -> Figures:
         """The figures of logit differences (H,W) of the first cases."""
         truth = self._truth[: len(found)]
-        squares = sum(float(((a - b).astype(np.float64) ** 2).sum()) for a, b in zip(found, truth, strict=True))
-        norm = sum(float((b.astype(np.float64) ** 2).sum()) for b in truth)
         agreement = np.mean([np.mean((a > 0) == (b > 0)) for a, b in zip(found, truth, strict=True)])
         mean_iou = self._mean_iou(found)
-        error = (squares / norm) ** 0.5 if norm else 0.0
-        return Figures(len(found), mean_iou, self._mean_iou(truth) - mean_iou, float(agreement), error)
+        return Figures(
+            len(found), mean_iou, self._mean_iou(truth) - mean_iou, float(agreement), relative_error(found, truth)
+        )
 
     def _groups(self, count: int) -> list[list[int]]:
         """The first cases by number in groups of the batch size, the last one filled with its last case."""

@@ -1,8 +1,15 @@
-"""The figures of referring segmentation, as LAVT's tables give them (Yang et al., CVPR 2022, arXiv 2112.02244)."""
+"""The figures of referring segmentation, as LAVT's tables give them (Yang et al., CVPR 2022, arXiv 2112.02244).
 
+And the figures of two computations of the same: `relative_error`, `pixel_agreement`.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import DatasetError
 
@@ -80,6 +87,35 @@ class ReferringMetrics:
         for threshold in THRESHOLDS:
             figures[f"precision@{threshold}"] = int(np.count_nonzero(ious >= threshold)) * 100 / sentences
         return figures
+
+
+def relative_error(
+    values: npt.NDArray[Any] | Sequence[npt.NDArray[Any]], reference: npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
+) -> float:
+    """norm(values - reference) / norm(reference) in float64, of two arrays of one shape or over all pairs of two lists.
+
+    Infinite if anything is not finite, or if the reference is all zero and the values are not. Never NaN.
+    """
+    values = [values] if isinstance(values, np.ndarray) else values
+    reference = [reference] if isinstance(reference, np.ndarray) else reference
+    difference_squares = reference_squares = 0.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        for value, target in zip(values, reference, strict=True):
+            target = target.astype(np.float64).ravel()
+            difference = value.ravel() - target
+            difference_squares += float(difference @ difference)
+            reference_squares += float(target @ target)
+    if not math.isfinite(difference_squares):
+        return math.inf
+    if not reference_squares:
+        return math.inf if difference_squares else 0.0
+    return math.sqrt(difference_squares) / math.sqrt(reference_squares)
+
+
+def pixel_agreement(logits: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:
+    """The share of pixels, 0 to 1, of the same class in two arrays of logits (...,2,H,W)."""
+    masks = [array[..., 1, :, :] > array[..., 0, :, :] for array in (logits, reference)]
+    return float(np.mean(masks[0] == masks[1]))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ import torch
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from polygraphy.logger import G_LOGGER
 
-from ..reference.lavt import LAVT
+from ..data.metrics import relative_error
+from ..reference.lavt import LAVT, normalise
 from ..runtime.tokenizer import SentenceTokenizer
-from .rewrites.folding import IMAGENET_MEAN, IMAGENET_STD
 
 # One word, a phrase, a sentence, and more word pieces than a prompt holds.
 SENTENCES = (
@@ -82,11 +81,9 @@ def measure_parity(
             expected[case] = _run_reference(model, images[case], ids[case], masks[case])
             progress(len(expected), len(images))
         truth = expected[case]
-        errors.append(float(np.linalg.norm(logits - truth) / np.linalg.norm(truth)))
+        errors.append(relative_error(logits, truth))
         agreements.append(float(np.mean((truth[1] > truth[0]) == mask.astype(bool))))
-    # NaN must not pass for small: it is no number that `max` would find.
-    worst = max(errors) if all(map(math.isfinite, errors)) else math.inf
-    return Parity(worst, min(agreements), len(expected))
+    return Parity(max(errors), min(agreements), len(expected))
 
 
 def _run_bundle(
@@ -123,10 +120,9 @@ def _run_bundle(
 def _run_reference(
     model: LAVT, image: npt.NDArray[np.uint8], ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    normalised = (image / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     with torch.inference_mode():
         logits = model(
-            torch.from_numpy(normalised.transpose(2, 0, 1).copy())[None],
+            normalise(torch.from_numpy(image)[None], torch.float64),
             torch.from_numpy(ids)[None],
             torch.from_numpy(mask)[None],
         )

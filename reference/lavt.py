@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from .config import LAVTConfig, TextConfig
+from .config import IMAGENET_MEAN, IMAGENET_STD, LAVTConfig, TextConfig
 from .decoder import Decoder, upsample
 from .swin import Backbone
+
+
+def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """RGB images, uint8 (B,H,W,3), as LAVT takes them, (B,3,H,W): 0..1, less ImageNet's mean, over its deviation."""
+    pixels = images.to(dtype) / 255
+    normalised = (pixels - pixels.new_tensor(IMAGENET_MEAN)) / pixels.new_tensor(IMAGENET_STD)
+    return normalised.permute(0, 3, 1, 2).contiguous()
 
 
 def bert(config: TextConfig) -> BertModel:
@@ -26,7 +34,7 @@ def bert(config: TextConfig) -> BertModel:
 class LAVT(nn.Module):
     """Segments the object that a sentence refers to.
 
-    The image is RGB, scaled to 0..1 and normalised with ImageNet's mean and standard deviation. Any size works.
+    The image is RGB, prepared by `normalise`. Any size works.
     """
 
     def __init__(self, config: LAVTConfig) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from lavt_edge.export.rewrites.folding import IMAGENET_MEAN, IMAGENET_STD
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
+from lavt_edge.reference.config import IMAGENET_MEAN, IMAGENET_STD
 from lavt_edge.reference.swin import SwinBlock
 from torch import Tensor, nn
 

@@ -1,12 +1,14 @@
 """ReferringMetrics against the published evaluation's figures, and its own rules."""
 
 import json
+import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from lavt_edge.data import RefCOCO, resize_mask
-from lavt_edge.data.metrics import PUBLISHED, ReferringMetrics, published_rows
+from lavt_edge.data.metrics import PUBLISHED, ReferringMetrics, pixel_agreement, published_rows, relative_error
 from lavt_edge.errors import DatasetError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
@@ -103,3 +105,40 @@ def test_published_rows_stand_beside_their_split_only() -> None:
     assert rows == {"lavt": (72.73, 74.46), "lavt_one": (73.50, 75.41)}
     assert published_rows("refcoco", "unc", "testA") == ()
     assert {row.swin for row in PUBLISHED} == {"base"}
+
+
+def test_relative_error_is_norm_over_norm() -> None:
+    reference = np.array([3.0, 4.0], np.float32)
+    assert relative_error(np.array([3.0, 4.5], np.float32), reference) == pytest.approx(0.1)
+    assert relative_error(np.zeros((2, 2)), np.zeros((2, 2))) == 0
+    assert relative_error(np.array(5.0), np.array(4.0)) == 0.25
+    pairs = [np.array([[1.0, 2.0]]), np.array([2.0])], [np.array([[1.0, 2.0]]), np.array([0.0])]
+    assert relative_error(*pairs) == pytest.approx(2 / math.sqrt(5))
+    half = np.full(100_000, 200.0, np.float16)  # whose squares no float16 holds
+    assert relative_error(half * np.float16(1.5), half) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "reference"),
+    [
+        ([3.0, math.nan], [3.0, 4.0]),
+        ([3.0, -math.inf], [3.0, 4.0]),
+        ([3.0, 4.0], [3.0, math.nan]),
+        ([3.0, math.inf], [3.0, math.inf]),
+        ([1.0, 1.0], [0.0, 0.0]),
+    ],
+)
+def test_relative_error_of_what_is_not_finite_is_infinite(values: list[float], reference: list[float]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert relative_error(np.array(values, np.float32), np.array(reference, np.float32)) == math.inf
+
+
+def test_pixel_agreement_is_of_classes() -> None:
+    reference = np.stack([np.zeros((3, 2, 2)), np.ones((3, 2, 2))], axis=1)  # three images, all object
+    logits = reference.copy()
+    assert pixel_agreement(logits, reference) == 1
+    logits[1, :, 0, 0] = (4, 0)
+    logits[2, :, 0, 0] = (0, 4)
+    assert pixel_agreement(logits, reference) == 11 / 12
+    assert pixel_agreement(logits[1], reference[1]) == 0.75

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from lavt_edge.benchmarks.parts.layers import compare_layers, parting, relative_error
+from lavt_edge.benchmarks.parts.layers import compare_layers, parting
 from lavt_edge.benchmarks.parts.roofline import copy_graph
 from lavt_edge.calibration.graphs import is_float
 from lavt_edge.calibration.half import find_islands, to_half
@@ -144,14 +144,6 @@ class TestHalf:
         rows = compare_layers(demo_bundle / "segmenter.onnx", large, feeds, threads=2)
         assert first(rows) == ["stage1.pwam.mix/MatMul"]
         assert rows[0]["relative_error"] == math.inf
-
-
-def test_relative_error() -> None:
-    wanted = np.array([3.0, 4.0], np.float32)
-    assert relative_error(np.array([3.0, 4.5], np.float32), wanted) == pytest.approx(0.1)
-    assert relative_error(np.array([3.0, np.nan], np.float32), wanted) == math.inf
-    assert relative_error(np.zeros(2), np.zeros(2)) == 0
-    assert relative_error(np.ones(2), np.zeros(2)) == math.inf
 
 
 def test_parting_is_a_jump_beyond_what_came_before() -> None:

@@ -7,8 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lavt_edge.export.rewrites.folding import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     batch_norm_factors,
     layer_norm,
     linear,
@@ -28,6 +26,7 @@ from lavt_edge.export.rewrites.windows import GatheredAttention, WindowLayout, w
 from lavt_edge.export.rewrites.winograd import WinogradConv
 from lavt_edge.export.rewrites.words import PromptEncoder, PromptReader, prompt_channels
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
+from lavt_edge.reference.config import IMAGENET_MEAN, IMAGENET_STD
 from lavt_edge.reference.decoder import Decoder, upsample
 from lavt_edge.reference.fusion import apply_gate, language_gate
 from lavt_edge.reference.swin import PatchEmbed, Stage, SwinBlock

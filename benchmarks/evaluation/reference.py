@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...errors import BackendError, LavtError
-from ...export.rewrites.folding import IMAGENET_MEAN, IMAGENET_STD
 from ...export.source import open_source
 from ...reference import LAVT
+from ...reference.lavt import normalise
 from ...runtime.backend import DEVICES
 from ...runtime.tokenizer import SentenceTokenizer, build_tokenizer
 from .predictors import object_masks
@@ -70,12 +70,6 @@ class ReferencePredictor:
         with torch.backends.cudnn.flags(allow_tf32=False):
             logits: Tensor = self._model(pixels, ids, word_masks)
         return logits.cpu().numpy()
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 (B,H,W,3) to float32 (B,3,H,W): scaled to 0..1, then ImageNet's mean and standard deviation."""
-    pixels = images.float() / 255
-    return ((pixels - pixels.new_tensor(IMAGENET_MEAN)) / pixels.new_tensor(IMAGENET_STD)).permute(0, 3, 1, 2)
 
 
 def load_reference(

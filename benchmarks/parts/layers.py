@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from ...calibration.graphs import HALF, MOVEMENT
 from ...calibration.half import emulate_half
 from ...calibration.observe import Session, report_tensors, watched
+from ...data.metrics import relative_error
 from ...errors import BackendError
 
 Array = npt.NDArray[Any]
@@ -69,15 +69,6 @@ def compare_layers(
         for name, error in errors.items()
     ]
     return sorted(rows, key=lambda row: -row["relative_error"])
-
-
-def relative_error(found: Array, wanted: Array) -> float:
-    """norm(found - wanted) / norm(wanted); infinite where `found` is not finite, or not zero where `wanted` is."""
-    if not np.isfinite(found).all():
-        return math.inf
-    difference = float(np.linalg.norm((found.astype(np.float64) - wanted).ravel()))
-    norm = float(np.linalg.norm(wanted.astype(np.float64).ravel()))
-    return difference / norm if norm else (math.inf if difference else 0.0)
 
 
 def parting(errors: Mapping[str, float], products: Mapping[str, Iterable[str]], rounding: float) -> str | None:

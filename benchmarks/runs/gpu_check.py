@@ -26,6 +26,7 @@ from rich.table import Table
 
 from ..._base.exits import run_main
 from ..._base.files import write_whole
+from ...data.metrics import pixel_agreement, relative_error
 from ...data.shapes.scenes import scene_at
 from ...errors import ExitCode, LavtError
 from ...runtime import Segmenter, UnverifiedEngineWarning
@@ -156,9 +157,11 @@ def measure_bundle(bundle: Path, rounds: int) -> list[dict[str, Any]]:
 
 def compare(found: list[npt.NDArray[np.float32]], wanted: list[npt.NDArray[np.float32]]) -> dict[str, float]:
     """`relative_error` and `pixel_agreement` of logits (2,H,W), the worst over the cases."""
-    errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(found, wanted, strict=True)]
-    agreements = [((a[1] > a[0]) == (b[1] > b[0])).mean() for a, b in zip(found, wanted, strict=True)]
-    return {"relative_error": float(np.max(errors)), "pixel_agreement": float(np.min(agreements))}
+    pairs = list(zip(found, wanted, strict=True))
+    return {
+        "relative_error": max(relative_error(*pair) for pair in pairs),
+        "pixel_agreement": min(pixel_agreement(*pair) for pair in pairs),
+    }
 
 
 def _logits(segmenter: Segmenter) -> list[npt.NDArray[np.float32]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...data.metrics import pixel_agreement, relative_error
 from ...errors import BackendError, ExportError, LavtError
 from ...runtime.backend import OnnxRuntimeBackend
 from ...runtime.bundle import Bundle
@@ -80,16 +81,16 @@ def measure_parity(data: bytes, record: EngineRecord, bundle: Bundle, flavor: Fl
     try:
         engine = TensorRTBackend(data, record, flavor, cuda)
         try:
-            found = [engine.run(feed, (output,))[0] for feed in feeds]
+            outputs = [engine.run(feed, (output,))[0] for feed in feeds]
         finally:
             engine.close()
     except BackendError as error:
         raise ExportError(f"{record.name} was built and cannot run: {error}") from error
     pytorch = bundle.manifest.parity.get("segmenter", {}).get("relative_error")
     return EngineParity(
-        relative_error=relative_error(found, reference),
-        pixel_agreement=pixel_agreement(found, reference) if output == "logits" else None,
-        against_fp32=relative_error(found, exact),
+        relative_error=max(map(relative_error, outputs, reference)),
+        pixel_agreement=min(map(pixel_agreement, outputs, reference)) if output == "logits" else None,
+        against_fp32=max(map(relative_error, outputs, exact)),
         cases=len(feeds),
         reference=graph,
         backend="ONNX Runtime",
@@ -102,23 +103,6 @@ def _results(bundle: Bundle, role: str, precision: str, output: str) -> tuple[st
     file = bundle.file(role, precision)
     graph = OnnxRuntimeBackend(file, device="cpu")
     return file.name, [graph.run(feed, (output,))[0] for feed in _feeds(bundle, role)]
-
-
-def relative_error(found: list[npt.NDArray[Any]], wanted: list[npt.NDArray[Any]]) -> float:
-    """The largest of the cases' ||found - wanted|| / ||wanted||; infinite where something is not finite."""
-    errors = [
-        float(np.linalg.norm(one.astype(np.float64) - other) / max(float(np.linalg.norm(other)), 1e-12))
-        for one, other in zip(found, wanted, strict=True)
-    ]
-    return max(errors) if np.isfinite(errors).all() else float(np.finfo(np.float64).max)
-
-
-def pixel_agreement(found: list[npt.NDArray[Any]], wanted: list[npt.NDArray[Any]]) -> float:
-    """The least share of pixels where logits (B,2,H,W) say the same class."""
-    return min(
-        float(np.mean((one[:, 1] > one[:, 0]) == (other[:, 1] > other[:, 0])))
-        for one, other in zip(found, wanted, strict=True)
-    )
 
 
 def _feeds(bundle: Bundle, role: str) -> list[Arrays]:

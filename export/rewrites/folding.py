@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...reference.config import IMAGENET_MEAN as IMAGENET_MEAN
-from ...reference.config import IMAGENET_STD as IMAGENET_STD
+from ...reference.config import IMAGENET_MEAN, IMAGENET_STD
 
 
 class MatMul(nn.Module):

@@ -31,7 +31,6 @@ from ...data.shapes.queries import (
 from ...data.shapes.scenes import KINDS, VOCABULARY, Scene, SceneSentence, scene_at
 from ...data.shapes.words import ORDINALS
 from ...runtime.tokenizer import SentenceTokenizer, build_tokenizer
-from ..config import IMAGENET_MEAN, IMAGENET_STD
 
 ATTRIBUTE_SIZES = (len(COLOURS), len(SHAPES), len(TEXTURES), len(SIZES))
 HINT_GRID = 30  # cells on a side of the grid that carries attributes and hints
@@ -68,12 +67,6 @@ class Batch:
 def demo_tokenizer() -> SentenceTokenizer:
     """The demo model's tokenizer."""
     return SentenceTokenizer(build_tokenizer(VOCABULARY))
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 (B,H,W,3) -> float32 (B,3,H,W) with ImageNet's mean and standard deviation."""
-    scaled = (images.float() / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
-    return scaled.permute(0, 3, 1, 2).contiguous()
 
 
 def as_jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:

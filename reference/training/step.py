@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ..decoder import upsample
 from ..fusion import apply_gate
-from ..lavt import LAVT
-from .batches import ATTRIBUTE_SIZES, HINTS, MEANING_SIZES, NOTHING, Batch, normalise
+from ..lavt import LAVT, normalise
+from .batches import ATTRIBUTE_SIZES, HINTS, MEANING_SIZES, NOTHING, Batch
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from ..._base.files import write_whole
 from ...data.shapes.scenes import KINDS
 from ...errors import CheckpointError
 from ..demo import DEMO_CONFIG, demo_bytes
-from ..lavt import LAVT
-from .batches import Batch, Example, batches, demo_tokenizer, examples, make_batch, normalise
+from ..lavt import LAVT, normalise
+from .batches import Batch, Example, batches, demo_tokenizer, examples, make_batch
 from .curve import draw_loss_curve
 from .step import Crew, Phase, Trainee
 
