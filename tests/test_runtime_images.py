@@ -1,6 +1,5 @@
 """Images in, and masks out: the official evaluation's pixels, and probabilities at the image's own size."""
 
-import time
 import warnings
 from pathlib import Path
 
@@ -209,14 +208,3 @@ def test_extreme_logits_do_not_overflow() -> None:
         _, probability = foreground(logits, 1, 2)
     assert probability[0, 0] == 1
     assert 0 <= probability[0, 1] < 1e-37
-
-
-def test_the_overhead_of_a_frame_is_small() -> None:
-    frame, logits = noise(480, 640), np.random.default_rng(0).standard_normal((2, 480, 480), dtype=np.float32)
-    seconds = []
-    for _ in range(15):
-        start = time.perf_counter()
-        resize(to_rgb_array(frame), 480, 480)
-        foreground(logits, 480, 640)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.012

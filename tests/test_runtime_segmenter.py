@@ -258,16 +258,16 @@ def test_a_cached_prompt_does_not_wait_for_another_sentence(single: Segmenter, m
 
     def slow(*feeds: Any) -> np.ndarray:
         started.set()
-        assert release.wait(10)
+        assert release.wait(60)
         return original(*feeds)
 
     monkeypatch.setattr(single, "_run_text", slow)
     with ThreadPoolExecutor(2) as pool:
         pending = pool.submit(single.encode, "a cat")
-        assert started.wait(10)
-        assert pool.submit(single.encode, "a dog").result(timeout=5).sentence == "a dog"
+        assert started.wait(60)
+        assert pool.submit(single.encode, "a dog").result(timeout=60).sentence == "a dog"
         release.set()
-        assert pending.result(timeout=5).sentence == "a cat"
+        assert pending.result(timeout=60).sentence == "a cat"
 
 
 def test_the_bare_graphs(segmenter: Segmenter) -> None:
@@ -318,18 +318,18 @@ def test_a_call_that_is_under_way_when_another_thread_closes_still_finishes(
 
     def slow(*feeds: Any) -> np.ndarray:
         started.set()
-        assert release.wait(10)
+        assert release.wait(60)
         return original(*feeds)
 
     monkeypatch.setattr(shared, graph, slow)
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(shared.segment, photo(), SENTENCES)
-        assert started.wait(10)
+        assert started.wait(60)
         shared.close()
         with pytest.raises(BackendError, match="closed"):
             shared.encode("a dog")
         release.set()
-        found = pending.result(timeout=10)
+        found = pending.result(timeout=60)
     assert all(np.array_equal(a.probability, b.probability) for a, b in zip(found, wanted, strict=True))
 
 
@@ -354,17 +354,14 @@ def test_a_prompt_from_elsewhere_that_does_not_fit_is_an_error_of_the_backend(si
         single.segment(photo(), prompt)
 
 
-def test_the_import_brings_no_framework_and_is_quick() -> None:
+def test_the_import_brings_nothing_heavy() -> None:
     code = """
-import sys, time
-start = time.perf_counter()
+import sys
 import lavt_edge.runtime
-print(time.perf_counter() - start)
-heavy = {"torch", "onnx", "transformers", "timm", "onnxruntime", "typer", "polygraphy"} & set(sys.modules)
-assert not heavy, heavy
+heavy = {"torch", "onnx", "transformers", "timm", "onnxruntime", "tensorrt", "typer", "rich", "polygraphy"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
-    times = [float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(3)]
-    assert min(times) < 0.3
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_segmenting_needs_no_framework_but_onnxruntime(bundles: dict[str, Path]) -> None:

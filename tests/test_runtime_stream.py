@@ -70,7 +70,7 @@ def test_the_next_frame_is_prepared_while_this_one_runs(segmenter: Segmenter, mo
     def run(*feeds: Any) -> np.ndarray:
         running.append(len(running))
         if running[-1] < 2:
-            assert taken[running[-1] + 2].wait(10), "the frame after the next was not prepared meanwhile"
+            assert taken[running[-1] + 2].wait(60), "the frame after the next was not prepared meanwhile"
         return original(*feeds)
 
     monkeypatch.setattr(segmenter, "_run_image", run)

@@ -257,18 +257,18 @@ def test_closing_waits_for_the_call_under_way(machine: Machine, bundle: Path, mo
 
     def slow(self: TensorRTBackend) -> None:
         running.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         original(self)
 
     monkeypatch.setattr(TensorRTBackend, "_execute", slow)
     del image
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(engine.segment, photo(), prompt)
-        assert running.wait(10)
+        assert running.wait(60)
         engine.close()
         assert machine.cuda.live
         go_on.set()
-        assert pending.result(timeout=10).mask.shape == (60, 90)
+        assert pending.result(timeout=60).mask.shape == (60, 90)
     del pending
     assert not machine.cuda.live
 

@@ -1,7 +1,6 @@
 """The runtime's token ids are BERT's: transformers' tokenizer for any text, and the original Python one beside it."""
 
 import contextlib
-import time
 import unicodedata
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from lavt_edge.errors import BundleError, PromptError
 from lavt_edge.runtime.tokenizer import SentenceTokenizer, build_tokenizer
+from lavt_edge.tests.stress.cases import limited
 from transformers import BertTokenizer
 from transformers.models.bert.tokenization_bert_legacy import BasicTokenizer, WordpieceTokenizer
 
@@ -156,12 +156,10 @@ def test_a_long_text_with_few_words_at_its_start(sentence: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["a man in red ", "a", " ", "中", "!", "[SEP]", "か", "a\u0301\u0323", "\u0301", "한"])
-def test_a_megabyte_of_text_is_quick(part: str) -> None:
+def test_a_megabyte_of_text_does_not_hang(part: str) -> None:
     sentence = part * (1_000_000 // len(part))
-    start = time.perf_counter()
-    with contextlib.suppress(PromptError):
+    with limited(), contextlib.suppress(PromptError):
         OURS.encode(sentence)
-    assert time.perf_counter() - start < 6
 
 
 def test_a_vocabulary_as_a_list_is_the_same() -> None:

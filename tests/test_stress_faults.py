@@ -161,7 +161,7 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, mon
     with pytest.raises(TimeoutError, match="no end after 1 seconds"):
         run_all._in_own_process(subprocess.run, ["sh", "-c", script])
     process = Path("/proc", (tmp_path / "pid").read_text().strip(), "status")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while process.exists() and "State:\tZ" not in process.read_text():
         assert time.monotonic() < deadline, "what the part started still runs"
         time.sleep(0.05)
