@@ -19,7 +19,7 @@ import onnx_ir as ir
 from .._base.files import write_whole
 from ..runtime.bundle import Bundle
 from ..runtime.tokenizer import SentenceTokenizer
-from .observe import Array
+from .observers import Array
 from .passes import HistogramPass, Pass, RangePass, State
 from .record import Calibration
 from .sample import Case, Sample, cases
@@ -74,7 +74,7 @@ def calibrate(bundle: Bundle, sample: Sample, progress: Progress = lambda done, 
     )
 
 
-def forget_state(root: Path) -> None:
+def delete_state(root: Path) -> None:
     """Removes the saved state of a calibration that is recorded now."""
     with suppress(OSError):
         (root / _STATE_NAME).unlink()

@@ -13,7 +13,7 @@ from ..errors import BundleError, ExportError
 from ..export.macs import count_macs
 from ..runtime.bundle import Bundle
 from .graphs import node_names
-from .observe import Array, Session, report_channels, report_ranges, report_tensors, watched
+from .observers import Array, Session, add_channel_outputs, add_range_outputs, expose_outputs, observed_tensors
 from .products import Product, find_products
 from .qdq import convolution_outputs, operands
 from .record import Calibration
@@ -54,8 +54,8 @@ def fits_graphs(bundle: Bundle, calibration: Calibration) -> bool:
     asked = {*reads, *(str(value.name) for value in convolution_outputs(image, names))}
     pairs = {pair.norm: len(weight_of(image, pair.product)) for pair in find_pairs(image, set(names))}
     return (
-        set(watched(text)) <= calibration.ranges.get("text_encoder", {}).keys()
-        and {*watched(image), *reads} <= calibration.ranges.get("segmenter", {}).keys()
+        set(observed_tensors(text)) <= calibration.ranges.get("text_encoder", {}).keys()
+        and {*observed_tensors(image), *reads} <= calibration.ranges.get("segmenter", {}).keys()
         and asked <= calibration.histograms.keys()
         and calibration.strengths.keys() <= calibration.channels.keys() == pairs.keys()
         and all(one.amax.shape == one.square.shape == (pairs[norm],) for norm, one in calibration.channels.items())
@@ -89,8 +89,8 @@ class RangePass:
         names = [one.name for one in self.products]
         self.pairs = find_pairs(self.plain_image, set(names))
         self.reads = operands(self.plain_image, names)
-        self._text = watched(load_graph(bundle, "text_encoder"))
-        self._image = list(dict.fromkeys([*watched(self.plain_image), *self.reads]))
+        self._text = observed_tensors(load_graph(bundle, "text_encoder"))
+        self._image = list(dict.fromkeys([*observed_tensors(self.plain_image), *self.reads]))
         nodes = node_names(self.plain_image)
         self._norms = [str(nodes[pair.norm].outputs[0].name) for pair in self.pairs]
         widths = [len(weight_of(self.plain_image, pair.product)) for pair in self.pairs]
@@ -104,9 +104,9 @@ class RangePass:
 
     def open(self) -> None:
         text, image = load_graph(self._bundle, "text_encoder"), load_graph(self._bundle, "segmenter")
-        self._text_outputs = ["prompt", *report_ranges(text, self._text)]
-        self._image_outputs = report_ranges(image, self._image)
-        self._image_outputs += report_channels(image, self._norms)
+        self._text_outputs = ["prompt", *add_range_outputs(text, self._text)]
+        self._image_outputs = add_range_outputs(image, self._image)
+        self._image_outputs += add_channel_outputs(image, self._norms)
         self._sessions = Session(text), Session(image)
 
     def take(self, group: Sequence[Case]) -> None:
@@ -167,7 +167,7 @@ class HistogramPass:
         }
 
     def open(self) -> None:
-        report_tensors(self._model, self._tensors)
+        expose_outputs(self._model, self._tensors)
         self._sessions = Session(load_graph(self._bundle, "text_encoder")), Session(self._model)
 
     def take(self, group: Sequence[Case]) -> None:

@@ -59,7 +59,7 @@ def candidates(products: Iterable[Product], policy: str) -> list[Product]:
     """The products that a policy starts from.
 
     `decoder`: the decoder's convolutions, the part that quantises best. `full`: every product with a weight. `auto`:
-    attention and interpolation products besides, which accuracy control must let pass (see control.py).
+    attention and interpolation products besides, which accuracy control must let pass (see placement.py).
     """
     if policy == "decoder":
         return [one for one in products if one.kind == WEIGHTS and one.group.startswith("decoder.")]

@@ -16,12 +16,11 @@ from ..export.graph import save_graph
 from ..runtime.amend import Amendment, Change, amend
 from ..runtime.bundle import Bundle, FileEntry, file_entry, open_bundle
 from ..runtime.manifest import Manifest
-from .calibrate import apply_smoothing, calibrate, calibration_key, forget_state
-from .chart import draw_ranking
-from .control import Placement, control
+from .calibrate import apply_smoothing, calibrate, calibration_key, delete_state
+from .evaluator import Evaluator, Figures
 from .half import Range, emulate_half, find_islands, to_half
-from .judge import Figures, Judge
 from .passes import fits_graphs, image_macs, image_products, load_graph
+from .placement import Placement, draw_ranking, select_int8_groups
 from .products import POLICIES, WEIGHTS, Product, candidates, group_macs
 from .qdq import quantize_products
 from .record import RECORD_NAME, Calibration, read_calibration
@@ -107,10 +106,10 @@ def quantize_bundle(
         bundle = _open_without(root, name, replace_existing)  # another command may have been faster
         calibration = _calibration(bundle, sample, change, report, progress)
         report("segmenting the held-out sentences in FP32")
-        judge = Judge(bundle, sample, progress)
+        evaluator = Evaluator(bundle, sample, progress)
         if precision == "fp16":
-            return _half(bundle, calibration, judge, change, report, progress)
-        return _int8(bundle, calibration, judge, options, name, change, report)
+            return _half(bundle, calibration, evaluator, change, report, progress)
+        return _int8(bundle, calibration, evaluator, options, name, change, report)
 
 
 def _open_without(root: Path, precision: str, replace_existing: bool) -> Bundle:
@@ -131,7 +130,7 @@ def _calibration(bundle: Bundle, sample: Sample, change: Amendment, report: Repo
         with suppress(BundleError):  # one that is damaged is made again
             found = read_calibration(bundle.file("calibration", None))
     if found is not None and found.key == calibration_key(bundle, sample) and fits_graphs(bundle, found):
-        forget_state(bundle.root)  # left where a run was killed between keeping the record and this
+        delete_state(bundle.root)  # left where a run was killed between keeping the record and this
         report("using the calibration that the bundle holds")
         return found
     report("calibrating")
@@ -139,16 +138,23 @@ def _calibration(bundle: Bundle, sample: Sample, change: Amendment, report: Repo
     path = change.new(RECORD_NAME)
     path.write_bytes(calibration.to_json())
     change.commit({RECORD_NAME: file_entry(path, "calibration")})
-    forget_state(bundle.root)
+    delete_state(bundle.root)
     return calibration
 
 
 def _half(
-    bundle: Bundle, calibration: Calibration, judge: Judge, change: Amendment, report: Report, progress: Progress
+    bundle: Bundle,
+    calibration: Calibration,
+    evaluator: Evaluator,
+    change: Amendment,
+    report: Report,
+    progress: Progress,
 ) -> Outcome:
     report("typing the text encoder")
     plain = load_graph(bundle, "segmenter")
-    text, text_islands = half_text(bundle, calibration, lambda text: judge.figures(plain, text=text).relative_error)
+    text, text_islands = half_text(
+        bundle, calibration, lambda text: evaluator.evaluate(plain, text=text).relative_error
+    )
     report("typing the segmenter")
     image, image_islands = half_graph(bundle, "segmenter", calibration)
     islands = {"text_encoder": text_islands, "segmenter": image_islands}
@@ -157,7 +163,7 @@ def _half(
     emulate_half(text)
     emulate_half(image)
     report("checking against FP32")
-    figures = judge.figures(image, text=text, progress=progress)
+    figures = evaluator.evaluate(image, text=text, progress=progress)
     if not (figures.drop <= HALF_MAX_DROP and figures.relative_error <= HALF_MAX_ERROR):
         raise ExportError(
             f"FP16 loses too much: {figures.drop:.2f} points of mean IoU, relative error {figures.relative_error:.1e}; "
@@ -196,7 +202,7 @@ def half_graph(bundle: Bundle, role: str, calibration: Calibration) -> tuple[ir.
 def _int8(
     bundle: Bundle,
     calibration: Calibration,
-    judge: Judge,
+    evaluator: Evaluator,
     options: QuantizeOptions,
     name: str,
     change: Amendment,
@@ -218,10 +224,10 @@ def _int8(
     def whole(kept: Sequence[Product]) -> Figures:  # as it will run
         model, _ = finish(kept)
         emulate_half(model)  # nothing to round in a graph without FP16
-        return judge.figures(model, fused=rest == "fp32")
+        return evaluator.evaluate(model, fused=rest == "fp32")
 
     total = sum(image_macs(bundle).values())
-    placement = control(build, chosen, judge, options.max_drop, report, total_macs=total, whole=whole)
+    placement = select_int8_groups(build, chosen, evaluator, options.max_drop, report, total_macs=total, whole=whole)
     if not placement.products:
         raise ExportError(
             f"no layer group keeps within {options.max_drop} points of mean IoU in INT8; allow more with --max-drop"

@@ -42,7 +42,7 @@ class Parity:
         return {**asdict(self), "reference": "PyTorch float64", "backend": "ONNX Runtime"}
 
 
-def test_images(height: int, width: int) -> npt.NDArray[np.uint8]:
+def sample_images(height: int, width: int) -> npt.NDArray[np.uint8]:
     """Images with content at every scale, one for each sentence, always the same: (cases,H,W,3)"""
     images = []
     for seed in range(len(SENTENCES)):
@@ -68,7 +68,7 @@ def measure_parity(
 
     A static batch is filled with different cases; a free one is run with two, then one.
     """
-    images = test_images(*size)
+    images = sample_images(*size)
     tokens = [tokenizer.encode(sentence)[:2] for sentence in SENTENCES]
     ids, masks = (np.stack(part) for part in zip(*tokens, strict=True))
     errors, agreements = [], []

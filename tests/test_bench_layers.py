@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from lavt_edge.benchmarks.parts.layers import compare_layers, parting
+from lavt_edge.benchmarks.parts.layers import compare_layers, first_divergence
 from lavt_edge.benchmarks.parts.roofline import copy_graph
 from lavt_edge.calibration.graphs import is_float
 from lavt_edge.calibration.half import find_islands, to_half
-from lavt_edge.calibration.observe import Session, report_ranges
+from lavt_edge.calibration.observers import Session, add_range_outputs
 from lavt_edge.calibration.products import candidates, find_products
 from lavt_edge.calibration.qdq import quantize_products
 from lavt_edge.calibration.smoothing import Pair, smooth
@@ -42,7 +42,7 @@ def ranges(demo_bundle: Path, feeds: Feeds) -> dict[str, tuple[float, float]]:
     """The range of every tensor on this one input."""
     model = ir.load(demo_bundle / "segmenter.onnx")
     kept = [str(value.name) for node in model.graph for value in node.outputs if is_float(value)]
-    names = report_ranges(model, kept)
+    names = add_range_outputs(model, kept)
     found = [float(one) for one in Session(model).run(feeds, names)]
     return {name: (found[2 * i], found[2 * i + 1]) for i, name in enumerate(kept)}
 
@@ -146,13 +146,15 @@ class TestHalf:
         assert rows[0]["relative_error"] == math.inf
 
 
-def test_parting_is_a_jump_beyond_what_came_before() -> None:
+def test_first_divergence_is_a_jump_beyond_what_came_before() -> None:
     sources: dict[str, set[str]] = {"c": {"a"}}
-    assert parting({"a": 0.02, "b": 0.05, "c": 0.06}, sources, 0.03) is None
-    assert parting({"a": 0.02, "b": 0.05, "c": 0.08}, sources, 0.03) == "c"  # a product, worse than its operand
-    assert parting({"a": 0.02, "b": 0.05, "d": 0.08}, sources, 0.03) is None  # no product
-    assert parting({"a": 0.02, "d": 0.5, "c": 9.0}, sources, 0.03) == "d"
-    assert parting({"c": 0.08}, {"c": set()}, 0.03) == "c"
+    assert first_divergence({"a": 0.02, "b": 0.05, "c": 0.06}, sources, 0.03) is None
+    assert (
+        first_divergence({"a": 0.02, "b": 0.05, "c": 0.08}, sources, 0.03) == "c"
+    )  # a product, worse than its operand
+    assert first_divergence({"a": 0.02, "b": 0.05, "d": 0.08}, sources, 0.03) is None  # no product
+    assert first_divergence({"a": 0.02, "d": 0.5, "c": 9.0}, sources, 0.03) == "d"
+    assert first_divergence({"c": 0.08}, {"c": set()}, 0.03) == "c"
 
 
 def test_what_cannot_be_compared_is_refused(demo_bundle: Path, feeds: Feeds, tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from lavt_edge.benchmarks.runs.standing import (
     Subject,
     add_int8,
     measure_subject,
+    merge_previous,
     ratios_of,
     winograd_bundle,
-    with_kept,
     write_standing,
 )
 from lavt_edge.calibration.products import int8_macs
@@ -171,14 +171,14 @@ def test_one_model_measured_again_leaves_the_other(tmp_path: Path) -> None:
     demo = {**both["models"][0], "name": "demo model"}
     write_standing({**both, "models": [both["models"][0], demo]}, tmp_path)
     again = {**result(0.6), "format": standing.FORMAT_VERSION}
-    base, kept = with_kept(again, tmp_path)["models"]
+    base, kept = merge_previous(again, tmp_path)["models"]
     assert (base, kept) == (again["models"][0], demo)
     again["machine"]["cpu"]["model"] = "Another"
     with pytest.raises(LavtError, match="of another format, machine or versions"):
-        with_kept(again, tmp_path)
+        merge_previous(again, tmp_path)
     (tmp_path / "benchmarks.json").write_text("{}")
     with pytest.raises(LavtError, match="cannot be kept"):
-        with_kept(again, tmp_path)
+        merge_previous(again, tmp_path)
 
 
 def test_ratios_are_over_the_plain_export_and_openvinos_own() -> None:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from lavt_edge.calibration.calibrate import calibrate, calibration_key
-from lavt_edge.calibration.observe import report_tensors
+from lavt_edge.calibration.observers import expose_outputs
 from lavt_edge.calibration.passes import load_graph
 from lavt_edge.calibration.record import Calibration, read_calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
@@ -150,7 +150,7 @@ def case_feed(bundle: Bundle, sample: Sample, i: int) -> dict[str, np.ndarray]:
 
 def run_tensors(bundle: Bundle, feed: dict[str, np.ndarray], tensors: list[str]) -> list[np.ndarray]:
     model = load_graph(bundle, "segmenter")
-    report_tensors(model, tensors)
+    expose_outputs(model, tensors)
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     return [np.asarray(one) for one in session.run(tensors, feed)]
 

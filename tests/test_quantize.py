@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from lavt_edge.calibration.control import control
-from lavt_edge.calibration.judge import Figures, Judge
+from lavt_edge.calibration.evaluator import Evaluator, Figures
 from lavt_edge.calibration.passes import image_products, load_graph
+from lavt_edge.calibration.placement import select_int8_groups
 from lavt_edge.calibration.products import WEIGHTS, Product, candidates, int8_macs
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle, quantized_graph
 from lavt_edge.calibration.record import read_calibration
@@ -198,18 +198,18 @@ PRODUCTS = [Product(f"{group}{i}", group, WEIGHTS, 10) for group in LOSSES for i
 
 
 class TestAccuracyControl:
-    """The search itself, on a judge whose losses are known."""
+    """The search itself, on an evaluator whose losses are known."""
 
     def judged(self, max_drop: float):
         class Known:
-            def figures(self, model: ir.Model, limit: int | None = None) -> Figures:
+            def evaluate(self, model: ir.Model, limit: int | None = None) -> Figures:
                 drop = sum(LOSSES[group] for group in model)  # type: ignore[attr-defined]
                 return Figures(8, 70 - drop, drop, 1, drop / 100)
 
         def groups(products):
             return sorted({one.group for one in products})
 
-        return control(groups, PRODUCTS, Known(), max_drop)  # type: ignore[arg-type]
+        return select_int8_groups(groups, PRODUCTS, Known(), max_drop)  # type: ignore[arg-type]
 
     def test_the_worst_are_returned_until_the_budget_holds(self) -> None:
         placed = self.judged(0.2)
@@ -227,27 +227,27 @@ class TestAccuracyControl:
         seen: list[int | None] = []
 
         class Counting:
-            def figures(self, model: ir.Model, limit: int | None = None) -> Figures:
+            def evaluate(self, model: ir.Model, limit: int | None = None) -> Figures:
                 seen.append(limit)
                 return Figures(128, 70, 0, 1, 0)
 
         base = 154_000_000_000
-        control(lambda kept: kept, PRODUCTS, Counting(), 0.5, total_macs=base)  # type: ignore[arg-type,return-value]
+        select_int8_groups(lambda kept: kept, PRODUCTS, Counting(), 0.5, total_macs=base)  # type: ignore[arg-type,return-value]
         assert seen == [32] * 4 + [None]
 
     def test_figures_of_fewer_cases_are_those_of_the_cases(self, quantized: Path, options: QuantizeOptions) -> None:
         bundle = open_bundle(quantized)
-        judge, model = Judge(bundle, draw_sample(options.data)), ir.load(quantized / "segmenter.int8.onnx")
-        fewer = judge.figures(model, limit=3)
+        evaluator, model = Evaluator(bundle, draw_sample(options.data)), ir.load(quantized / "segmenter.int8.onnx")
+        fewer = evaluator.evaluate(model, limit=3)
         assert fewer.sentences == 3
-        assert fewer != judge.figures(model)
-        alone = judge.figures(load_graph(bundle, "segmenter"), fused=True, limit=3)
+        assert fewer != evaluator.evaluate(model)
+        alone = evaluator.evaluate(load_graph(bundle, "segmenter"), fused=True, limit=3)
         assert (alone.drop, alone.pixel_agreement, alone.relative_error) == (0, 1, 0)
 
     def test_a_group_that_ruins_the_masks_is_found(self, quantized: Path, options: QuantizeOptions) -> None:
         bundle, calibration = open_bundle(quantized), read_calibration(quantized / "calibration.json")
         assert calibration is not None
-        judge = Judge(bundle, draw_sample(options.data))
+        evaluator = Evaluator(bundle, draw_sample(options.data))
         products = [
             one
             for one in image_products(bundle, load_graph(bundle, "segmenter"))
@@ -256,8 +256,8 @@ class TestAccuracyControl:
         ranges = calibration.clipped("mse")
         tensor = "decoder.level0/Relu"
         ranges[tensor] = (0.0, ranges[tensor][1] * 300)  # a scale that leaves nearly nothing
-        placed = control(
-            lambda kept: quantized_graph(bundle, calibration, kept, ranges, "fp16"), products, judge, max_drop=1.0
+        placed = select_int8_groups(
+            lambda kept: quantized_graph(bundle, calibration, kept, ranges, "fp16"), products, evaluator, max_drop=1.0
         )
         assert placed.ranking[0].group == "decoder.level0.conv"
         assert {one.group for one in placed.products} == {"stage2.mlp.fc1"}

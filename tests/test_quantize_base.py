@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from lavt_edge.calibration.calibrate import calibrate
 from lavt_edge.calibration.half import emulate_half
-from lavt_edge.calibration.observe import Session
+from lavt_edge.calibration.observers import Session
 from lavt_edge.calibration.passes import image_products, load_graph
 from lavt_edge.calibration.products import WEIGHTS, int8_macs
 from lavt_edge.calibration.quantize import half_graph, half_text, quantized_graph, type_rest

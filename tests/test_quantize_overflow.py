@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from lavt_edge.calibration import quantize
+from lavt_edge.calibration.evaluator import Evaluator
 from lavt_edge.calibration.half import emulate_half, find_islands
-from lavt_edge.calibration.judge import Judge
 from lavt_edge.calibration.passes import load_graph
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle
 from lavt_edge.calibration.record import read_calibration
@@ -79,5 +79,5 @@ class TestOverflow:
         }
         quantize.to_half(model, structural)
         emulate_half(model)
-        figures = Judge(opened, draw_sample(options.data)).figures(model)
+        figures = Evaluator(opened, draw_sample(options.data)).evaluate(model)
         assert figures.drop > 10

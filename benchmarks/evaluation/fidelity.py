@@ -13,8 +13,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from PIL import Image
 
+from ...calibration.evaluator import Evaluator, Figures, Progress
 from ...calibration.half import emulate_half
-from ...calibration.judge import Figures, Judge, Progress
 from ...calibration.sample import Case, Sample
 from ...data.sentences import Sentence, open_split
 from ...errors import LavtError
@@ -29,8 +29,8 @@ _OVERLAY_COLOURS = 96
 Masks = list[npt.NDArray[np.bool_]]
 
 
-class MaskJudge(Judge):
-    """A judge that keeps the logit differences and masks (H,W) of what it ran last, one for each case."""
+class MaskEvaluator(Evaluator):
+    """An evaluator that keeps the logit differences and masks (H,W) of what it ran last, one for each case."""
 
     differences: Sequence[npt.NDArray[Any]]
     masks: Masks
@@ -66,7 +66,7 @@ def measure_fidelity(
     """A row for each precision of the bundle's image graph, FP32 first, over `sentences` (default: generated val).
 
     The reference is PyTorch with `checkpoint`, "demo" or an official file, which must be the bundle's own; without one
-    it is the bundle's FP32 graph. A row says which (`against`), and holds `name`, the fields of `judge.Figures`,
+    it is the bundle's FP32 graph. A row says which (`against`), and holds `name`, the fields of `evaluator.Figures`,
     `iou_with_reference` (mean over sentences, in percent; two empty masks agree) and `overlays`, one for each of the
     `cases` on which a precision's mask differs most: `sentence`, `pixel_agreement`, `iou_with_reference` (percent) and
     `image_png_base64`. No overlays where all masks are equal. FP16 is rounded tensor by tensor as a GPU stores it,
@@ -83,24 +83,24 @@ def measure_fidelity(
     if not sentences:
         raise LavtError("fidelity needs one sentence or more")
     report("fp32")
-    judge = MaskJudge(bundle, Sample((), sentences, {}), progress)
-    masks, graph = {"fp32": judge.masks}, judge.differences
-    truth, against = judge.masks, "the FP32 graph"
+    evaluator = MaskEvaluator(bundle, Sample((), sentences, {}), progress)
+    masks, graph = {"fp32": evaluator.masks}, evaluator.differences
+    truth, against = evaluator.masks, "the FP32 graph"
     if checkpoint is not None:
         report("PyTorch")
-        judge.refer_to(_reference(bundle, checkpoint, judge.cases, progress))
-        truth, against = judge.masks, "PyTorch"
-    rows = [_row("fp32", judge.compare(graph), masks["fp32"], truth)]
+        evaluator.refer_to(_reference(bundle, checkpoint, evaluator.cases, progress))
+        truth, against = evaluator.masks, "PyTorch"
+    rows = [_row("fp32", evaluator.compare(graph), masks["fp32"], truth)]
     for name in names[1:]:
         report(name)
-        figures = _figures(judge, bundle, name, progress)
-        masks[name] = judge.masks
-        rows.append(_row(name, figures, judge.masks, truth))
+        figures = _figures(evaluator, bundle, name, progress)
+        masks[name] = evaluator.masks
+        rows.append(_row(name, figures, evaluator.masks, truth))
     worst = most_disagreed([truth, *masks.values()], cases)
     for row in rows:
         row["against"] = against
         row["overlays"] = [
-            _overlay(judge, sentences[i].text, i, masks[row["name"]][i], truth[i]) for i in worst
+            _overlay(evaluator, sentences[i].text, i, masks[row["name"]][i], truth[i]) for i in worst
         ]  # the same cases in each row, worst first
     return rows
 
@@ -162,11 +162,11 @@ def mask_iou(mask: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float
     return 100 * np.count_nonzero(mask & other) / union if union else 100.0
 
 
-def _figures(judge: Judge, bundle: Bundle, name: str, progress: Progress) -> Figures:
+def _figures(evaluator: Evaluator, bundle: Bundle, name: str, progress: Progress) -> Figures:
     path = bundle.file("segmenter", name)
     if name == "int8-cpu":  # made for a CPU's INT8 kernels, so judged with them
-        return judge.figures(ir.load(path), fused=True, progress=progress)
-    return judge_file(judge, bundle, path, text=name == "fp16" and bundle.has("text_encoder", "fp16"))
+        return evaluator.evaluate(ir.load(path), fused=True, progress=progress)
+    return evaluate_file(evaluator, bundle, path, text=name == "fp16" and bundle.has("text_encoder", "fp16"))
 
 
 def _row(name: str, figures: Figures, masks: Masks, truth: Masks) -> dict[str, Any]:
@@ -175,9 +175,9 @@ def _row(name: str, figures: Figures, masks: Masks, truth: Masks) -> dict[str, A
 
 
 def _overlay(
-    judge: Judge, sentence: str, case: int, mask: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]
+    evaluator: Evaluator, sentence: str, case: int, mask: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]
 ) -> dict[str, Any]:
-    picture = overlay(judge.cases[case].image, mask, sentence)
+    picture = overlay(evaluator.cases[case].image, mask, sentence)
     return {
         "case": case,
         "sentence": sentence,
@@ -197,7 +197,7 @@ def png_base64(picture: Image.Image) -> str:
     return base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def judge_file(judge: Judge, bundle: Bundle, path: Path, *, text: bool) -> Figures:
+def evaluate_file(evaluator: Evaluator, bundle: Bundle, path: Path, *, text: bool) -> Figures:
     """The figures of an image graph, with FP16 rounded as it is stored; with `text`, behind the FP16 text graph."""
     model = ir.load(path)
     emulate_half(model)
@@ -205,4 +205,4 @@ def judge_file(judge: Judge, bundle: Bundle, path: Path, *, text: bool) -> Figur
     if text:
         encoder = ir.load(bundle.file("text_encoder", "fp16"))
         emulate_half(encoder)
-    return judge.figures(model, text=encoder)
+    return evaluator.evaluate(model, text=encoder)

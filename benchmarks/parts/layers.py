@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ...calibration.graphs import HALF, MOVEMENT
 from ...calibration.half import emulate_half
-from ...calibration.observe import Session, report_tensors, watched
+from ...calibration.observers import Session, expose_outputs, observed_tensors
 from ...data.metrics import relative_error
 from ...errors import BackendError
 
@@ -53,7 +53,7 @@ def compare_layers(
     nodes = {str(value.name): str(node.name) for node in reference.graph for value in node.outputs}
     sizes = _sizes(reference, wanted)
     for model, names in ((reference, wanted), (other, found)):
-        report_tensors(model, names)
+        expose_outputs(model, names)
     errors: dict[str, float] = {}
     try:
         sides = [Session(model, threads=threads, fused=False) for model in (reference, other)]
@@ -63,7 +63,7 @@ def compare_layers(
             errors |= {name: relative_error(a, b) for name, a, b in zip(part, made, right, strict=True)}
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise BackendError(f"{other_onnx} could not be compared: {str(error).splitlines()[0]}") from error
-    first = parting(errors, _sources(reference, errors), _ROUNDING[precision])
+    first = first_divergence(errors, _sources(reference, errors), _ROUNDING[precision])
     rows = [
         {"tensor": name, "node": nodes[name], "relative_error": error, "first": name == first}
         for name, error in errors.items()
@@ -71,7 +71,7 @@ def compare_layers(
     return sorted(rows, key=lambda row: -row["relative_error"])
 
 
-def parting(errors: Mapping[str, float], products: Mapping[str, Iterable[str]], rounding: float) -> str | None:
+def first_divergence(errors: Mapping[str, float], products: Mapping[str, Iterable[str]], rounding: float) -> str | None:
     """The first tensor, in the order of `errors`, where two graphs part company, or None; see `compare_layers`.
 
     `products` holds, for each tensor that a product made, the tensors in `errors` that it was made from.
@@ -114,7 +114,9 @@ def _shared(reference: ir.Model, other: ir.Model) -> dict[str, str]:
     known = {str(value.name) for node in other.graph for value in node.outputs}
     skipped = _smoothed(other)
     inputs = {str(value.name) for value in reference.graph.inputs}
-    names = [name for name in watched(reference) if name in known and name not in skipped and name not in inputs]
+    names = [
+        name for name in observed_tensors(reference) if name in known and name not in skipped and name not in inputs
+    ]
     # What a FP16 tensor holds is what it was rounded to.
     return {name: f"{name}/Rounded" if f"{name}/Rounded" in known else name for name in names}
 

@@ -25,7 +25,7 @@ from ..._base.exits import run_main
 from ..._base.files import write_whole
 from ...data.sentences import open_split
 from ...runtime.bundle import Bundle, open_bundle
-from ..evaluation.fidelity import judge_file
+from ..evaluation.fidelity import evaluate_file
 
 if TYPE_CHECKING:
     from ...calibration.sample import Sample
@@ -34,10 +34,10 @@ MODELOPT_SAMPLES = 128  # it keeps all calibration data, and all activations of 
 
 
 def measure(folder: Path, sentences: int, samples: int, console: Console) -> list[dict[str, Any]]:
-    """One row for each precision: its name, share of MACs in INT8, size in bytes, and figures (see judge.Figures)."""
+    """One row for each precision: its name, share of MACs in INT8, size in bytes, and its `Figures`."""
     import onnx_ir as ir
 
-    from ...calibration.judge import Judge
+    from ...calibration.evaluator import Evaluator
     from ...calibration.products import int8_macs
     from ...calibration.quantize import QuantizeOptions, quantize_bundle
     from ...calibration.sample import DataOptions, Sample, draw_sample
@@ -58,7 +58,7 @@ def measure(folder: Path, sentences: int, samples: int, console: Console) -> lis
         default = modelopt_default(bundle, draw_sample(data), folder / "modelopt.onnx")
         status.update("judging")
         val = open_split("shapes", "val").sentences[:sentences]
-        judge = Judge(bundle, Sample((), val, {}))
+        evaluator = Evaluator(bundle, Sample((), val, {}))
         macs = count_macs(root / "segmenter.onnx")
         graphs = [
             ("fp32", root / "segmenter.onnx"),
@@ -70,7 +70,7 @@ def measure(folder: Path, sentences: int, samples: int, console: Console) -> lis
         for name, path in graphs:
             share = int8_macs(ir.load(path), macs) / sum(macs.values())
             rows.append({"name": name, "int8_share": share, "bytes": path.stat().st_size})
-            rows[-1] |= judge_file(judge, bundle, path, text=name == "fp16").to_dict()
+            rows[-1] |= evaluate_file(evaluator, bundle, path, text=name == "fp16").to_dict()
     return rows
 
 
@@ -78,7 +78,7 @@ def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
     """What `modelopt.onnx.quantization.quantize` makes of the FP32 image graph when only the data is given."""
     from modelopt.onnx.quantization import quantize
 
-    from ...calibration.observe import Session
+    from ...calibration.observers import Session
     from ...calibration.passes import load_graph
     from ...calibration.sample import cases
     from ...runtime.tokenizer import SentenceTokenizer

@@ -272,7 +272,7 @@ def measure_standing(subjects: Sequence[Subject], peers: Sequence[str], report: 
     }
 
 
-def with_kept(result: dict[str, Any], folder: Path) -> dict[str, Any]:
+def merge_previous(result: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`result` with the models that it lacks as benchmarks.json in `folder` has them, in the order of SUBJECTS.
 
     Raises LavtError where that file cannot be read, or is of another format or machine.
@@ -319,7 +319,7 @@ def main() -> None:
     with console.status("starting") as status:
         result = measure_standing(subjects, peers, status.update)
     if given.only and (given.output / "benchmarks.json").exists():
-        result = with_kept(result, given.output)
+        result = merge_previous(result, given.output)
     write_standing(result, given.output)
     print(markdown(result))
 

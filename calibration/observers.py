@@ -59,7 +59,7 @@ def _providers() -> list[str]:
     return list(ort.get_available_providers()) if cuda_device_count() else ["CPUExecutionProvider"]
 
 
-def watched(model: ir.Model) -> list[str]:
+def observed_tensors(model: ir.Model) -> list[str]:
     """The tensors whose ranges count: each float input, and what every node that changes numbers puts out."""
     values = [value for value in model.graph.inputs if is_float(value)]
     for node in model.graph:
@@ -68,7 +68,7 @@ def watched(model: ir.Model) -> list[str]:
     return [str(value.name) for value in values]
 
 
-def report_ranges(model: ir.Model, tensors: Iterable[str]) -> list[str]:
+def add_range_outputs(model: ir.Model, tensors: Iterable[str]) -> list[str]:
     """Adds, in place, two scalar outputs for each tensor: its smallest and its largest value. Returns their names."""
     values, names = _values(model), []
     for tensor in tensors:
@@ -77,7 +77,7 @@ def report_ranges(model: ir.Model, tensors: Iterable[str]) -> list[str]:
     return names
 
 
-def report_channels(model: ir.Model, tensors: Iterable[str]) -> list[str]:
+def add_channel_outputs(model: ir.Model, tensors: Iterable[str]) -> list[str]:
     """Adds, in place, two outputs (C,) for each tensor (B,N,C): each channel's largest magnitude and sum of squares."""
     values, names = _values(model), []
     for tensor in tensors:
@@ -94,7 +94,7 @@ def report_channels(model: ir.Model, tensors: Iterable[str]) -> list[str]:
     return names
 
 
-def report_tensors(model: ir.Model, tensors: Iterable[str]) -> None:
+def expose_outputs(model: ir.Model, tensors: Iterable[str]) -> None:
     """Makes tensors outputs, in place."""
     values = _values(model)
     for tensor in tensors:

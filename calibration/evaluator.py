@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ..data.metrics import ReferringMetrics, relative_error
 from ..runtime.bundle import Bundle
 from ..runtime.tokenizer import SentenceTokenizer
-from .observe import Array, Session
+from .observers import Array, Session
 from .passes import load_graph
 from .sample import Case, Sample, cases
 
@@ -36,7 +36,7 @@ class Figures:
         return asdict(self)
 
 
-class Judge:
+class Evaluator:
     """Holds the held-out cases and what FP32 makes of them, and runs other graphs on the same."""
 
     def __init__(self, bundle: Bundle, sample: Sample, progress: Progress = lambda done, total: None) -> None:
@@ -59,7 +59,7 @@ class Judge:
             prompts += list(session.run(feed, ["prompt"])[0])
         return prompts[: len(self.cases)]
 
-    def figures(
+    def evaluate(
         self,
         image: ir.Model,
         *,
