@@ -25,7 +25,6 @@ from ..._base.exits import run_main
 from ..._base.files import write_whole
 from ...data.sentences import open_split
 from ...runtime.bundle import Bundle, open_bundle
-from ..evaluation.fidelity import evaluate_file
 
 if TYPE_CHECKING:
     from ...calibration.sample import Sample
@@ -44,6 +43,7 @@ def measure(folder: Path, sentences: int, samples: int, console: Console) -> lis
     from ...export import ExportOptions, export_bundle
     from ...export.macs import count_macs
     from ...export.source import open_source
+    from ..evaluation.fidelity import evaluate_file
 
     source = open_source(None)
     root = folder / "bundle"
