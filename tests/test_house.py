@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAP = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
 MOST_MODULES = 15
+PYTORCH = "benchmarks.peers.pytorch"
 
 
 def parts_of(line: str) -> list[str]:
@@ -38,10 +39,12 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(name: str) -> Iterator[str]:
-    """The modules of the package that a module imports from, wherever in its code."""
+def imported(name: str, source: str | None = None) -> Iterator[str]:
+    """The modules of the package that a module imports from, wherever in its code, also by their names as strings."""
     folder = name.split(".")[:-1]
-    for node in ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))):
+    tree = ast.parse(source or modules()[name].read_text(encoding="utf-8"))
+    yield from named_by_strings(tree, folder)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (known(alias.name.split(".")[1:]) for alias in node.names if alias.name.startswith("lavt_edge."))
         elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "lavt_edge"):
@@ -50,6 +53,21 @@ def imported(name: str) -> Iterator[str]:
             parts = [part for part in parts if part]
             for alias in node.names:
                 yield known([*parts, alias.name])
+
+
+def named_by_strings(tree: ast.Module, folder: list[str]) -> Iterator[str]:
+    """Modules whose full names are strings; if the code imports by name, those that are named from its folder, too."""
+    names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree)}
+    imports_by_name = bool(names & {"import_module", "__import__", "run_module", "lazy_names"})
+    for text in (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)):
+        if not isinstance(text, str) or not re.fullmatch(r"\.*\w+(\.\w+)*", text):
+            continue
+        path = text.lstrip(".")
+        dots = len(text) - len(path)
+        named = [path.removeprefix("lavt_edge.")] if path.startswith("lavt_edge.") else []
+        if imports_by_name:  # a table may leave out the first dot, which its reader adds
+            named += [".".join([*folder[: len(folder) - up], path]) for up in {max(dots - 1, 0), dots}]
+        yield from {name for one in named for name in (one, f"{one}.__init__") if name in modules()}
 
 
 def known(parts: list[str]) -> str:
@@ -63,6 +81,25 @@ def known(parts: list[str]) -> str:
 
 def graph() -> dict[str, set[str]]:
     return {name: set(imported(name)) - {name} for name in modules()}
+
+
+@pytest.mark.parametrize(
+    ("source", "module"),
+    [
+        ("from ...export.graph import save_graph", "export.graph"),
+        ("def later():\n    from ...commands import run", "commands.run"),
+        ("if TYPE_CHECKING:\n    from ..report.page import page", "benchmarks.report.page"),
+        ("from lavt_edge.cli import run_main", "cli"),
+        ("def later():\n    import lavt_edge.commands.run as run", "commands.run"),
+        ("import_module('lavt_edge.commands.run')", "commands.run"),
+        ("import_module('..report.page', __package__)", "benchmarks.report.page"),
+        ("TABLE = {'torch': ('pytorch', 'TorchSide')}\nimport_module(f'.{TABLE[kind][0]}', __package__)", PYTORCH),
+        ("lazy_names(__name__, {'page': '.report.page'})", "benchmarks.report.page"),
+        ("[sys.executable, '-m', 'lavt_edge.reference.training']", "reference.training.__init__"),
+    ],
+)
+def test_every_form_of_import_is_seen(source: str, module: str) -> None:
+    assert module in imported("benchmarks.peers.sides", source)
 
 
 def test_the_map_is_true_of_the_tree() -> None:

@@ -25,7 +25,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ...errors import LavtError
-from .sides import Side, SideSpec, open_side
+from .opening import open_side
+from .sides import Side, SideSpec
 
 Answer = TypeVar("Answer")
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would share the parent's pages and break CUDA

@@ -1,4 +1,4 @@
-"""The sides of a comparison: what a name on the command line stands for, and how each is opened.
+"""The sides of a comparison: what a name on the command line stands for, and what each has in common.
 
 Every side answers one question: how long one call of the image graph takes on a batch of images and their sentences,
 from arrays in host memory to logits in host memory. Text is encoded before.
@@ -6,7 +6,6 @@ from arrays in host memory to logits in host memory. Text is encoded before.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,16 +57,6 @@ class Side(Protocol):
         """One call, finished when it returns. Raises LavtError where it cannot."""
 
 
-# Kind to the module and class that open it, and the extra that brings what it needs.
-ADAPTERS: Mapping[str, tuple[str, str, str]] = {
-    "bundle": ("onnx", "BundleSide", "cpu"),
-    "onnx": ("onnx", "OnnxSide", "cpu"),
-    "torch": ("pytorch", "TorchSide", "export"),
-    "openvino": ("openvino", "OpenVINOSide", "bench"),
-    "tensorrt": ("tensorrt", "TensorRTSide", "trt"),
-}
-
-
 @dataclass(frozen=True)
 class Peer:
     """A name for `--against`: the adapter's kind, its precision, and whether it runs the plain export."""
@@ -87,18 +76,6 @@ PEERS: Mapping[str, Peer] = {
     "openvino-plain-bf16": Peer("openvino", "bf16", plain=True),
     "tensorrt-plain": Peer("tensorrt", "fp16", plain=True),
 }
-
-
-def open_side(spec: SideSpec) -> Side:
-    """The side of a specification, loaded. Raises LavtError where it, or what it needs, is missing."""
-    module, name, extra = ADAPTERS[spec.kind]
-    try:
-        adapter = getattr(importlib.import_module(f".{module}", __package__), name)
-        side: Side = adapter(spec)
-    except ModuleNotFoundError as error:
-        remedy = f"pip install 'lavt-edge[{extra}]'"
-        raise LavtError(f"{spec.name}: {error.name} is not installed: {remedy}") from error
-    return side
 
 
 def specify(engine: Path, against: Sequence[str], **common: Any) -> list[SideSpec]:
