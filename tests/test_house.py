@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAP = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
 MOST_MODULES = 15
+OUTSIDE = ("setup", "tests", "docs", "examples", "build", "dist")
 PYTORCH = "benchmarks.peers.pytorch"
 
 
@@ -34,7 +35,7 @@ def modules() -> dict[str, Path]:
     found = {}
     for path in ROOT.rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] in ORDER or (len(parts) == 1 and parts[0] not in ("setup", "conftest")):
+        if parts[0] not in OUTSIDE and not parts[0].startswith("."):
             found[".".join(parts)] = path
     return found
 
