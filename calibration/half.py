@@ -6,12 +6,12 @@ Gather, ...) takes the type that comes in, so it costs no cast.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
+from ..export.rewrites.names import fp32_reason
 from .graphs import FLOAT, HALF, MOVEMENT, constant, drop_unused, insert_after, is_float
 
 MAX_HALF = 65504.0
@@ -24,16 +24,6 @@ Range = tuple[float, float]
 
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
-_STRUCTURAL = tuple(
-    (re.compile(pattern), reason)
-    for pattern, reason in (
-        (r".*/LayerNormalization", "LayerNorm statistics"),
-        (r".*\.pwam\.(query_norm|word_norm)/.*", "PWAM statistics, means over all pixels"),
-        (r"patch_embed(\.proj)?/(Cast|MatMul|Add).*", "sums of raw bytes, which cancel against the bias"),
-        (r"prompt/(ReduceSum|Div|Sub|Mul).*", "words are centred: what they share cancels"),
-    )
-)
-
 
 def find_islands(model: ir.Model, ranges: Mapping[str, Range]) -> dict[str, str]:
     """The nodes that stay in FP32, with the reason for each.
@@ -45,9 +35,9 @@ def find_islands(model: ir.Model, ranges: Mapping[str, Range]) -> dict[str, str]
     islands: dict[str, str] = {}
     for node in model.graph:
         name = node.name or ""
-        for pattern, reason in _STRUCTURAL:
-            if pattern.fullmatch(name):
-                islands.setdefault(name, reason)
+        reason = fp32_reason(name)
+        if reason:
+            islands[name] = reason
         if node.op_type in MOVEMENT:
             continue
         read = node.inputs[:1] if node.op_type in _QDQ else node.inputs  # a scale is no tensor's value

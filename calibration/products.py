@@ -1,36 +1,18 @@
-"""Which products of the image graph may run in INT8, and in which layer group each is: the placement policy.
+"""Which products of the image graph may run in INT8: the placement policy.
 
-A *product* is a Conv or MatMul. Those that no rule names stay in floating point: the patch embedding (raw bytes, whose
-sums cancel against its bias), everything of PWAM that acts on words (statistics, softmax side), the classifier and the
-final upsampling of two channels. BERT runs once per sentence and stays as well.
+A *product* is a Conv or MatMul; `export.rewrites.names.place_of` says which of them may, and which together.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-WEIGHTS, INTERPOLATION, ATTENTION = "weights", "interpolation", "attention"
-POLICIES = ("auto", "full", "decoder")
+from ..export.rewrites.names import WEIGHTS, place_of
 
-_RULES = tuple(
-    (re.compile(pattern), group, kind)
-    for pattern, group, kind in (
-        (r"(stage\d)\.block\d+\.attn\.(qkv|proj)/MatMul", r"\1.attn.\2", WEIGHTS),
-        (r"(stage\d)\.block\d+\.attn/MatMul", r"\1.attn.scores", ATTENTION),
-        (r"(stage\d)\.block\d+\.attn/MatMul_2", r"\1.attn.values", ATTENTION),
-        (r"(stage\d)\.block\d+\.mlp\.(fc1|fc2)/MatMul", r"\1.mlp.\2", WEIGHTS),
-        (r"(stage\d)\.pwam\.(?:vis_query|mix)/MatMul", r"\1.pwam", WEIGHTS),
-        (r"(stage\d)\.gate\.(?:fc1|fc2)/MatMul", r"\1.gate", WEIGHTS),
-        (r"(stage\d)\.merge\.reduction/MatMul", r"\1.merge", WEIGHTS),
-        (r"(decoder\.level\d)\.upsampled\.taps\d/MatMul", r"\1.taps", WEIGHTS),
-        (r"(decoder\.level\d)\.upsampled/MatMul(?:_\d)?", r"\1.interpolation", INTERPOLATION),
-        (r"(decoder\.level\d)\.(skip|conv)/Conv", r"\1.\2", WEIGHTS),
-    )
-)
+POLICIES = ("auto", "full", "decoder")
 
 
 @dataclass(frozen=True)
@@ -44,15 +26,10 @@ class Product:
 
 
 def find_products(model: ir.Model, macs: dict[str, int]) -> list[Product]:
-    """The products that the rules name, in the graph's order; `macs` gives those of every node."""
-    found = []
-    for node in model.graph:
-        for pattern, group, kind in _RULES:
-            match = pattern.fullmatch(node.name or "")
-            if match:
-                found.append(Product(match.string, match.expand(group), kind, macs[match.string]))
-                break
-    return found
+    """The products that have a layer group, in the graph's order; `macs` gives those of every node."""
+    names = [str(node.name) for node in model.graph if node.op_type in ("Conv", "MatMul")]
+    places = [(name, place_of(name)) for name in names]
+    return [Product(name, place.group, place.kind, macs[name]) for name, place in places if place.group]
 
 
 def candidates(products: Iterable[Product], policy: str) -> list[Product]:

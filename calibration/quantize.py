@@ -13,6 +13,7 @@ import onnx_ir as ir
 from .. import __version__
 from ..errors import BundleError, ExportError
 from ..export.graph import save_graph
+from ..export.rewrites.names import WEIGHTS
 from ..runtime.amend import Amendment, Change, amend
 from ..runtime.bundle import Bundle, FileEntry, file_entry, open_bundle
 from ..runtime.manifest import Manifest
@@ -21,7 +22,7 @@ from .evaluator import Evaluator, Figures
 from .half import Range, emulate_half, find_islands, to_half
 from .passes import fits_graphs, image_macs, image_products, load_graph
 from .placement import Placement, draw_ranking, select_int8_groups
-from .products import POLICIES, WEIGHTS, Product, candidates, group_macs
+from .products import POLICIES, Product, candidates, group_macs
 from .qdq import quantize_products
 from .record import RECORD_NAME, Calibration, read_calibration
 from .sample import DataOptions, Sample, draw_sample

@@ -21,17 +21,18 @@ README = DOCS.parent / "README.md"
 BENCHMARKS = DOCS / "benchmarks.json"
 # Sides of the standing comparison that README shows.
 SHOWN = ("rewritten, INT8", "rewritten, Winograd", "rewritten", "plain export")
-# Part of the model with the rewrites at work in it, and its modules, published and rewritten: the first match counts.
+# Part of the model with the rewrites at work in it, the published modules, and the rewritten ones by their layer group,
+# else their part, of export/rewrites/names.py: the first match counts.
 PARTS = (
-    ("patch embedding", r"patch_embed", r"patch_embed"),
+    ("patch embedding", r"patch_embed", r"patch embedding"),
     ("Swin: qkv, output projection (4)", r"attn\.(qkv|proj)$", r"attn\.(qkv|proj)$"),
-    ("Swin: scores, values", r"attn$", r"attn$"),
+    ("Swin: scores, values", r"attn$", r"attn\.(scores|values)$"),
     ("Swin: MLP, merging; gate", r"mlp|downsample|gate", r"mlp|merge|gate"),
-    ("PWAM: keys and values of words (3)", r"f_key|f_value", r"prompt"),
+    ("PWAM: keys and values of words (3)", r"f_key|f_value", r"words"),
     ("PWAM: the rest (1, 2)", r"fusion", r"pwam"),
-    ("decoder: first convolutions (5)", r"conv1_[234]$", r"skip$|upsampled"),
+    ("decoder: first convolutions (5)", r"conv1_[234]$", r"(skip|taps|interpolation)$"),
     ("decoder: second convolutions", r"conv2_[234]$", r"\.conv$"),
-    ("classifier, last upsampling", r"conv1_1$", r"classifier$|decoder$"),
+    ("classifier, last upsampling", r"conv1_1$", r"classifier$"),
 )
 
 
@@ -81,7 +82,7 @@ def costs_table() -> str:
 
 
 def _by_part(counts: dict[str, float], patterns: list[str]) -> list[float]:
-    """GMACs of the modules that each pattern is the first to match. Raises StopIteration where none matches."""
+    """GMACs of the names that each pattern is the first to match. Raises StopIteration where none matches."""
     sums = [0.0] * len(patterns)
     for name, macs in counts.items():
         sums[next(i for i, pattern in enumerate(patterns) if re.search(pattern, name))] += macs / 1e9
@@ -89,9 +90,10 @@ def _by_part(counts: dict[str, float], patterns: list[str]) -> list[float]:
 
 
 def _published_and_rewritten() -> tuple[dict[str, float], dict[str, float]]:
-    """MACs by module, without those of its submodules."""
+    """MACs by module of the published model, and by layer group, or part, of the rewritten one."""
     import torch
     from lavt_edge.export.rewrites.image_model import ImageModel
+    from lavt_edge.export.rewrites.names import place_of
     from lavt_edge.export.rewrites.words import prompt_channels
     from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 
@@ -109,10 +111,16 @@ def _published_and_rewritten() -> tuple[dict[str, float], dict[str, float]]:
     with torch.device("meta"):
         image = torch.zeros(1, 480, 480, 3, dtype=torch.uint8)
         prompt = torch.zeros(1, words, prompt_channels(config)), torch.ones(1, words)
-    return published, _count(rewritten_model, image, *prompt)
+    rewritten: dict[str, float] = {}
+    for name, macs in _count(rewritten_model, image, *prompt).items():
+        place = place_of(name.removeprefix("ImageModel."))
+        key = place.group or place.part
+        rewritten[key] = rewritten.get(key, 0) + macs
+    return published, rewritten
 
 
 def _count(call: Any, *inputs: Any) -> dict[str, float]:
+    """MACs by module, without those of its submodules."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

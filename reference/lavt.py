@@ -34,7 +34,7 @@ def bert(config: TextConfig) -> BertModel:
 class LAVT(nn.Module):
     """Segments the object that a sentence refers to.
 
-    The image is RGB, prepared by `normalise`. Any size works.
+    The image is RGB, scaled to 0..1 and normalised with ImageNet's mean and standard deviation. Any size works.
     """
 
     def __init__(self, config: LAVTConfig) -> None:

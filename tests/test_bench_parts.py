@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from lavt_edge.benchmarks.parts.costs import Operation, assign_parts, cost_rows, node_parts
-from lavt_edge.benchmarks.parts.profile import part_of, part_times, profile_parts
+from lavt_edge.benchmarks.parts.profile import part_times, profile_parts
 from lavt_edge.errors import BackendError
 from lavt_edge.export.macs import count_macs
+from lavt_edge.export.rewrites.names import part_of
 from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.tests.typed_bundle import add_typed_graphs, copy_bundle
 from onnx import TensorProto, helper, numpy_helper

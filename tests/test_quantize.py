@@ -17,7 +17,7 @@ import pytest
 from lavt_edge.calibration.evaluator import Evaluator, Figures
 from lavt_edge.calibration.passes import image_products, load_graph
 from lavt_edge.calibration.placement import select_int8_groups
-from lavt_edge.calibration.products import WEIGHTS, Product, candidates, int8_macs
+from lavt_edge.calibration.products import Product, candidates, int8_macs
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle, quantized_graph
 from lavt_edge.calibration.record import read_calibration
 from lavt_edge.calibration.sample import DataOptions, draw_sample
@@ -27,6 +27,7 @@ from lavt_edge.errors import BundleError, ExportError
 from lavt_edge.export.engines.bundle import build_engines
 from lavt_edge.export.engines.options import EngineOptions
 from lavt_edge.export.macs import count_macs
+from lavt_edge.export.rewrites.names import WEIGHTS
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import file_entry, open_bundle, sha256_of

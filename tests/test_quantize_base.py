@@ -13,7 +13,7 @@ from lavt_edge.calibration.calibrate import calibrate
 from lavt_edge.calibration.half import emulate_half
 from lavt_edge.calibration.observers import Session
 from lavt_edge.calibration.passes import image_products, load_graph
-from lavt_edge.calibration.products import WEIGHTS, int8_macs
+from lavt_edge.calibration.products import int8_macs
 from lavt_edge.calibration.quantize import half_graph, half_text, quantized_graph, type_rest
 from lavt_edge.calibration.record import Calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
@@ -22,6 +22,7 @@ from lavt_edge.export.engines.bundle import build_engines
 from lavt_edge.export.engines.options import EngineOptions
 from lavt_edge.export.graph import save_graph
 from lavt_edge.export.macs import count_macs
+from lavt_edge.export.rewrites.names import WEIGHTS
 from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import Bundle, file_entry, open_bundle
 from lavt_edge.runtime.tokenizer import SentenceTokenizer

@@ -7,7 +7,6 @@ gate, its merging, a decoder level, the classifier with the last upsampling, and
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,43 +17,13 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from ...export.macs import count_macs
+from ...export.rewrites.names import OTHER, part_of
 
-OTHER = "other"
 PRECISIONS = ("fp32", "fp16", "int8")
 
-_RULES = tuple(
-    (re.compile(pattern), part)
-    for pattern, part in (
-        (r"patch_embed\b", "patch embedding"),
-        (r"(stage\d+)\.block\d+(\.norm1|\.attn|/Add(?!_))", r"\1.attention"),
-        (r"(stage\d+)\.block\d+(\.norm2|\.mlp|/Add_)", r"\1.mlp"),
-        (r"(stage\d+)\.(pwam|gate|norm)\b", r"\1.pwam"),
-        (r"(stage\d+)\.merge\b", r"\1.merge"),
-        (r"(decoder\.level\d+)\b", r"\1"),
-        (r"decoder\.classifier\b|decoder/(?!Reshape|Transpose)|decoder\.(rows|columns)\b", "classifier"),
-        (r"(logits|mask)\b", "classifier"),
-        (r"(prompt|word_mask)\b", "words"),
-        (r"(embeddings|layer\d+|input_ids|attention_mask)\b", "text"),
-    )
-)
-# What ONNX Runtime puts before the name of the node or tensor that it made a node for.
-_MADE_FOR = re.compile(r"^InsertedPrecisionFreeCast_")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
 _VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
-
-
-def part_of(node_name: str) -> str:
-    """The part that a node belongs to by its name, also a fused one (`stage0.block0.mlp.fc1/MatMul/MatMulAddFusion`).
-
-    "other" where the name does not say, as for nodes that a runtime made; see `assign_parts`.
-    """
-    name = _MADE_FOR.sub("", node_name)
-    for pattern, part in _RULES:
-        match = pattern.match(name)
-        if match:
-            return match.expand(part)
-    return OTHER
 
 
 class Operation(NamedTuple):

@@ -12,12 +12,13 @@ import numpy.typing as npt
 from ...errors import BackendError
 from ...export.engines.layers import EngineLayer, layers_from_inspector
 from ...export.macs import count_macs
+from ...export.rewrites.names import OTHER, part_of
 from ...runtime.bundle import Bundle
 from ...runtime.tensorrt.backend import TensorRTBackend
 from ...runtime.tensorrt.flavor import find_flavor
 from ...runtime.tensorrt.loading import load_engine
 from ...runtime.tensorrt.record import engine_record
-from .costs import OTHER, cost_rows, node_parts, part_of
+from .costs import cost_rows, node_parts
 
 
 def engine_part_times(

@@ -15,9 +15,8 @@ import onnx
 import onnxruntime as ort
 
 from ...errors import BackendError
-from .costs import OTHER, Operation, assign_parts, cost_rows, part_of
-
-__all__ = ["PartProfile", "part_of", "part_times", "profile_parts"]
+from ...export.rewrites.names import OTHER, part_of
+from .costs import Operation, assign_parts, cost_rows
 
 _KERNEL = "_kernel_time"
 Event = Mapping[str, Any]

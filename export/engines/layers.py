@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..rewrites.names import product_type
+
 LOG_TITLE = "Layers:"
 
 # Names of types in both reports; formats of TensorRT 10 hold one of them among other words.
@@ -30,7 +32,6 @@ _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _LINE = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: (?P<inputs>.*?), Constants: ")
 _OUTPUTS = re.compile(r", Outputs: (?P<outputs>.*?), TacticName: ")
 _DATATYPE = re.compile(r"Datatype: (\w+)")
-_PRODUCT = re.compile(r"/(MatMul|Gemm|Conv)(?:_[0-9]+)?$")
 _COMPUTES_PRODUCTS = re.compile(r"gemm|conv|correlation|matmul|matrix|mha|(?:^|_)Fc", re.IGNORECASE)
 
 
@@ -100,7 +101,7 @@ def product_precisions(layers: Iterable[EngineLayer]) -> dict[str, str]:
     for layer in layers:
         own = not _COMPUTES_PRODUCTS.search(f"{layer.kind} {layer.name}")
         for name in layer.onnx:
-            if _PRODUCT.search(name):
+            if product_type(name):
                 candidate = (own, ranks.get(layer.precision, len(ranks)), layer.precision)
                 found[name] = min(found.get(name, candidate), candidate)
     return {name: precision for name, (_, _, precision) in found.items()}
@@ -110,7 +111,5 @@ def count_products(layers: Iterable[EngineLayer]) -> dict[str, dict[str, int]]:
     """The graph's products by kind and precision: {"Conv": {"int8": 6, "fp16": 1}, "MatMul": {...}}."""
     counts: dict[str, Counter[str]] = {}
     for name, precision in product_precisions(layers).items():
-        match = _PRODUCT.search(name)
-        assert match
-        counts.setdefault(match[1], Counter())[precision] += 1
+        counts.setdefault(str(product_type(name)), Counter())[precision] += 1
     return {kind: dict(counter) for kind, counter in sorted(counts.items())}
