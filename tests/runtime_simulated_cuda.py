@@ -225,6 +225,9 @@ class SimulatedTensorRT(ModuleType):
         self.ILogger, self.Runtime = ILogger, Runtime
         self.validity: list[object] = [SimpleNamespace(), 0]
 
+    def make_context(self, engine: Engine) -> Context:
+        return Context(engine)
+
     def become_rtx(self) -> None:
         """What TensorRT for RTX has besides: its own CUDA graphs, and a judgement of engines, set by `validity`."""
         self.__name__ = "tensorrt_rtx"
@@ -267,7 +270,7 @@ class Engine:
 
     def create_execution_context(self, config: SimpleNamespace | None = None) -> Context:
         self.strategy = None if config is None else config.cuda_graph_strategy
-        return Context(self)
+        return self.module.make_context(self)
 
 
 class Context:
