@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from .calibrate import apply_smoothing, calibrate, calibration_key, delete_state
 from .evaluator import Evaluator, Figures
 from .half import Range, emulate_half, find_islands, to_half
 from .passes import fits_graphs, image_macs, image_products, load_graph
-from .placement import Placement, draw_ranking, select_int8_groups
+from .placement import GroupLoss, draw_ranking, select_int8_groups
 from .products import POLICIES, Product, candidates, group_macs
 from .qdq import quantize_products
 from .record import RECORD_NAME, Calibration, read_calibration
@@ -39,87 +41,106 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """How INT8 is placed (see products.candidates, thresholds.METHODS), what the rest is, and the budget in points."""
+    """How an INT8 graph is made, and what every precision is calibrated on.
+
+    Raises ExportError for a value that is not offered.
+    """
 
     policy: str = "auto"
+    """Which products may be INT8: "auto", "full" (no attention products) or "decoder"."""
     method: str = "mse"
+    """How ranges are clipped: "mse", "entropy", "percentile" or "minmax"."""
     rest: str = "fp16"
+    """What the rest of an INT8 graph is: "fp16", or "fp32" for CPUs."""
     max_drop: float = 0.5
+    """Points of mean IoU that INT8 may cost, 0 to 100."""
     data: DataOptions = field(default_factory=DataOptions)
+    """The sentences and images to calibrate on."""
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("policy", self.policy, POLICIES),
-            ("method", self.method, METHODS),
-            ("rest", self.rest, RESTS),
-        ):
-            if value not in known:
-                raise ExportError(f"--{name} {value!r}: give one of {', '.join(known)}")
+        for name, known in (("policy", POLICIES), ("method", METHODS), ("rest", RESTS)):
+            if getattr(self, name) not in known:
+                raise ExportError(f"{name} {getattr(self, name)!r}: give one of {', '.join(known)}")
         if not 0 <= self.max_drop <= 100:
-            raise ExportError(f"--max-drop {self.max_drop}: give points of mean IoU, 0 to 100")
-        if not 0 <= self.data.seed < 2**63:
-            raise ExportError(f"--seed {self.data.seed}: give 0 or more")
-        if not 1 <= self.data.samples <= 1_000_000:
-            raise ExportError(f"--samples {self.data.samples}: give 1 to 1000000")
+            raise ExportError(f"max_drop {self.max_drop}: give points of mean IoU, 0 to 100")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a command prints: the manifest, the figures of the new graph, and for INT8 where it was placed.
-
-    `total_macs` are the image graph's; `int8_share` is the part of them that INT8 has.
-    """
+class QuantizeResult:
+    """What `quantize_bundle` added to a bundle."""
 
     manifest: Manifest
+    """The bundle's manifest as it is now."""
     precision: str
+    """The new graph's: "fp16", "int8", or "int8-cpu" with FP32 for the rest."""
     figures: Figures
+    """What the new graph keeps of the FP32 graph's accuracy."""
     total_macs: int = 0
+    """Multiply-accumulates of the image graph for one image; 0 for FP16, as the two fields below."""
     int8_share: float = 0.0
-    placement: Placement | None = None
+    """The share of them that runs in INT8, 0 to 1."""
+    ranking: Sequence[GroupLoss] = ()
+    """Every layer group that might be INT8 with its loss, worst first."""
 
 
 def quantize_bundle(
-    root: Path,
+    bundle: str | os.PathLike[str],
     precision: str,
     options: QuantizeOptions | None = None,
     *,
-    replace_existing: bool = False,
+    replace: bool = False,
     report: Report = lambda step: None,
     progress: Progress = lambda done, total: None,
-) -> Outcome:
-    """Adds the graphs of `precision`, "fp16" or "int8", to the bundle in folder `root`.
+) -> QuantizeResult:
+    """Adds FP16 or INT8 graphs to a bundle, all of them or none.
 
-    "fp16" makes `segmenter.fp16.onnx` and `text_encoder.fp16.onnx`; "int8" makes `segmenter.int8.onnx`, or with FP32
-    for the rest `segmenter.int8-cpu.onnx`, and a chart of its ranking. The calibration is kept as `calibration.json`
-    and used again for the same graphs and data. `report` is told each step, `progress` its (done, total).
+    The calibration is kept in the bundle as `calibration.json` and used again for the same graphs and data.
 
-    Raises BundleError and DatasetError for what is damaged, ExportError where the graph exists already or is too far
-    from FP32.
+        from lavt_edge.calibration import DataOptions, QuantizeOptions, quantize_bundle
+
+        data = DataOptions("refcoco", root="ROOT", samples=16)
+        result = quantize_bundle("bundle", "fp16", QuantizeOptions(data=data))
+        print(f"{result.figures.drop:+.2f} points of mean IoU lost")
+
+    Args:
+        bundle: the folder that `lavt-export onnx` wrote.
+        precision: "fp16" adds `segmenter.fp16.onnx` and `text_encoder.fp16.onnx`; "int8" adds `segmenter.int8.onnx`,
+            or `segmenter.int8-cpu.onnx` if the rest is FP32, and a chart of its layer groups.
+        options: how INT8 is placed and what to calibrate on; by default generated scenes.
+        replace: make graphs again that the bundle has already.
+        report: called with the name of each step as it begins.
+        progress: called with (done, total) within a step.
+
+    Raises:
+        BundleError: not a bundle, damaged, or being changed by another command.
+        DatasetError: the data is missing or damaged, or has too few images.
+        ExportError: the graph exists already, or loses more accuracy than it may.
     """
     options = options or QuantizeOptions()
+    root = Path(bundle)
     if precision not in ("fp16", "int8"):
         raise ExportError(f"precision {precision!r}: give fp16 or int8")
     name = "int8-cpu" if precision == "int8" and options.rest == "fp32" else precision
-    _open_without(root, name, replace_existing)  # refused before any work
+    _open_without(root, name, replace)  # refused before any work
     report("drawing the sample")
     sample = draw_sample(options.data, progress)
     with amend(root) as change:
-        bundle = _open_without(root, name, replace_existing)  # another command may have been faster
-        calibration = _calibration(bundle, sample, change, report, progress)
+        opened = _open_without(root, name, replace)  # another command may have been faster
+        calibration = _calibration(opened, sample, change, report, progress)
         report("segmenting the held-out sentences in FP32")
-        evaluator = Evaluator(bundle, sample, progress)
+        evaluator = Evaluator(opened, sample, progress)
         if precision == "fp16":
-            return _half(bundle, calibration, evaluator, change, report, progress)
-        return _int8(bundle, calibration, evaluator, options, name, change, report)
+            return _half(opened, calibration, evaluator, change, report, progress)
+        return _int8(opened, calibration, evaluator, options, name, change, report)
 
 
-def _open_without(root: Path, precision: str, replace_existing: bool) -> Bundle:
+def _open_without(root: Path, precision: str, replace_it: bool) -> Bundle:
     """The bundle. Raises ExportError where it has the precision already, and that is not to be replaced, or was made
     for CPUs in FP32."""
     bundle = open_bundle(root)
     if bundle.manifest.model.get("winograd"):
         raise ExportError(f"{root} was exported with --winograd, for CPUs in FP32: export it again without")
-    if bundle.has("segmenter", precision) and not replace_existing:
+    if bundle.has("segmenter", precision) and not replace_it:
         raise ExportError(f"{root} has a segmenter of precision {precision} already; pass --force to make it again")
     return bundle
 
@@ -150,7 +171,7 @@ def _half(
     change: Amendment,
     report: Report,
     progress: Progress,
-) -> Outcome:
+) -> QuantizeResult:
     report("typing the text encoder")
     plain = load_graph(bundle, "segmenter")
     text, text_islands = half_text(
@@ -171,7 +192,7 @@ def _half(
             "nothing was written"
         )
     about = _about(calibration, figures, islands=islands)
-    return Outcome(change.commit(entries, _with_precision("fp16", about)), "fp16", figures)
+    return QuantizeResult(change.commit(entries, _with_precision("fp16", about)), "fp16", figures)
 
 
 def half_text(
@@ -208,7 +229,7 @@ def _int8(
     name: str,
     change: Amendment,
     report: Report,
-) -> Outcome:
+) -> QuantizeResult:
     rest = options.rest
     chosen = candidates(image_products(bundle, load_graph(bundle, "segmenter")), options.policy)
     if rest == "fp32":  # activations times activations gain nothing in a CPU's INT8 kernels
@@ -252,7 +273,8 @@ def _int8(
         groups=[one.to_dict() for one in placement.ranking],
         islands={"segmenter": islands},
     )
-    return Outcome(change.commit(entries, _with_precision(name, about)), name, figures, total, share, placement)
+    manifest = change.commit(entries, _with_precision(name, about))
+    return QuantizeResult(manifest, name, figures, total, share, placement.ranking)
 
 
 def quantized_graph(
@@ -295,4 +317,4 @@ def _about(calibration: Calibration, figures: Figures, **more: Any) -> dict[str,
 
 
 def _with_precision(name: str, about: dict[str, Any]) -> Change:
-    return lambda manifest: replace(manifest, precisions={**manifest.precisions, name: about})
+    return lambda manifest: replaced(manifest, precisions={**manifest.precisions, name: about})

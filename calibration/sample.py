@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data import resize_mask
-from ..data.sentences import GENERATED as GENERATED
-from ..data.sentences import Sentence, open_split
-from ..errors import DatasetError
+from ..data.sentences import GENERATED, Sentence, open_split
+from ..errors import DatasetError, ExportError
 from ..runtime.preprocess import resize
 from ..runtime.tokenizer import SentenceTokenizer
 
-DEFAULT_SAMPLES = 512
 HELD_OUT_PART = 4
 MAX_HELD_OUT = 512
 """They and what FP32 makes of them are kept in memory, about 2.8 MB each at 480x480."""
@@ -26,14 +25,25 @@ MAX_HELD_OUT = 512
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What to calibrate on: a data set under `root` (None: generated scenes), its split, and how many sentences."""
+    """The sentences and images to calibrate on. Raises ExportError for a value out of range."""
 
     dataset: str = GENERATED
-    root: Path | None = None
+    """The data set: "refcoco", "refcoco+", "refcocog", or "shapes" for generated scenes."""
+    root: str | os.PathLike[str] | None = None
+    """The folder with the data sets; None is for generated scenes alone, which are then in the user's cache."""
     split: str = "train"
     split_by: str | None = None
-    samples: int = DEFAULT_SAMPLES
+    """Whose splits: "unc", "umd" or "google"; None is the usual one of the data set."""
+    samples: int = 512
+    """Sentences to calibrate on, 1 to 1000000; a quarter more is held out to measure accuracy on."""
     seed: int = 0
+    """Which sentences are drawn, 0 or more."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.samples <= 1_000_000:
+            raise ExportError(f"samples {self.samples}: give 1 to 1000000")
+        if not 0 <= self.seed < 2**63:
+            raise ExportError(f"seed {self.seed}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,8 @@ def draw_sample(options: DataOptions, progress: Callable[[int, int], None] | Non
 
     Raises DatasetError where the data is missing, of another layout, or has too few images.
     """
-    split = open_split(
-        options.dataset, options.split, data_root=options.root, split_by=options.split_by, progress=progress
-    )
+    root = None if options.root is None else Path(options.root)
+    split = open_split(options.dataset, options.split, data_root=root, split_by=options.split_by, progress=progress)
     by_image: dict[int, list[Sentence]] = {}
     for sentence in split.sentences:
         by_image.setdefault(sentence.target.image_id, []).append(sentence)

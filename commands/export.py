@@ -13,7 +13,7 @@ from ..errors import ExportError, LavtError
 from .common import Report, out, parse_batch, parse_heads, parse_size, print_table, progress_bar, refuse, warn
 
 if TYPE_CHECKING:
-    from ..calibration.quantize import Outcome
+    from ..calibration import QuantizeResult
 
 export_app = typer.Typer(
     help="Take a LAVT checkpoint to what an edge device runs.", no_args_is_help=True, add_completion=False
@@ -109,8 +109,8 @@ def export_quantize(
     if calibration_data is None:
         refuse(context, ("dataset", "split_by"), "needs --calibration-data, the folder with the data sets")
     with needs("export"):
-        from ..calibration.quantize import QuantizeOptions, quantize_bundle
-        from ..calibration.sample import GENERATED, DataOptions
+        from ..calibration import DataOptions, QuantizeOptions, quantize_bundle
+        from ..data.sentences import GENERATED
 
     data = DataOptions(
         dataset=GENERATED if calibration_data is None else dataset,
@@ -121,31 +121,30 @@ def export_quantize(
     )
     options = QuantizeOptions(policy=policy, method=method, rest=rest, max_drop=max_drop, data=data)
     with progress_bar() as (report, progress):
-        outcome = quantize_bundle(
-            bundle, "fp16" if fp16 else "int8", options, replace_existing=force, report=report, progress=progress
+        result = quantize_bundle(
+            bundle, "fp16" if fp16 else "int8", options, replace=force, report=report, progress=progress
         )
-    _print_outcome(bundle, outcome, rest)
+    _print_result(bundle, result, rest)
 
 
-def _print_outcome(bundle: Path, outcome: Outcome, rest: str) -> None:
-    """The ranking of layer groups, where there is one, and what the new graph keeps."""
-    figures = outcome.figures
-    if outcome.placement is not None:
+def _print_result(bundle: Path, result: QuantizeResult, rest: str) -> None:
+    """The ranking of layer groups, if there is one, and what the new graph keeps."""
+    figures = result.figures
+    if result.ranking:
         rows = [
             (
-                one.group,
-                f"{100 * one.macs / outcome.total_macs:.2f}",
-                f"{one.drop:+.3f}",
-                f"{one.relative_error:.1e}",
-                kept,
+                loss.group,
+                f"{100 * loss.macs / result.total_macs:.2f}",
+                f"{loss.drop:+.3f}",
+                f"{loss.relative_error:.1e}",
+                "int8" if loss.int8 else rest,
             )
-            for one in outcome.placement.ranking
-            for kept in ("int8" if one.int8 else rest,)
+            for loss in result.ranking
         ]
         header = ("layer group", "% of MACs", "mIoU lost alone", "logit error alone", "precision")
-        print_table(f"{100 * outcome.int8_share:.1f} % of the image graph's MACs in INT8", header, rows)
+        print_table(f"{100 * result.int8_share:.1f} % of the image graph's MACs in INT8", header, rows)
     out.print(
-        f"{bundle}: segmenter.{outcome.precision}.onnx, {figures.drop:+.3f} points of mean IoU lost against FP32 "
+        f"{bundle}: segmenter.{result.precision}.onnx, {figures.drop:+.3f} points of mean IoU lost against FP32 "
         f"({figures.mean_iou:.2f} over {figures.sentences} held-out sentences), pixel agreement "
         f"{100 * figures.pixel_agreement:.3f} %, logit error {figures.relative_error:.1e}",
     )
@@ -210,7 +209,7 @@ def export_trt(
 
 def _quantize(bundle: Path, precision: str, report: Report) -> None:
     try:
-        from ..calibration.quantize import quantize_bundle
+        from ..calibration import quantize_bundle
     except ImportError as error:
         raise ExportError(
             f"{bundle} has no graphs of precision {precision}, and {error.name} is missing to make them: run "

@@ -18,6 +18,7 @@ MODULES = (
     "lavt_edge.reference",
     "lavt_edge.benchmarks.accuracy",
     "lavt_edge.export",
+    "lavt_edge.calibration",
     "lavt_edge.errors",
 )
 COMMANDS = {"lavt-export": "export.export_app", "lavt-run": "run.run_app", "lavt-bench": "bench.bench_app"}

@@ -155,7 +155,7 @@ class TestBundle:
     def test_the_calibration_was_made_once(self, quantized: Path, options: QuantizeOptions) -> None:
         steps: list[str] = []
         before = sha256_of(quantized / "calibration.json")
-        quantize_bundle(quantized, "fp16", options, replace_existing=True, report=steps.append)
+        quantize_bundle(quantized, "fp16", options, replace=True, report=steps.append)
         assert "using the calibration that the bundle holds" in steps
         assert "calibrating" not in steps
         assert sha256_of(quantized / "calibration.json") == before
@@ -165,18 +165,56 @@ class TestBundle:
             quantize_bundle(quantized, "int8", options)
 
 
+class TestPython:
+    """`lavt_edge.calibration` as a program uses it: public names alone."""
+
+    def test_a_bundle_is_quantised(self, demo_bundle: Path, root: Path, tmp_path: Path) -> None:
+        from lavt_edge.calibration import DataOptions, QuantizeOptions, quantize_bundle
+
+        bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
+        options = QuantizeOptions(policy="decoder", max_drop=5, data=DataOptions("refcoco", root=str(root), samples=4))
+        steps: list[str] = []
+        result = quantize_bundle(str(bundle), "int8", options, report=steps.append)
+        assert result.precision == "int8"
+        assert result.figures.sentences == 8
+        assert result.figures.drop <= 5
+        assert 0.4 < result.int8_share < 0.5
+        assert {loss.group for loss in result.ranking} >= {"decoder.level0.conv", "decoder.level1.skip"}
+        assert sum(loss.macs for loss in result.ranking if loss.int8) == round(result.int8_share * result.total_macs)
+        assert steps[0] == "drawing the sample"
+        with Segmenter.load(bundle, precision="int8", device="cpu") as segmenter:
+            assert segmenter.precision == "int8"
+        with pytest.raises(ExportError, match="precision int8 already"):
+            quantize_bundle(bundle, "int8", options)
+
+    def test_importing_the_package_costs_nothing_heavy(self) -> None:
+        code = (
+            "import sys, lavt_edge.calibration\n"
+            "assert 'quantize_bundle' in dir(lavt_edge.calibration)\n"
+            "print(*{name.split('.')[0] for name in sys.modules})"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert not {"onnx", "onnx_ir", "onnxruntime", "torch", "numpy", "PIL"} & set(run.stdout.split())
+
+    def test_what_it_does_not_have_is_an_attribute_error(self) -> None:
+        import lavt_edge.calibration
+
+        with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
+            _ = lavt_edge.calibration.quantise
+
+
 class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
             ([], "give one of --fp16 and --int8"),
             (["--fp16", "--int8"], "give one of --fp16 and --int8"),
-            (["--int8", "--method", "best"], "--method 'best': give one of mse"),
-            (["--int8", "--policy", "all"], "--policy 'all': give one of auto"),
-            (["--int8", "--rest", "bf16"], "--rest 'bf16': give one of fp16"),
-            (["--int8", "--samples", "0"], "--samples 0: give 1"),
-            (["--int8", "--max-drop", "-1"], "--max-drop -1.0: give points"),
-            (["--int8", "--seed", "-1"], "--seed -1: give 0 or more"),
+            (["--int8", "--method", "best"], "method 'best': give one of mse"),
+            (["--int8", "--policy", "all"], "policy 'all': give one of auto"),
+            (["--int8", "--rest", "bf16"], "rest 'bf16': give one of fp16"),
+            (["--int8", "--samples", "0"], "samples 0: give 1"),
+            (["--int8", "--max-drop", "-1"], "max_drop -1.0: give points"),
+            (["--int8", "--seed", "-1"], "seed -1: give 0 or more"),
             (["--fp16", "--method", "mse"], "--method is for --int8"),
             (["--int8", "--dataset", "refcocog"], "--dataset needs --calibration-data"),
             (["--fp16", "--calibration-data", "/nowhere"], "/nowhere"),
@@ -312,7 +350,7 @@ def test_a_calibration_that_is_of_another_graph_is_made_again(
     listed = replace(manifest, files={**manifest.files, "calibration.json": entry})
     (bundle / "lavt.json").write_text(listed.to_json())
     with suppress(KeyboardInterrupt):
-        quantize_bundle(bundle, "fp16", options, replace_existing=True, report=lambda step: stop_at(step, steps))
+        quantize_bundle(bundle, "fp16", options, replace=True, report=lambda step: stop_at(step, steps))
     assert "calibrating" in steps
 
 

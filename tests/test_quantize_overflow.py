@@ -65,7 +65,7 @@ class TestOverflow:
     ) -> None:
         monkeypatch.setattr(quantize, "find_islands", lambda model, ranges: {})
         with pytest.raises(ExportError, match="FP16 loses too much"):
-            quantize_bundle(overflow_bundle, "fp16", options, replace_existing=True)
+            quantize_bundle(overflow_bundle, "fp16", options, replace=True)
 
     def test_the_emulated_masks_are_wrong_with_the_structural_islands_alone(
         self, overflow_bundle: Path, options: QuantizeOptions

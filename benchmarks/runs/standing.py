@@ -95,8 +95,8 @@ def make_bundle(subject: Subject, root: Path) -> None:
     """Writes the subject's bundle with its INT8 graph for CPUs, and `winograd_bundle`. Raises LavtError."""
     import torch
 
+    from ...calibration import DataOptions
     from ...calibration.quantize import QuantizeOptions, quantize_bundle
-    from ...calibration.sample import DataOptions
     from ...export import ExportOptions, export_bundle
     from ...export.source import open_source
     from ...reference import LAVT, LAVTConfig
