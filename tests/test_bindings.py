@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 HERE = ROOT / "tests" / "bindings"
 # Of JetPack 6, of the last 10.x with what 11 removed, and of the newest; the number is that of the libraries.
 TENSORRT = {"10.3.0": 10, "10.13.3.9": 10, "11.4.0.106": 11}
+LOG_SLOT = {10: 0, 11: 4}  # of ILogger::log in the table of virtual functions
 CUDA = ("12.8.0", "12.9.*", "13.*")
 SOURCES = sorted(
     [*ROOT.glob("runtime/tensorrt/*.py"), *ROOT.glob("export/engines/*.py"), *ROOT.glob("benchmarks/p*/*.py")]
@@ -42,7 +43,14 @@ def tensorrt_home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     (home / "lib").mkdir()
     for name in ("nvinfer", "nvonnxparser", "nvinfer_plugin"):
         library = f"lib{name}.so.{TENSORRT[version]}"
-        options = ("-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", str(home / "lib" / library))
+        options = (
+            f"-DLOG={LOG_SLOT[TENSORRT[version]]}",
+            "-shared",
+            "-fPIC",
+            f"-Wl,-soname,{library}",
+            "-o",
+            str(home / "lib" / library),
+        )
         subprocess.run(["cc", *options, str(HERE / "tensorrt_stubs.c")], check=True)
     (home / "tensorrt.py").write_text("from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n")
     return home
@@ -85,6 +93,44 @@ def test_a_name_that_is_gone_is_noticed(tensorrt_home: Path, name: str, tmp_path
     with (tmp_path / "home" / "tensorrt.py").open("a") as module:
         module.write(f"{gone}\n")
     assert look_up(tmp_path / "home")["missing"] == [name]
+
+
+RUNTIME = """
+from lavt_edge.errors import BackendError
+from lavt_edge.runtime.tensorrt.backend import _deserialise
+from lavt_edge.runtime.tensorrt.flavor import find_flavor
+from lavt_edge.tests.engine_records import a_record
+try:
+    _deserialise(b"", a_record(), find_flavor("tensorrt"))
+except BackendError as error:
+    print(error)
+"""
+BUILDER = """
+from pathlib import Path
+from lavt_edge.errors import ExportError
+from lavt_edge.export.engines.build import build_engine
+from lavt_edge.export.engines.options import EngineOptions, plan_build
+from lavt_edge.runtime.manifest import InputSpec
+from lavt_edge.runtime.tensorrt.flavor import find_flavor
+from lavt_edge.tests.engine_records import ORIN
+flavor, spec = find_flavor("tensorrt"), InputSpec(24, 32, 1, 20, 8)
+plan = plan_build(
+    Path("bundle"), EngineOptions(), spec, flavor="tensorrt", version=flavor.version, device=ORIN, known_targets=()
+)
+try:
+    build_engine(Path("segmenter.onnx"), plan, flavor)
+except ExportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("tensorrt_home", TENSORRT, indirect=True)
+@pytest.mark.parametrize("start", [RUNTIME, BUILDER], ids=["runtime", "builder"])
+def test_a_driver_that_is_too_old_is_told_in_one_line(tensorrt_home: Path, start: str) -> None:
+    """The factories return null, which the bindings raise as TypeError; the logger has the reason."""
+    said = run(tensorrt_home, "-c", start).splitlines()
+    assert len(said) == 1
+    assert "cannot start here (CUDA initialization failure with error: 35): update the GPU's driver" in said[0]
 
 
 @pytest.mark.parametrize("version", CUDA)

@@ -17,7 +17,7 @@ from lavt_edge.errors import BackendError, BundleError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.runtime.tensorrt.backend import TensorRTBackend
-from lavt_edge.runtime.tensorrt.cuda import cuda_message, import_cuda_runtime
+from lavt_edge.runtime.tensorrt.cuda import Cuda, cuda_message, import_cuda_runtime
 from lavt_edge.runtime.tensorrt.loading import load_engine
 from lavt_edge.runtime.tensorrt.record import engine_record
 from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, expected_logits
@@ -163,6 +163,22 @@ def test_the_second_call_captures_and_the_next_ones_launch(machine: Machine, fre
     for _ in range(3):
         np.testing.assert_array_equal(plain.run(given, ["logits"])[0], loaded.run(given, ["logits"])[0])
     assert not plain.uses_graph
+
+
+def test_a_capture_that_raises_leaves_no_graph(machine: Machine) -> None:
+    cuda = Cuda(api=machine.cuda)
+    stream = cuda.create_stream()
+    before = len(machine.cuda.live)
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cuda.capture(stream, interrupted)
+    with pytest.raises(BackendError, match="refused to enqueue"):
+        cuda.capture(stream, lambda: False)
+    assert len(machine.cuda.live) == before
+    cuda.destroy_stream(stream)
 
 
 def test_what_cannot_be_captured_is_enqueued_with_one_log_line(

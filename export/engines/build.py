@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._base.files import write_whole
 from ...errors import ExportError
+from ...runtime.tensorrt.backend import start_refused
 from ...runtime.tensorrt.flavor import Flavor
 from ...runtime.tensorrt.record import DISPLAY_NAMES
 from .layers import LOG_TITLE, EngineLayer, layers_from_inspector, layers_from_log
@@ -79,6 +80,12 @@ def build_engine(
 
     try:
         return run_stoppable(work, stop, refresh)
+    except TypeError as error:
+        if "nullptr" not in str(error):
+            raise
+        # TensorRT's factory returned null, as with a driver that is too old.
+        reason = " ".join(logger.errors[:1])
+        raise ExportError(start_refused(flavor, f" ({reason})" if reason else "")) from error
     except polygraphy.Error as error:
         reason = logger.reason() or " ".join(str(error).split())
         raise ExportError(

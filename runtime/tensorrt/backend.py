@@ -170,7 +170,10 @@ class TensorRTBackend:
 
 
 def _deserialise(data: bytes, record: EngineRecord, flavor: Flavor) -> tuple[tensorrt.Runtime, tensorrt.ICudaEngine]:
-    runtime: tensorrt.Runtime = flavor.module.Runtime(_logger(flavor.module))
+    try:
+        runtime: tensorrt.Runtime = flavor.module.Runtime(_logger(flavor.module))
+    except TypeError as error:  # what a factory that returned null becomes, as with a driver that is too old
+        raise BackendError(start_refused(flavor, _last_error(_logger(flavor.module)))) from error
     if record.version_compatible and flavor.name == "tensorrt":
         runtime.engine_host_code_allowed = True  # such an engine brings its own runtime
     ask_rtx(data, record, flavor, runtime)
@@ -214,6 +217,12 @@ def _plan(engine: tensorrt.ICudaEngine, record: EngineRecord) -> BufferPlan:
 def _refused(record: EngineRecord, flavor: Flavor, what: str) -> BackendError:
     reason = _last_error(_logger(flavor.module))
     return BackendError(f"{DISPLAY_NAMES[flavor.name]} {what} {record.name}{reason}: {record.rebuild}")
+
+
+def start_refused(flavor: Flavor, reason: str) -> str:
+    """The line for a TensorRT that does not start; `reason` is what it logged, in brackets, or nothing."""
+    name = f"{DISPLAY_NAMES[flavor.name]} {flavor.version}"
+    return f"{name} cannot start here{reason}: update the GPU's driver, or install a TensorRT of the driver's CUDA"
 
 
 def _last_error(logger: Any) -> str:

@@ -105,15 +105,16 @@ class Cuda:
         """
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call(self._api.cudaStreamBeginCapture, stream, mode)
+        done = False
         try:
             done = work()
         finally:
             status, *captured = self._api.cudaStreamEndCapture(stream)
             if int(status) != 0:
                 self._api.cudaGetLastError()  # it would be reported again by the next call
-        if int(status) != 0 or not done:
-            if captured and int(status) == 0:
+            elif not done:
                 self._call(self._api.cudaGraphDestroy, captured[0])
+        if int(status) != 0 or not done:
             raise BackendError(self._describe(status) if int(status) else "TensorRT refused to enqueue")
         try:
             return self._call(self._api.cudaGraphInstantiate, captured[0], 0)

@@ -22,7 +22,8 @@ _LAST_KNOWN_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
 _HEADER_BYTES = 64
 # Nearest to the checkpoint first: int8 is taken where it is asked for, or where it is all there is.
 _PREFERENCE = ("fp16", "int8", "fp32")
-_VERSION = re.compile(r"[0-9]{1,5}(\.[0-9]{1,5}){1,3}")
+# Such as 10.13.3.9.post1, which is a release of NVIDIA's.
+_VERSION = re.compile(r"[0-9]{1,5}(\.[0-9]{1,5}){1,3}([.+-]?[a-z][a-z0-9.]{0,15})?")
 _CAPABILITY = re.compile(r"[0-9]{1,2}\.[0-9]")
 _ROLE = re.compile("|".join(GRAPH_ROLES))
 _FLAVOR = re.compile("|".join(FLAVORS))
@@ -146,8 +147,9 @@ def _is_newer_than_known(record: EngineRecord) -> bool:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The components of a version such as "10.3.0"; what follows the digits of a component is left out."""
-    return tuple(int(match.group()) for part in version.split(".") if (match := re.match("[0-9]+", part)))
+    """The leading numeric components of a version: (10, 13, 3, 9) of "10.13.3.9.post1"."""
+    match = re.match(r"[0-9]+(\.[0-9]+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
 
 
 def flavor_misfit(record: EngineRecord, flavor: str, version: str) -> str | None:

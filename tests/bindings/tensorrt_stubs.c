@@ -1,9 +1,9 @@
 /* What the TensorRT bindings link to, as on a machine whose driver is too old: each factory says so and returns null. */
 static void *refuse(void *logger)
 {
-    /* ILogger's first virtual function is log(Severity, char const *); 1 is ERROR. */
+    /* LOG is the place of ILogger::log(Severity, char const *) among its virtual functions; 1 is ERROR. */
     if (logger)
-        (*(void (***)(void *, int, const char *))logger)[0](logger, 1, "CUDA initialization failure with error: 35");
+        (*(void (***)(void *, int, const char *))logger)[LOG](logger, 1, "CUDA initialization failure with error: 35");
     return 0;
 }
 
