@@ -69,6 +69,13 @@ def test_a_bundle_whose_engine_does_not_fit_runs_on_onnx_runtime(
     assert not machine.tensorrt.deserialised
 
 
+def test_an_engine_of_a_post_release_is_used(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+    pretend(monkeypatch, version="10.13.3.9.post1")
+    for role in ("segmenter", "text_encoder"):
+        add_engine(bundle, f"{role}.fp16.engine", plan(role, 1, version="10.13.3.9"), version="10.13.3.9.post1")
+    assert Segmenter.load(bundle).runtime == "TensorRT 10.13.3.9.post1"
+
+
 def test_an_engine_of_another_tensorrt(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
     machine = pretend(monkeypatch, version="10.13.3")
     with pytest.raises(

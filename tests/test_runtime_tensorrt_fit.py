@@ -33,11 +33,6 @@ from lavt_edge.tests.runtime_simulated_cuda import plan
         ("10.3.0", False, "10.3.0.30", True),
         ("10.3.0", False, "10.3.1", False),
         ("10.3.0", False, "10.13.0", False),
-        ("10.13.3.9.post1", False, "10.13.3.9", True),
-        ("10.13.3.9", False, "10.13.3.9.post1", True),
-        ("10.13.3.9.post1", False, "10.13.3.8.post1", False),
-        ("10.7.0.post1", True, "10.14.1.48.post1", True),
-        ("11.0.0b1", False, "11.0.0", True),
         ("10.3.0", True, "10.13.0", True),
         ("10.13.0", True, "10.3.0", False),
         ("10.3.0", True, "11.0.0", True),
@@ -56,6 +51,21 @@ def test_versions(built: str, compatible: bool, running: str, fits: bool) -> Non
     assert (flavor_misfit(replace(record, flavor="tensorrt_rtx"), "tensorrt_rtx", running) is None) == (
         fits and running.startswith(built)
     )
+
+
+@pytest.mark.parametrize(
+    ("built", "compatible", "running", "fits"),
+    [
+        ("10.13.3.9.post1", False, "10.13.3.9", True),
+        ("10.13.3.9", False, "10.13.3.9.post1", True),
+        ("10.13.3.9.post1", False, "10.13.3.8.post1", False),
+        ("10.7.0.post1", True, "10.14.1.48.post1", True),
+        ("11.0.0b1", False, "11.0.0", True),
+    ],
+)
+def test_post_releases(built: str, compatible: bool, running: str, fits: bool) -> None:
+    """NVIDIA numbers some releases so: 10.13.3.9.post1 is in the package index."""
+    assert (flavor_misfit(a_record(version=built, version_compatible=compatible), "tensorrt", running) is None) == fits
 
 
 @pytest.mark.parametrize(
