@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from .parity import Parity, measure_parity
 from .rewrites.image_model import ImageModel
 from .rewrites.text_model import TextModel
 from .rewrites.words import prompt_channels
+from .samples import make_samples
 
 # Whole logits against PyTorch in float64, norm over norm.
 TOLERANCE = 1e-3
@@ -161,8 +162,7 @@ def _prove(model: LAVT, folder: Path, tokenizer_json: str, options: ExportOption
     parity = measure_parity(
         model,
         folder,
-        tokenizer,
-        options.size,
+        make_samples(tokenizer, *options.size),
         options.batch,
         progress=lambda done, total: report(f"checking against PyTorch, case {done} of {total}"),
     )
@@ -199,5 +199,5 @@ def _manifest(
         ),
         checkpoint=checkpoint,
         files=files,
-        parity={"segmenter": parity.to_dict()},
+        parity={"segmenter": asdict(parity)},
     )

@@ -265,7 +265,7 @@ def test_building_needs_neither_torch_nor_onnx() -> None:
 
 
 def test_polygraphy_that_was_imported_for_the_other_flavour_is_replaced(bundle: Path) -> None:
-    """Exporting imports polygraphy, which takes `tensorrt` then; both must work in one process."""
+    """A program that uses polygraphy already, which takes `tensorrt` then; both must work in one process."""
     code = f"""
 from pathlib import Path
 import numpy as np

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,24 +11,25 @@ import numpy.typing as npt
 
 from ...data.metrics import pixel_agreement, relative_error
 from ...errors import BackendError, ExportError, LavtError
-from ...runtime.backend import OnnxRuntimeBackend
+from ...runtime.backend import Backend, OnnxRuntimeBackend
 from ...runtime.bundle import Bundle
 from ...runtime.tensorrt.flavor import Flavor
 from ...runtime.tensorrt.record import EngineRecord
 from ...runtime.tokenizer import SentenceTokenizer
+from ..samples import Feeds, make_samples
 
-SENTENCES = ("the red circle", "the large square on the left", "a man in a blue shirt next to the white van")
-# Norm of the difference over norm of what the graph gives on ONNX Runtime, and the least share of equal mask pixels.
-# TensorRT rounds elsewhere than ONNX Runtime: an INT8 value may fall on the other side.
+# Relative error and share of equal mask pixels that an engine must keep against its graph on ONNX Runtime. TensorRT
+# rounds at other places than ONNX Runtime: an INT8 value may fall on the other side.
 LIMITS = {"fp32": (1e-3, 0.999), "fp16": (2e-2, 0.99), "int8": (1e-1, 0.98)}
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+Arrays = list[npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class EngineParity:
     """An engine's outputs beside those of `reference`, a file of the bundle, and beside the FP32 graph's.
 
+    Errors are the largest over the cases of norm(difference) / norm(reference), infinite if any value is not finite.
     `pixel_agreement` is the image engine's, None of a text encoder. `graph_against_pytorch` is the bundle's record of
     its FP32 graph.
     """
@@ -41,99 +42,109 @@ class EngineParity:
     backend: str
     graph_against_pytorch: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def check_parity(parity: EngineParity, record: EngineRecord) -> None:
-    """Raises ExportError where the engine is further from its graph than LIMITS of its precision."""
-    error, agreement = LIMITS[record.precision]
-    pixels = 1.0 if parity.pixel_agreement is None else parity.pixel_agreement
-    if not (parity.relative_error <= error and pixels >= agreement):
-        raise ExportError(
-            f"{record.name} computes something else than {parity.reference}: relative error "
-            f"{parity.relative_error:.1e} (limit {error:.0e}), pixel agreement {100 * pixels:.2f} % (limit "
-            f"{100 * agreement:g} %); nothing was written"
-        )
-
 
 class UnmeasurableError(Exception):
     """Parity cannot be measured on this machine; the message says why."""
 
 
-def measure_parity(data: bytes, record: EngineRecord, bundle: Bundle, flavor: Flavor) -> EngineParity:
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What an engine should give: the outputs named `output` of its graph, and of the FP32 graph, for each of `feeds`.
+
+    `reference` is the name of the graph's file.
+    """
+
+    output: str
+    feeds: list[Feeds]
+    reference: str
+    typed: Arrays
+    fp32: Arrays
+
+
+def verify_engine(data: bytes, record: EngineRecord, bundle: Bundle, flavor: Flavor) -> EngineParity:
     """Runs the engine and the bundle's graphs on the same inputs.
 
-    Raises UnmeasurableError where onnxruntime, cuda-python or a graph is missing, ExportError where the engine cannot
-    run.
+    Raises UnmeasurableError if onnxruntime, cuda-python or a graph is missing, ExportError if the engine cannot run or
+    is too far from its graph.
     """
     from ...runtime.tensorrt.backend import TensorRTBackend
     from ...runtime.tensorrt.cuda import Cuda
 
-    output = "prompt" if record.role == "text_encoder" else "logits"
     try:
         cuda = Cuda()
-        graph, reference = _results(bundle, record.role, record.precision, output)
-        exact = reference if record.precision == "fp32" else _results(bundle, record.role, "fp32", output)[1]
+        expected = run_graphs(bundle, record.role, record.precision)
     except LavtError as error:
         raise UnmeasurableError(str(error)) from error
-    feeds = _feeds(bundle, record.role)
     try:
         engine = TensorRTBackend(data, record, flavor, cuda)
         try:
-            outputs = [engine.run(feed, (output,))[0] for feed in feeds]
+            outputs = run_feeds(engine, expected.feeds, expected.output)
         finally:
             engine.close()
     except BackendError as error:
         raise ExportError(f"{record.name} was built and cannot run: {error}") from error
     pytorch = bundle.manifest.parity.get("segmenter", {}).get("relative_error")
+    parity = measure_parity(outputs, expected, float(pytorch) if isinstance(pytorch, (int, float)) else None)
+    check_parity(parity, record)
+    return parity
+
+
+def run_graphs(bundle: Bundle, role: str, precision: str) -> Expected:
+    """The graphs of a role on ONNX Runtime's CPU; image graphs take prompts of the FP32 text encoder.
+
+    Raises BackendError or BundleError if ONNX Runtime or a graph is missing.
+    """
+    spec = bundle.manifest.input
+    tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
+    samples = make_samples(tokenizer, spec.height, spec.width)
+    batches = samples.batches(spec.batch or 1)
+    output, feeds = "prompt", [samples.text_feeds(cases) for cases in batches]
+    if role == "segmenter":
+        prompts = run_feeds(_session(bundle, "text_encoder", "fp32"), feeds, "prompt")
+        output, feeds = "logits", list(map(samples.image_feeds, batches, prompts))
+    fp32 = run_feeds(_session(bundle, role, "fp32"), feeds, output)
+    typed = fp32 if precision == "fp32" else run_feeds(_session(bundle, role, precision), feeds, output)
+    return Expected(output, feeds, bundle.file(role, precision).name, typed, fp32)
+
+
+def _session(bundle: Bundle, role: str, precision: str) -> Backend:
+    return OnnxRuntimeBackend(bundle.file(role, precision), device="cpu")
+
+
+def run_feeds(backend: Backend, feeds: list[Feeds], output: str) -> Arrays:
+    """One output of a graph or an engine for each of the feeds."""
+    return [backend.run(feed, (output,))[0] for feed in feeds]
+
+
+def measure_parity(outputs: Arrays, expected: Expected, graph_against_pytorch: float | None = None) -> EngineParity:
+    """The parity of an engine's outputs. Raises ExportError if the graphs give values that are not finite."""
+    for name, arrays in ((expected.reference, expected.typed), ("the FP32 graph", expected.fp32)):
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ExportError(
+                f"{name} gives values that are NaN or infinite, so its engine was not compared; nothing was written"
+            )
     return EngineParity(
-        relative_error=max(map(relative_error, outputs, reference)),
-        pixel_agreement=min(map(pixel_agreement, outputs, reference)) if output == "logits" else None,
-        against_fp32=max(map(relative_error, outputs, exact)),
-        cases=len(feeds),
-        reference=graph,
+        relative_error=max(map(relative_error, outputs, expected.typed)),
+        pixel_agreement=(min(map(pixel_agreement, outputs, expected.typed)) if expected.output == "logits" else None),
+        against_fp32=max(map(relative_error, outputs, expected.fp32)),
+        cases=len(outputs),
+        reference=expected.reference,
         backend="ONNX Runtime",
-        graph_against_pytorch=float(pytorch) if isinstance(pytorch, (int, float)) else None,
+        graph_against_pytorch=graph_against_pytorch,
     )
 
 
-def _results(bundle: Bundle, role: str, precision: str, output: str) -> tuple[str, list[npt.NDArray[Any]]]:
-    """The name of a graph's file, and what it gives for each of the inputs on ONNX Runtime's CPU."""
-    file = bundle.file(role, precision)
-    graph = OnnxRuntimeBackend(file, device="cpu")
-    return file.name, [graph.run(feed, (output,))[0] for feed in _feeds(bundle, role)]
-
-
-def _feeds(bundle: Bundle, role: str) -> list[Arrays]:
-    """The inputs of a graph for each of SENTENCES; prompts are the FP32 text encoder's."""
-    spec = bundle.manifest.input
-    batch = spec.batch or 1
-    text = None if role == "text_encoder" else OnnxRuntimeBackend(bundle.file("text_encoder", "fp32"), device="cpu")
-    tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
-    feeds: list[Arrays] = []
-    for i, sentence in enumerate(SENTENCES):
-        ids, mask, _ = tokenizer.encode(sentence)
-        words: Arrays = {
-            "input_ids": np.repeat(ids[None], batch, axis=0),
-            "attention_mask": np.repeat(mask[None], batch, axis=0),
-        }
-        if text is None:
-            feeds.append(words)
-            continue
-        (prompt,) = text.run(words, ("prompt",))
-        image = np.repeat(sample_picture(spec.height, spec.width, seed=i)[None], batch, axis=0)
-        feeds.append({"image": image, "prompt": prompt, "word_mask": words["attention_mask"].astype(np.float32)})
-    return feeds
-
-
-def sample_picture(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
-    """A picture with smooth ground, sharp edges and a little noise: uint8 (height, width, 3)."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width]
-    ramp = (x / width + y / height)[..., None] * rng.uniform(20, 90, 3)
-    picture = ramp + rng.normal(0, 4, (height, width, 3)) + 40
-    for _ in range(4):
-        top, left = int(rng.integers(0, height * 3 // 4)), int(rng.integers(0, width * 3 // 4))
-        picture[top : top + height // 4, left : left + width // 4] = rng.uniform(0, 255, 3)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+def check_parity(parity: EngineParity, record: EngineRecord) -> None:
+    """Raises ExportError if the engine is further from its graph than LIMITS of its precision, or is not finite."""
+    if not (math.isfinite(parity.relative_error) and math.isfinite(parity.against_fp32)):
+        raise ExportError(
+            f"{record.name} gives values that are NaN or infinite, {parity.reference} does not; nothing was written"
+        )
+    error, agreement = LIMITS[record.precision]
+    pixels = 1.0 if parity.pixel_agreement is None else parity.pixel_agreement
+    if not (parity.relative_error <= error and pixels >= agreement):
+        raise ExportError(
+            f"{record.name} differs too much from {parity.reference}: relative error {parity.relative_error:.1e} "
+            f"(limit {error:.0e}), pixel agreement {100 * pixels:.2f} % (limit {100 * agreement:g} %); "
+            "nothing was written"
+        )

@@ -1,0 +1,65 @@
+"""Images and sentences, always the same, on which two computations of a model are compared; no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..runtime.tokenizer import SentenceTokenizer
+
+# One word, a phrase, a sentence, and more word pieces than a prompt holds.
+SENTENCES = (
+    "person",
+    "the man in red",
+    "woman sitting on the left side of the bench with a dog",
+    "the second zebra from the right, half hidden behind the tall grass, looking back over its shoulder at the camera",
+)
+
+Feeds = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Cases, each an image and a sentence: images uint8 (cases,H,W,3), token ids and their mask int64 (cases,T)."""
+
+    images: npt.NDArray[np.uint8]
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+
+    def batches(self, size: int) -> list[list[int]]:
+        """The cases by number in batches of one size, the last filled from the beginning."""
+        count = len(self.images)
+        return [[(start + i) % count for i in range(size)] for start in range(0, count, size)]
+
+    def text_feeds(self, cases: Sequence[int]) -> Feeds:
+        """The text graph's inputs for a batch of cases."""
+        return {"input_ids": self.input_ids[cases], "attention_mask": self.attention_mask[cases]}
+
+    def image_feeds(self, cases: Sequence[int], prompt: npt.NDArray[np.float32]) -> Feeds:
+        """The image graph's inputs for a batch of cases and their prompts (B,T,P)."""
+        word_mask = self.attention_mask[cases].astype(np.float32)
+        return {"image": self.images[cases], "prompt": prompt, "word_mask": word_mask}
+
+
+def make_samples(tokenizer: SentenceTokenizer, height: int, width: int) -> Samples:
+    """A case for each of SENTENCES."""
+    ids, masks = zip(*(tokenizer.encode(sentence)[:2] for sentence in SENTENCES), strict=True)
+    images = np.stack([sample_image(height, width, seed) for seed in range(len(SENTENCES))])
+    return Samples(images, np.stack(ids), np.stack(masks))
+
+
+def sample_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
+    """An image with content at every scale: uint8 (height,width,3)."""
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), 127.5)
+    for cells in (2, 5, 16, 64):
+        noise = rng.standard_normal((3, cells, cells)).astype(np.float32)
+        layers = [Image.fromarray(layer).resize((width, height), Image.Resampling.BILINEAR) for layer in noise]
+        image += 40 * np.stack([np.asarray(layer) for layer in layers], axis=-1)
+    image += rng.normal(0, 8, image.shape)
+    return image.clip(0, 255).astype(np.uint8)
