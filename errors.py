@@ -48,6 +48,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def reason_of(error: BaseException, limit: int = 200) -> str:
+    """What an exception of another package says, its white space collapsed, as part of a line; its class if nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]
+
+
 class LavtError(Exception):
     """Base of every error that lavt-edge raises for bad input; `str` of one is a single line."""
 

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .._base.files import write_whole
+from .._base.progress import Progress, ignore
 from ..runtime.bundle import Bundle
 from ..runtime.tokenizer import SentenceTokenizer
 from .observers import Array
@@ -30,8 +31,6 @@ ALGORITHM = 1
 _STATE_NAME = ".calibration.partial.npz"
 _SAVE_EVERY = 32
 
-Progress = Callable[[int, int], None]
-
 
 def calibration_key(bundle: Bundle, sample: Sample) -> dict[str, Any]:
     """Plain JSON that is equal for equal graphs, tokenizer and data."""
@@ -42,7 +41,7 @@ def calibration_key(bundle: Bundle, sample: Sample) -> dict[str, Any]:
     return key
 
 
-def calibrate(bundle: Bundle, sample: Sample, progress: Progress = lambda done, total: None) -> Calibration:
+def calibrate(bundle: Bundle, sample: Sample, progress: Progress = ignore) -> Calibration:
     """The calibration of a bundle's FP32 graphs on a sample; `progress` is called with (done, total).
 
     Raises BundleError or DatasetError for damaged files, ExportError where a tensor is not finite.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from .._base.progress import Progress, ignore
 from ..data.metrics import ReferringMetrics, relative_error
 from ..runtime.bundle import Bundle
 from ..runtime.tokenizer import SentenceTokenizer
 from .observers import Array, Session
 from .passes import load_graph
 from .sample import Case, Sample, cases
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Figures:
 class Evaluator:
     """Holds the held-out cases and what FP32 makes of them, and runs other graphs on the same."""
 
-    def __init__(self, bundle: Bundle, sample: Sample, progress: Progress = lambda done, total: None) -> None:
+    def __init__(self, bundle: Bundle, sample: Sample, progress: Progress = ignore) -> None:
         spec = bundle.manifest.input
         tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
         self._batch = spec.batch or 1
@@ -66,7 +65,7 @@ class Evaluator:
         text: ir.Model | None = None,
         fused: bool = False,
         limit: int | None = None,
-        progress: Progress = lambda done, total: None,
+        progress: Progress = ignore,
     ) -> Figures:
         """What an image graph makes of the cases, with the prompts of FP32 or of a text graph; see `Session`.
 

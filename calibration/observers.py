@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ..errors import BundleError
+from ..errors import BundleError, reason_of
 from .graphs import MOVEMENT, is_float
 
 Array = npt.NDArray[Any]
@@ -37,20 +37,14 @@ class Session:
             graph = ir.to_proto(model).SerializeToString()
             self._session = ort.InferenceSession(graph, options, providers=[*cuda, "CPUExecutionProvider"])
         except Exception as error:  # the classes of ONNX Runtime's errors derive from Exception alone
-            raise BundleError(
-                f"a graph that ONNX Runtime cannot load ({' '.join(str(error).split())[:200]})"
-            ) from error
+            raise BundleError(f"a graph that ONNX Runtime cannot load ({reason_of(error)})") from error
 
     def run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> list[Array]:
         """The named outputs. Raises BundleError where the graph does not take these inputs."""
         try:
             return [np.asarray(one) for one in self._session.run(list(outputs), feeds)]
         except Exception as error:
-            raise BundleError(f"a graph that cannot run ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+            raise BundleError(f"a graph that cannot run ({reason_of(error)})") from error
 
 
 def _providers() -> list[str]:

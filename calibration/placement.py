@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from PIL import Image, ImageDraw, ImageFont
 
+from .._base.progress import Report, ignore
 from .evaluator import Evaluator, Figures
 from .products import Product, group_macs
 
@@ -21,7 +22,6 @@ _ROW, _LABEL, _BARS, _MARGIN = 22, 210, 520, 16
 _INT8, _KEPT, _INK, _GRID = (46, 112, 180), (214, 118, 44), (30, 30, 30), (215, 215, 215)
 
 Build = Callable[[Sequence[Product]], ir.Model]
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def select_int8_groups(
     products: Sequence[Product],
     evaluator: Evaluator,
     max_drop: float,
-    report: Report = lambda step: None,
+    report: Report = ignore,
     *,
     total_macs: int = 0,
     whole: Callable[[Sequence[Product]], Figures] | None = None,

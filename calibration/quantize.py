@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .. import __version__
+from .._base.progress import Progress, Report, ignore
 from ..errors import BundleError, ExportError
 from ..export.graph import save_graph
 from ..export.rewrites.names import WEIGHTS
@@ -34,9 +35,6 @@ RESTS = ("fp16", "fp32")
 # Against the FP32 graphs on held-out sentences: what FP16 may cost before it is refused.
 HALF_MAX_DROP, HALF_MAX_ERROR = 0.25, 0.02
 TEXT_MAX_ERROR = 0.003
-
-Report = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,8 @@ def quantize_bundle(
     options: QuantizeOptions | None = None,
     *,
     replace: bool = False,
-    report: Report = lambda step: None,
-    progress: Progress = lambda done, total: None,
+    report: Report = ignore,
+    progress: Progress = ignore,
 ) -> QuantizeResult:
     """Adds FP16 or INT8 graphs to a bundle, all of them or none.
 

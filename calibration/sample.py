@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._base.progress import Progress, ignore
 from ..data import resize_mask
 from ..data.sentences import GENERATED, Sentence, open_split
 from ..errors import DatasetError, ExportError
@@ -68,7 +69,7 @@ class Case:
     target: npt.NDArray[np.bool_]
 
 
-def draw_sample(options: DataOptions, progress: Callable[[int, int], None] | None = None) -> Sample:
+def draw_sample(options: DataOptions, progress: Progress = ignore) -> Sample:
     """Draws a sample, stratified over images: each gives one sentence before any gives a second.
 
     A quarter as many sentences again are held out, 8 to MAX_HELD_OUT, about images of their own.

@@ -6,21 +6,20 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from .._base.progress import Progress, Report
 from ..errors import ExportError, LavtError, one_line
 
 # A line is not wrapped: whoever reads it through a pipe gets it whole.
 out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
-Report = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where it can be used, else the CPU.")]
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .._base.exits import needs
+from .._base.progress import Report
 from ..errors import ExportError, LavtError
-from .common import Report, out, parse_batch, parse_heads, parse_size, print_table, progress_bar, refuse, warn
+from .common import out, parse_batch, parse_heads, parse_size, print_table, progress_bar, refuse, warn
 
 if TYPE_CHECKING:
     from ..calibration import QuantizeResult

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import DatasetError
+from ..errors import DatasetError, reason_of
 from .masks import Segmentation, parse_segmentation
 
 MAX_BYTES = 2**30
@@ -56,7 +56,7 @@ def read_instances(path: Path, annotation_ids: Set[int], image_ids: Set[int]) ->
     except RecursionError:
         raise DatasetError(f"{path}: nested too deeply for COCO annotations; get the file again") from None
     except ValueError as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise DatasetError(f"{path}: truncated or damaged JSON ({reason}); get the file again") from None
     return found
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..errors import DatasetError
+from ..errors import DatasetError, reason_of
 from .instances import read_instances
 from .masks import Segmentation, rasterise
 from .safe_pickle import read_plain_pickle
@@ -65,7 +65,7 @@ class ReferredObject:
                 "put COCO's train2014 images there"
             ) from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
+            reason = reason_of(error)
             raise DatasetError(
                 f"{self.image_path}: cannot be read for ref {self.ref_id} ({reason}); download the image again"
             ) from error

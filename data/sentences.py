@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .._base.progress import Progress, ignore
 from ..errors import DatasetError
 from ..runtime.bundle import sha256_of
 from . import RefCOCO, ReferredObject
@@ -71,7 +72,7 @@ def open_split(
     data_root: Path | None = None,
     split_by: str | None = None,
     swap: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore,
 ) -> Split:
     """The sentences of a split of `refcoco`, `refcoco+`, `refcocog`, or of generated data, `shapes`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import __version__
 from .._base.files import whole_folder
+from .._base.progress import Report, ignore
 from ..errors import ExportError
 from ..reference.checkpoint import BERT_VOCABULARY
 from ..reference.config import LAVTConfig
@@ -31,8 +32,6 @@ from .samples import make_samples
 
 # Whole logits against PyTorch in float64, norm over norm.
 TOLERANCE = 1e-3
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def export_bundle(
     vocabulary: Path | Sequence[str] = BERT_VOCABULARY,
     options: ExportOptions | None = None,
     replace: bool = False,
-    report: Report = lambda step: None,
+    report: Report = ignore,
 ) -> Manifest:
     """Exports `model`, proves the result against it and writes the bundle `output`, whole or not at all.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .._base.progress import Progress, ignore
 from ..data.metrics import relative_error
 from ..reference.lavt import LAVT, normalise
 from ..runtime.backend import OnnxRuntimeBackend
@@ -37,7 +38,7 @@ def measure_parity(
     folder: Path,
     samples: Samples,
     batch: int | None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = ignore,
 ) -> Parity:
     """Runs the bundle in `folder` and `model` on the same images and sentences; `model` is left in float64.
 

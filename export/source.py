@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._base.progress import Report, ignore
 from ..errors import CheckpointError
 from ..reference import LAVT, load_checkpoint
 from ..reference.checkpoint import BERT_VOCABULARY
@@ -43,7 +44,7 @@ def open_source(checkpoint: Path | None) -> Source:
     return Source(checkpoint, BERT_VOCABULARY, (480, 480), is_demo=False)
 
 
-def export_demo(bundle: Path, report: Callable[[str], None] = lambda step: None) -> Manifest | None:
+def export_demo(bundle: Path, report: Report = ignore) -> Manifest | None:
     """Writes the demo model's bundle, batch free; None if the one of the same weights is there already."""
     source = open_source(None)
     if bundle.exists() and open_bundle(bundle).manifest.checkpoint == source.info():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason_of
 from .config import MAX_WINDOW, SWIN, LAVTConfig, Variant
 from .lavt import LAVT
 
@@ -66,7 +66,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # a damaged archive surfaces as almost any type
         raise CheckpointError(
-            f"{path}: not a readable torch checkpoint ({_first_line(error)}); is the download complete?"
+            f"{path}: not a readable torch checkpoint ({reason_of(error)}); is the download complete?"
         ) from error
     if not isinstance(content, dict) or "model" not in content:
         raise CheckpointError(f"{path}: key 'model' is missing; expected an official LAVT checkpoint")
@@ -79,18 +79,13 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
-
-
 def _offender(error: BaseException) -> str:
     """The part of torch's long refusal that names the global or opcode."""
     for line in str(error).splitlines():
         for mark in ("Unsupported global", "Unsupported operand", "Unsupported class", "GLOBAL"):
             if mark in line:
                 return line[line.index(mark) :].strip().split(" was not")[0][:160]
-    return _first_line(error)
+    return reason_of(error)
 
 
 def _model_state(path: Path, content: dict[str, Any]) -> tuple[dict[str, Tensor], Variant]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
 from ..data.shapes.scenes import VOCABULARY
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason_of
 from .config import LAVTConfig, TextConfig
 from .lavt import LAVT
 
@@ -48,8 +48,7 @@ def load_demo(path: str | Path = DEMO_WEIGHTS) -> LAVT:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; train it: python -m lavt_edge.reference.training") from error
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(f"{path}: not the demo model's weights ({reason})") from error
+        raise CheckpointError(f"{path}: not the demo model's weights ({reason_of(error)})") from error
     return model
 
 

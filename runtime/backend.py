@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BackendError, BundleError
+from ..errors import BackendError, BundleError, reason_of
 from .cuda import cuda_device_count
 from .manifest import EXPORT_AGAIN
 from .signature import Signature, TensorSpec
@@ -92,7 +92,7 @@ class OnnxRuntimeBackend:
         try:
             return [np.asarray(output) for output in self._session.run(list(outputs), dict(feeds))]
         except Exception as error:  # the classes of ONNX Runtime's errors derive from Exception alone
-            raise BackendError(f"{self._path.name} could not run: {_one_line(error)}") from error
+            raise BackendError(f"{self._path.name} could not run: {reason_of(error, 300)}") from error
 
     def _create(self, device: str) -> tuple[Any, str]:
         if device != "cpu":
@@ -108,7 +108,7 @@ class OnnxRuntimeBackend:
             return self._session_on([_CPU]), "cpu"
         except Exception as error:
             raise BundleError(
-                f"{self._path} is not a graph that ONNX Runtime can load ({_one_line(error)}): {EXPORT_AGAIN}"
+                f"{self._path} is not a graph that ONNX Runtime can load ({reason_of(error, 300)}): {EXPORT_AGAIN}"
             ) from error
 
     def _cuda_problem(self) -> str | None:
@@ -121,7 +121,7 @@ class OnnxRuntimeBackend:
         try:
             session = self._session_on([(_CUDA, _CUDA_OPTIONS), _CPU])
         except Exception as error:
-            return None, _one_line(error)
+            return None, reason_of(error, 300)
         if _CUDA not in session.get_providers():
             return None, "ONNX Runtime could not load CUDA or cuDNN"
         return session, ""
@@ -163,7 +163,3 @@ def _tensor_spec(argument: Any) -> TensorSpec:
     element = str(argument.type).removeprefix("tensor(").removesuffix(")")
     shape = tuple(size if isinstance(size, int) else None for size in argument.shape)
     return TensorSpec(argument.name, _DTYPES.get(element, element), shape)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import ImageError
+from ..errors import ImageError, reason_of
 
 ImageLike: TypeAlias = Image.Image | npt.NDArray[np.uint8] | str | os.PathLike[str]
 
@@ -98,5 +98,5 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def _unreadable(name: str, error: Exception) -> ImageError:
     if isinstance(error, UnidentifiedImageError):
         return ImageError(f"{name} cannot be read: it is not an image that Pillow knows")
-    reason = "it does not fit in memory" if isinstance(error, MemoryError) else str(error) or type(error).__name__
-    return ImageError(f"{name} cannot be read as an image ({' '.join(reason.split())[:200]})")
+    reason = "it does not fit in memory" if isinstance(error, MemoryError) else reason_of(error)
+    return ImageError(f"{name} cannot be read as an image ({reason})")

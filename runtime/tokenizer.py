@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from ..errors import BundleError, PromptError
+from ..errors import BundleError, PromptError, reason_of
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -111,4 +111,4 @@ def _sound() -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # plain Exception; and a panic in Rust derives from BaseException alone
-        raise BundleError(f"tokenizer.json is not a tokenizer ({' '.join(str(error).split())[:200]})") from None
+        raise BundleError(f"tokenizer.json is not a tokenizer ({reason_of(error)})") from None

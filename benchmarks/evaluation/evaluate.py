@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..._base.progress import Progress, ignore
 from ...data import ReferredObject, resize_mask
 from ...data.metrics import THRESHOLDS, PublishedRow, ReferringMetrics, published_rows
 from ...data.sentences import Sentence, Split
@@ -59,7 +60,7 @@ def evaluate(
     *,
     limit: int | None = None,
     restart: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = ignore,
 ) -> Evaluation:
     """Runs `predictor` over a split and writes each sentence's result to `results` (see `results.ResultsFile`).
 

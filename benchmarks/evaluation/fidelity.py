@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from PIL import Image
 
-from ...calibration.evaluator import Evaluator, Figures, Progress
+from ..._base.progress import Progress, Report, ignore
+from ...calibration.evaluator import Evaluator, Figures
 from ...calibration.half import emulate_half
 from ...calibration.sample import Case, Sample
 from ...data.sentences import Sentence, open_split
@@ -60,8 +61,8 @@ def measure_fidelity(
     checkpoint: str | None = None,
     precisions: Sequence[str] | None = None,
     cases: int = DEFAULT_CASES,
-    report: Callable[[str], None] = lambda step: None,
-    progress: Progress = lambda done, total: None,
+    report: Report = ignore,
+    progress: Progress = ignore,
 ) -> list[dict[str, Any]]:
     """A row for each precision of the bundle's image graph, FP32 first, over `sentences` (default: generated val).
 

@@ -14,7 +14,7 @@ from ...calibration.graphs import HALF, MOVEMENT
 from ...calibration.half import emulate_half
 from ...calibration.observers import Session, expose_outputs, observed_tensors
 from ...data.metrics import relative_error
-from ...errors import BackendError
+from ...errors import BackendError, reason_of
 
 Array = npt.NDArray[Any]
 
@@ -62,7 +62,7 @@ def compare_layers(
             made = sides[1].run(dict(feeds), [shared[name] for name in part])
             errors |= {name: relative_error(a, b) for name, a, b in zip(part, made, right, strict=True)}
     except Exception as error:  # ONNX Runtime's exceptions have no common base
-        raise BackendError(f"{other_onnx} could not be compared: {str(error).splitlines()[0]}") from error
+        raise BackendError(f"{other_onnx} could not be compared: {reason_of(error)}") from error
     first = first_divergence(errors, _sources(reference, errors), _ROUNDING[precision])
     rows = [
         {"tensor": name, "node": nodes[name], "relative_error": error, "first": name == first}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..._base.progress import Report
 from ...errors import LavtError
 from ...runtime.bundle import open_bundle
 from ..peers.process import call_apart
 from ..peers.sides import batch_of
 from ..timing.measure import Options, prepare_sides
 
-Report = Callable[[str], None]
 NO_LAYERS = "--layers compares a graph with the FP32 one: give --engine BUNDLE/segmenter.PRECISION.onnx"
 
 

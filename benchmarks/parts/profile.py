@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from ...errors import BackendError
+from ...errors import BackendError, reason_of
 from ...export.rewrites.names import OTHER, part_of
 from .costs import Operation, assign_parts, cost_rows
 
@@ -89,7 +89,7 @@ def _profile(
                 session.run(None, dict(feeds))
             events: list[Event] = json.loads(Path(session.end_profiling()).read_bytes())
         except Exception as error:  # its exceptions have no common base
-            raise BackendError(f"ONNX Runtime could not profile {path}: {str(error).splitlines()[0]}") from error
+            raise BackendError(f"ONNX Runtime could not profile {path}: {reason_of(error)}") from error
         graph = onnx.load(Path(folder, "optimized.onnx"), load_external_data=False).graph
     return events, [Operation(node.name, list(node.input), list(node.output)) for node in graph.node]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...errors import BackendError
+from ...errors import BackendError, reason_of
 from ...runtime.bundle import open_bundle
 from .sides import SideSpec, feeds_for, image_size
 
@@ -50,7 +50,7 @@ def _compile(
         model.reshape(shapes)
         compiled = core.compile_model(model, "CPU", properties)
     except RuntimeError as error:
-        raise BackendError(f"{spec.name}: OpenVINO refuses {path} ({' '.join(str(error).split())[:200]})") from error
+        raise BackendError(f"{spec.name}: OpenVINO refuses {path} ({reason_of(error)})") from error
     inputs = [
         (port.get_any_name(), str(port.get_element_type().to_dtype()), tuple(port.get_shape()))
         for port in compiled.inputs

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ...errors import LavtError
+from ...errors import LavtError, reason_of
 from .opening import open_side
 from .sides import Side, SideSpec
 
@@ -160,7 +160,7 @@ def _attempt(work: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
     except MemoryError:
         return False, "out of memory"
     except Exception as error:  # what runtimes raise is of many classes, and must reach the parent as a line
-        return False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return False, f"{type(error).__name__}: {reason_of(error, 300)}"
 
 
 def _call(pipe: Connection, function: Callable[..., Any], *arguments: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...errors import BackendError, LavtError
+from ...errors import BackendError, LavtError, reason_of
 from ...export.source import open_source
 from ...reference import LAVT, LAVTConfig
 from ...runtime.bundle import open_bundle
@@ -65,7 +65,7 @@ class TorchSide:
         try:
             self.run()
         except Exception as error:  # a missing compiler and a graph that it refuses come as many classes
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise BackendError(f"torch.compile could not compile the reference ({reason})") from error
 
     @torch.inference_mode()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import BackendError
+from ...errors import BackendError, reason_of
 from ...runtime.cuda import cuda_device_count
 from .sides import SideSpec, feeds_for, image_size
 
@@ -28,7 +28,7 @@ class TensorRTSide:
         try:
             self._runner.activate()
         except Exception as error:  # polygraphy's errors derive from Exception alone
-            raise BackendError(f"{spec.name} could not be built ({' '.join(str(error).split())[:200]})") from error
+            raise BackendError(f"{spec.name} could not be built ({reason_of(error)})") from error
         metadata: Any = self._runner.get_input_metadata()
         inputs = [(name, str(np.dtype(one.dtype)), tuple(one.shape)) for name, one in metadata.items()]
         self._feeds = feeds_for(inputs, spec.batch)

@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -24,6 +24,7 @@ from rich.console import Console
 from ..._base import strict_json
 from ..._base.exits import run_main
 from ..._base.files import write_whole
+from ..._base.progress import Report
 from ...errors import LavtError
 from ...runtime.bundle import open_bundle
 from ..peers.process import RemoteSide, call_apart
@@ -55,8 +56,6 @@ TARGETS = (
     ("OpenVINO, rewritten", OPENVINO_PLAIN, 0.80),
     (INT8, PLAIN, 0.45),
 )
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

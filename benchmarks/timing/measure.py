@@ -11,12 +11,13 @@ Seconds are per call and in the order of the rounds; a ratio is `name` over `aga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..._base.progress import Progress, Report, ignore
 from ...errors import LavtError
 from ...runtime.bundle import open_bundle, sha256_of
 from ..peers.process import RemoteSide, call_apart
@@ -28,9 +29,6 @@ from .statistics import paired_ratio, summarise
 FORMAT_VERSION = 1
 SPLIT_ROUNDS = 10
 DEMO_WEIGHTS = Path(__file__).parents[2] / "reference" / "demo.safetensors"
-
-Progress = Callable[[int, int], None]
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,7 @@ class Options:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
 
-def _ignore(*_: object) -> None:
-    pass
-
-
-def measure(options: Options, *, report: Report = _ignore, progress: Progress = _ignore) -> dict[str, Any]:
+def measure(options: Options, *, report: Report = ignore, progress: Progress = ignore) -> dict[str, Any]:
     """The result of measuring; parts, roofline and fidelity are None. See the module for its form.
 
     `report` is told each step, `progress` (rounds done, rounds in all).
@@ -96,7 +90,7 @@ def measure(options: Options, *, report: Report = _ignore, progress: Progress = 
     }
 
 
-def prepare_sides(options: Options, report: Report = _ignore, warnings: list[str] | None = None) -> list[SideSpec]:
+def prepare_sides(options: Options, report: Report = ignore, warnings: list[str] | None = None) -> list[SideSpec]:
     """The sides of the options, the engine first; makes the plain export where one is asked for.
 
     Raises LavtError.
@@ -161,8 +155,8 @@ def measure_sides(
     specs: Sequence[SideSpec],
     warmup: int,
     rounds: int,
-    report: Report = _ignore,
-    progress: Progress = _ignore,
+    report: Report = ignore,
+    progress: Progress = ignore,
     warnings: list[str] | None = None,
     *,
     split: bool = False,
@@ -205,7 +199,7 @@ class Timed(Protocol):
     def run(self) -> float: ...
 
 
-def interleave(sides: Sequence[Timed], warmup: int, rounds: int, progress: Progress = _ignore) -> list[list[float]]:
+def interleave(sides: Sequence[Timed], warmup: int, rounds: int, progress: Progress = ignore) -> list[list[float]]:
     """Seconds of each side by round, (sides,rounds): in each round every side runs once, in the order of `turns`."""
     seconds: list[list[float]] = [[] for _ in sides]
     orders = turns(len(sides))
@@ -246,7 +240,7 @@ def _per_image(side: dict[str, Any]) -> list[float]:
 
 
 def sweep(
-    options: Options, specs: Sequence[SideSpec], report: Report = _ignore, progress: Progress = _ignore
+    options: Options, specs: Sequence[SideSpec], report: Report = ignore, progress: Progress = ignore
 ) -> list[dict[str, Any]]:
     """One entry for each side at each number of threads and each batch.
 

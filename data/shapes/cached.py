@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ... import __version__
 from ..._base.cache import cache_folder
+from ..._base.progress import Progress, ignore
 from ...errors import DatasetError
 from .write import DEFAULT_SCENES, write_refcoco
 
@@ -16,7 +16,7 @@ SEED = 0
 _PAUSE = 0.1  # seconds between looks at what another process writes
 
 
-def generated_root(split: str, progress: Callable[[int, int], None] | None = None) -> Path:
+def generated_root(split: str, progress: Progress = ignore) -> Path:
     """The folder of the generated data (seed 0, default scenes) that holds a split, in RefCOCO's layout.
 
     Where it is not there yet it is written, whole or not at all: scenes do not depend on each other, so a split can be

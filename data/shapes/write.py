@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..._base.files import whole_folder
+from ..._base.progress import Progress, ignore
 from ...errors import DatasetError
 from .objects import SHAPES
 from .scenes import KINDS, SPLITS, Scene, scene_at
@@ -81,7 +82,7 @@ def _fill(
     scenes: Mapping[str, int],
     sizes: Sequence[tuple[int, int]],
     annotations_at: Path,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
 ) -> None:
     """Write a whole data set below `root`."""
     (root / IMAGES).mkdir(parents=True)
@@ -107,8 +108,7 @@ def _fill(
                 instances["annotations"].append(_annotation(mask, image_id * 16 + index, image_id, category))
             refs.extend(_refs(scene, image_id, image_id * 16, name))
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
     annotations_at.write_bytes(pickle.dumps(refs, protocol=2))
     annotations_at.with_name("instances.json").write_text(json.dumps(instances, separators=(",", ":")), "utf-8")
 
@@ -121,7 +121,7 @@ def write_refcoco(
     sizes: Sequence[tuple[int, int]] = ((240, 240),),
     dataset: str = "refcoco",
     split_by: str = "unc",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = ignore,
 ) -> Path:
     """Write generated scenes in RefCOCO's layout and return the folder.
 

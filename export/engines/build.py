@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..._base.files import write_whole
-from ...errors import ExportError
+from ..._base.progress import ignore
+from ...errors import ExportError, reason_of
 from ...runtime.tensorrt.backend import start_refused
 from ...runtime.tensorrt.flavor import Flavor
 from ...runtime.tensorrt.record import DISPLAY_NAMES
@@ -54,7 +55,7 @@ def build_engine(
     plan: BuildPlan,
     flavor: Flavor,
     *,
-    progress: Progress = lambda phase, share: None,
+    progress: Progress = ignore,
     on_memory: Callable[[int], None] = lambda activations: None,
 ) -> BuiltEngine:
     """Builds the engine of a typed graph.
@@ -87,7 +88,7 @@ def build_engine(
         reason = " ".join(logger.errors[:1])
         raise ExportError(start_refused(flavor, f" ({reason})" if reason else "")) from error
     except polygraphy.Error as error:
-        reason = logger.reason() or " ".join(str(error).split())
+        reason = logger.reason() or reason_of(error)
         raise ExportError(
             f"{DISPLAY_NAMES[flavor.name]} {flavor.version} cannot build {onnx_file.name}: {reason[:400]}"
         ) from error

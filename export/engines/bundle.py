@@ -5,11 +5,11 @@ Nothing here needs torch or onnx: the typed graphs are in the bundle already, ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..._base.progress import Report, ignore
 from ...errors import ExportError
 from ...runtime.amend import Amendment, amend
 from ...runtime.bundle import Bundle, FileEntry, file_entry, open_bundle
@@ -23,8 +23,6 @@ from .memory import memory_message, needed_bytes
 from .options import BuildPlan, EngineOptions, engine_name, plan_build, wanted_graphs
 from .progress import Progress
 from .verify import EngineParity, UnmeasurableError, verify_engine
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ def build_engines(
     root: Path,
     options: EngineOptions | None = None,
     *,
-    report: Report = lambda step: None,
-    progress: Progress = lambda phase, share: None,
-    warn: Report = lambda line: None,
+    report: Report = ignore,
+    progress: Progress = ignore,
+    warn: Report = ignore,
 ) -> EngineOutcome:
     """Builds the text and the image engine of the bundle in folder `root` and enters them in its manifest.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import BackendError
+from ...errors import BackendError, reason_of
 from ..cuda import CudaDevice
 
 # cudaError_t
@@ -27,7 +27,7 @@ def import_cuda_runtime() -> Any:
         try:
             return importlib.import_module(name)
         except (ImportError, OSError, RuntimeError) as error:
-            problem = problem or " ".join(str(error).split())[:200]
+            problem = problem or reason_of(error)
     raise BackendError(f"cuda-python cannot be imported ({problem}): pip install cuda-python, of your CUDA's version")
 
 
@@ -136,7 +136,7 @@ class Cuda:
         try:
             error, *values = function(*arguments)
         except RuntimeError as failure:  # cuda-python 12 where it finds no driver
-            raise BackendError(f"no usable CUDA device ({' '.join(str(failure).split())[:200]})") from failure
+            raise BackendError(f"no usable CUDA device ({reason_of(failure)})") from failure
         if int(error) != 0:
             self._api.cudaGetLastError()
             raise BackendError(self._describe(error))

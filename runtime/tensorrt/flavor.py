@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-from ...errors import BackendError
+from ...errors import BackendError, reason_of
 
 FLAVORS = ("tensorrt", "tensorrt_rtx")
 
@@ -33,7 +33,7 @@ def find_flavor(name: str | None = None) -> Flavor:
             module = importlib.import_module(candidate)
             return Flavor(candidate, module, str(module.__version__))
         except (ImportError, OSError, AttributeError) as error:
-            problems.append(f"{candidate}: {' '.join(str(error).split())[:100]}")
+            problems.append(f"{candidate}: {reason_of(error, 100)}")
     raise BackendError(
         f"no TensorRT can be imported ({'; '.join(problems)}): pip install tensorrt, or tensorrt-rtx-cu13; "
         "a Jetson's JetPack brings it"
