@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -18,7 +19,6 @@ class _Phase:
     name: str
     steps: int
     done: int = 0
-    children: list[_Phase] = field(default_factory=list)
 
 
 class Phases:
@@ -26,60 +26,39 @@ class Phases:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._roots: list[_Phase] = []
-        self._most = 0.0
+        self._path: list[_Phase] = []  # each within the one before it
+        self._share = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         with self._lock:
-            found = self._find(parent, self._roots) if parent else None
-            (self._roots if found is None else found.children).append(_Phase(name, max(steps, 1)))
+            self._path[self._depth(parent) :] = [_Phase(name, max(steps, 1))]
 
     def step(self, name: str, step: int) -> None:
         """`step`, counted from 0, is done."""
         with self._lock:
-            phase = self._find(name, self._roots)
-            if phase is not None:
+            depth = self._depth(name)
+            if depth:
+                phase = self._path[depth - 1]
                 phase.done = min(max(phase.done, step + 1), phase.steps)
-                self._advance()
+                share = 0.0
+                for phase in reversed(self._path):
+                    share = min(1.0, (phase.done + share) / phase.steps)
+                self._share = max(self._share, share)
 
     def finish(self, name: str) -> None:
         with self._lock:
-            self._remove(name, self._roots)
+            depth = self._depth(name)
+            if depth:
+                del self._path[depth - 1 :]
 
     def now(self) -> tuple[str, float]:
         """The deepest phase under way, and the share that is done, 0 to 1, which never falls."""
         with self._lock:
-            path = self._path()
-            return (path[-1].name if path else ""), self._most
+            return (self._path[-1].name if self._path else ""), self._share
 
-    def _path(self) -> list[_Phase]:
-        path, phases = [], self._roots
-        while phases:
-            path.append(phases[-1])
-            phases = phases[-1].children
-        return path
-
-    def _advance(self) -> None:
-        share = 0.0
-        for phase in reversed(self._path()):
-            share = min(1.0, (phase.done + share) / phase.steps)
-        self._most = max(self._most, share)
-
-    def _find(self, name: str, phases: list[_Phase]) -> _Phase | None:
-        for phase in reversed(phases):
-            found = self._find(name, phase.children) or (phase if phase.name == name else None)
-            if found is not None:
-                return found
-        return None
-
-    def _remove(self, name: str, phases: list[_Phase]) -> bool:
-        for i in reversed(range(len(phases))):
-            if self._remove(name, phases[i].children):
-                return True
-            if phases[i].name == name:
-                del phases[i]
-                return True
-        return False
+    def _depth(self, name: str | None) -> int:
+        """How deep the innermost phase of this name is, from 1; 0 if there is none."""
+        return max((depth for depth, phase in enumerate(self._path, 1) if phase.name == name), default=0)
 
 
 def make_monitor(module: ModuleType, phases: Phases, stop: threading.Event) -> Any:
@@ -107,27 +86,14 @@ def run_stoppable(work: Callable[[], _Result], stop: threading.Event, refresh: C
 
     KeyboardInterrupt and SystemExit set `stop` and are raised once `work` has come back.
     """
-    results: list[_Result] = []
-    errors: list[BaseException] = []
-    done = threading.Event()  # Thread.join that a signal interrupts may take a running thread for ended
-
-    def target() -> None:
+    # The pool's thread is no daemon: the interpreter must not end while C++ code may call back into it.
+    with ThreadPoolExecutor(1, "engine-build") as pool:
+        future = pool.submit(work)
         try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            done.set()
-
-    # No daemon: the interpreter must not end while C++ code may call back into it.
-    threading.Thread(target=target, name="engine-build").start()
-    try:
-        while not done.wait(_REFRESH_SECONDS):
-            refresh()
-    except BaseException:
-        stop.set()
-        done.wait()
-        raise
-    if errors:
-        raise errors[0]
-    return results[0]
+            while not wait([future], _REFRESH_SECONDS).done:
+                refresh()
+        except BaseException:
+            stop.set()
+            wait([future])  # not the pool's join: a signal may make it take a running thread for ended
+            raise
+        return future.result()
