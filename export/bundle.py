@@ -36,9 +36,10 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Image size (height, width) in pixels, batch size (None: free), ONNX opset, and the parity that is asked for.
+    """Image size (height, width) in pixels, batch size (None: dynamic), ONNX opset, and the parity that is asked for.
 
-    `winograd` is for bundles that CPUs run in FP32: see winograd.py. Nothing can be quantised from them.
+    `winograd` is for bundles that CPUs run in FP32 (see rewrites/winograd.py); they cannot be quantised. Raises
+    ExportError if a value is out of range.
     """
 
     size: tuple[int, int] = (480, 480)
@@ -72,21 +73,17 @@ def export_bundle(
 ) -> Manifest:
     """Exports `model`, proves the result against it and writes the bundle `output`, whole or not at all.
 
-    `model` is left in float64. `report` is told each step as it begins. Raises ExportError where the output exists,
+    `model` is left in float64. `report` is told each step as it begins. Raises ExportError if the output exists,
     cannot be written, or is further from PyTorch than the tolerance.
     """
     options = options or ExportOptions()
     check_output(output, replace)
     try:
         with whole_folder(output, replace=replace) as folder:
-            tokenizer = build_tokenizer(vocabulary)
-            (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-            report("exporting the text graph")
-            files = _export_text(model, folder, options)
-            report("exporting the image graph")
-            files |= _export_image(model, folder, options)
+            (folder / "tokenizer.json").write_text(build_tokenizer(vocabulary).to_str(), encoding="utf-8")
+            files = _export_graphs(model, folder, options, report)
             files["tokenizer.json"] = file_entry(folder / "tokenizer.json", "tokenizer")
-            parity = _prove(model, folder, tokenizer.to_str(), options, report)
+            parity = _prove(model, folder, options, report)
             report("writing the manifest")
             manifest = _manifest(model.config, checkpoint, files, parity, options, folder)
             (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -101,67 +98,64 @@ def export_bundle(
 
 
 def check_output(output: Path, replace: bool) -> None:
-    """Raises ExportError where a bundle cannot be written to `output`: only an old bundle is ever replaced."""
+    """Raises ExportError if a bundle cannot be written to `output`: only an old bundle is ever replaced."""
     try:
         if not output.name:
-            raise ExportError(f"{output} is no new name; name a folder to write, such as bundle")
+            raise ExportError(f"{output} is not the name of a folder; name the folder to write, such as bundle")
         if output.is_symlink():
             raise ExportError(f"{output} is a symbolic link; name the folder itself")
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return
         if not (output.is_dir() and (output / MANIFEST_NAME).is_file()):
-            raise ExportError(f"{output} exists already and is no bundle; name another folder")
+            raise ExportError(f"{output} exists already and is not a bundle; name another folder")
         if not replace:
             raise ExportError(f"{output} exists already; name another folder, or pass --force to replace it")
     except OSError as error:
         raise ExportError(f"{str(output)[:200]}: cannot be written ({error.strerror or error})") from error
 
 
-def _export_text(model: LAVT, folder: Path, options: ExportOptions) -> dict[str, FileEntry]:
-    tokens = torch.ones(_example_batch(options), model.config.max_words, dtype=torch.int64)
-    inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
-    return _export(TextModel(model), inputs, ("prompt",), folder / "text_encoder.onnx", "text_encoder", options)
-
-
-def _export_image(model: LAVT, folder: Path, options: ExportOptions) -> dict[str, FileEntry]:
-    batch, words = _example_batch(options), model.config.max_words
-    inputs = {
+def _export_graphs(model: LAVT, folder: Path, options: ExportOptions, report: Report) -> dict[str, FileEntry]:
+    """Both graphs, and the entries of their files."""
+    batch = options.batch or 2  # torch.export takes a batch of one for a constant
+    tokens = torch.ones(batch, model.config.max_words, dtype=torch.int64)
+    text_inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
+    image_inputs = {
         "image": torch.zeros(batch, *options.size, 3, dtype=torch.uint8),
-        "prompt": torch.zeros(batch, words, prompt_channels(model.config)),
-        "word_mask": torch.ones(batch, words),
+        "prompt": torch.zeros(batch, model.config.max_words, prompt_channels(model.config)),
+        "word_mask": torch.ones(batch, model.config.max_words),
     }
-    image_model = ImageModel(model, *options.size, winograd=options.winograd)
-    return _export(image_model, inputs, ("logits", "mask"), folder / "segmenter.onnx", "segmenter", options)
-
-
-def _example_batch(options: ExportOptions) -> int:
-    # torch.export takes a batch of one for a constant; two leaves it free.
-    return options.batch or 2
+    report("exporting the text graph")
+    files = _export(TextModel(model), text_inputs, ("prompt",), folder / "text_encoder.onnx", options)
+    report("exporting the image graph")
+    return files | _export(
+        ImageModel(model, *options.size, winograd=options.winograd),
+        image_inputs,
+        ("logits", "mask"),
+        folder / "segmenter.onnx",
+        options,
+    )
 
 
 def _export(
-    module: nn.Module,
-    inputs: dict[str, torch.Tensor],
-    outputs: tuple[str, ...],
-    path: Path,
-    role: str,
-    options: ExportOptions,
+    module: nn.Module, inputs: dict[str, torch.Tensor], outputs: tuple[str, ...], path: Path, options: ExportOptions
 ) -> dict[str, FileEntry]:
     graph = export_graph(module, inputs, outputs, dynamic_batch=options.batch is None, opset=options.opset)
     graph_path, *weights = save_graph(graph, path, external_bytes=options.external_bytes)
-    entries = {graph_path.name: file_entry(graph_path, role, "fp32")}
     del graph, module
     gc.collect()  # torch.export leaves cycles that hold the weights
+    entries = {graph_path.name: file_entry(graph_path, path.stem, "fp32")}
     return entries | {part.name: file_entry(part, "weights") for part in weights}
 
 
-def _prove(model: LAVT, folder: Path, tokenizer_json: str, options: ExportOptions, report: Report) -> Parity:
+def _prove(model: LAVT, folder: Path, options: ExportOptions, report: Report) -> Parity:
+    """The parity of the graphs in `folder`, with the tokenizer there. Raises ExportError if they differ too much."""
     report("checking against PyTorch")
-    tokenizer = SentenceTokenizer.from_json(tokenizer_json.encode(), model.config.max_words)
+    tokenizer = SentenceTokenizer.from_json((folder / "tokenizer.json").read_bytes(), model.config.max_words)
+    samples = make_samples(tokenizer, *options.size)
     parity = measure_parity(
         model,
         folder,
-        make_samples(tokenizer, *options.size),
+        samples,
         options.batch,
         progress=lambda done, total: report(f"checking against PyTorch, case {done} of {total}"),
     )
@@ -186,16 +180,11 @@ def _manifest(
         name: sum(count_macs(folder / f"{name}.onnx").values()) // (options.batch or 1)
         for name in ("text_encoder", "segmenter")
     }
+    height, width = options.size
     return Manifest(
         generator={"lavt_edge": __version__, "torch": torch.__version__, "onnx": version("onnx")},
         model={**config.to_dict(), "macs": macs, "opset": options.opset, "winograd": options.winograd},
-        input=InputSpec(
-            height=options.size[0],
-            width=options.size[1],
-            batch=options.batch,
-            max_words=config.max_words,
-            prompt_channels=prompt_channels(config),
-        ),
+        input=InputSpec(height, width, options.batch, config.max_words, prompt_channels(config)),
         checkpoint=checkpoint,
         files=files,
         parity={"segmenter": asdict(parity)},

@@ -78,7 +78,7 @@ def test_force_replaces_nothing_but_a_bundle(command: Run, tmp_path: Path) -> No
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "source.txt").write_text("mine")
     message = refused(command("lavt-export", "onnx", "--output", tmp_path / "project", "--force"))
-    assert "is no bundle" in message
+    assert "is not a bundle" in message
     assert (tmp_path / "project" / "source.txt").read_text() == "mine"
 
 
