@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from .._base.files import write_whole
 from .._base.progress import Progress, ignore
+from ..runtime.batches import in_batches
 from ..runtime.bundle import Bundle
-from ..runtime.tokenizer import SentenceTokenizer
 from .observers import Array
 from .passes import HistogramPass, Pass, RangePass, State
 from .record import Calibration
@@ -99,16 +99,17 @@ class _Inputs:
 
     def __init__(self, bundle: Bundle, sample: Sample) -> None:
         spec = bundle.manifest.input
-        self._tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
+        self._tokenizer = bundle.tokenizer()
         self._size, self._batch = (spec.height, spec.width), spec.batch or 1
         self._sentences = sample.calibrated
         self.count = len(sample.calibrated)
 
     def groups(self, begin: int) -> Iterator[tuple[int, list[Case]]]:
         """From sentence `begin` on: how many sentences are done after a group, and its cases."""
-        for start in range(begin, len(self._sentences), self._batch):
-            part = list(cases(self._sentences[start : start + self._batch], self._size, self._tokenizer))
-            yield start + len(part), part + [part[-1]] * (self._batch - len(part))
+        for part in in_batches(self._sentences[begin:], self._batch, fill=False):
+            begin += len(part)
+            for group in in_batches(list(cases(part, self._size, self._tokenizer)), self._batch):
+                yield begin, group
 
 
 def _run(work: Pass, inputs: _Inputs, store: _Store, phase: int, progress: Callable[[int], None]) -> None:

@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from .._base.progress import Progress, ignore
 from ..data.metrics import ReferringMetrics, relative_error
+from ..runtime.batches import in_batches
 from ..runtime.bundle import Bundle
-from ..runtime.tokenizer import SentenceTokenizer
 from .observers import Array, Session
-from .passes import load_graph
+from .passes import image_inputs, load_graph, text_inputs
 from .sample import Case, Sample, cases
 
 
@@ -40,7 +40,7 @@ class Evaluator:
 
     def __init__(self, bundle: Bundle, sample: Sample, progress: Progress = ignore) -> None:
         spec = bundle.manifest.input
-        tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
+        tokenizer = bundle.tokenizer()
         self._batch = spec.batch or 1
         self.cases: list[Case] = list(cases(sample.held_out, (spec.height, spec.width), tokenizer))
         self._prompts = self.encode(load_graph(bundle, "text_encoder"))
@@ -50,12 +50,8 @@ class Evaluator:
     def encode(self, text: ir.Model) -> list[Array]:
         """Each case's prompt (T,P) by a text graph."""
         session, prompts = Session(text), []
-        for group in self._groups(len(self.cases)):
-            feed = {
-                "input_ids": np.stack([self.cases[i].input_ids for i in group]),
-                "attention_mask": np.stack([self.cases[i].attention_mask for i in group]),
-            }
-            prompts += list(session.run(feed, ["prompt"])[0])
+        for group in in_batches(self.cases, self._batch):
+            prompts += list(session.run(text_inputs(group), ["prompt"])[0])
         return prompts[: len(self.cases)]
 
     def evaluate(
@@ -83,23 +79,13 @@ class Evaluator:
             len(found), mean_iou, self._mean_iou(truth) - mean_iou, float(agreement), relative_error(found, truth)
         )
 
-    def _groups(self, count: int) -> list[list[int]]:
-        """The first cases by number in groups of the batch size, the last one filled with its last case."""
-        numbers = range(count)
-        groups = [list(numbers[start : start + self._batch]) for start in range(0, len(numbers), self._batch)]
-        return [group + [group[-1]] * (self._batch - len(group)) for group in groups]
-
     def _differences(self, image: ir.Model, prompts: Sequence[Array], fused: bool, progress: Progress) -> list[Array]:
         """Logit of the object less that of the background, (H,W) for each prompt's case."""
         session, found = Session(image, fused=fused), []
         progress(0, len(prompts))
-        for group in self._groups(len(prompts)):
-            feed: dict[str, Array] = {
-                "image": np.stack([self.cases[i].image for i in group]),
-                "word_mask": np.stack([self.cases[i].attention_mask for i in group]).astype(np.float32),
-                "prompt": np.stack([prompts[i] for i in group]),
-            }
-            logits = session.run(feed, ["logits"])[0]
+        for group in in_batches(list(zip(self.cases, prompts, strict=False)), self._batch):
+            chosen, rows = zip(*group, strict=True)
+            logits = session.run(image_inputs(chosen, rows), ["logits"])[0]
             # A mask of logits that are no numbers would look like a result.
             found += [np.nan_to_num(one[1] - one[0], nan=-np.inf).clip(-1e9, 1e9) for one in logits]
             progress(min(len(found), len(prompts)), len(prompts))

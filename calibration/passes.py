@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ..errors import BundleError, ExportError
 from ..export.macs import count_macs
+from ..runtime.batches import image_feeds, text_feeds
 from ..runtime.bundle import Bundle
 from .graphs import node_names
 from .observers import Array, Session, add_channel_outputs, add_range_outputs, expose_outputs, observed_tensors
@@ -72,11 +73,14 @@ class Pass(Protocol):
     def take(self, group: Sequence[Case]) -> None: ...
 
 
-def _feeds(group: Sequence[Case]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Of a group: the text graph's inputs, and the image graph's but for the prompt."""
-    mask = np.stack([case.attention_mask for case in group])
-    text = {"input_ids": np.stack([case.input_ids for case in group]), "attention_mask": mask}
-    return text, {"image": np.stack([case.image for case in group]), "word_mask": mask.astype(np.float32)}
+def text_inputs(group: Sequence[Case]) -> dict[str, Array]:
+    """The text graph's inputs for a batch of cases."""
+    return text_feeds([case.input_ids for case in group], [case.attention_mask for case in group])
+
+
+def image_inputs(group: Sequence[Case], prompts: Sequence[Array]) -> dict[str, Array]:
+    """The image graph's inputs for a batch of cases and their prompts (T,P)."""
+    return image_feeds([case.image for case in group], prompts, [case.attention_mask for case in group])
 
 
 class RangePass:
@@ -110,9 +114,8 @@ class RangePass:
         self._sessions = Session(text), Session(image)
 
     def take(self, group: Sequence[Case]) -> None:
-        text_feed, feed = _feeds(group)
-        prompt, *text = self._sessions[0].run(text_feed, self._text_outputs)
-        found = self._sessions[1].run({**feed, "prompt": prompt}, self._image_outputs)
+        prompts, *text = self._sessions[0].run(text_inputs(group), self._text_outputs)
+        found = self._sessions[1].run(image_inputs(group, list(prompts)), self._image_outputs)
         scalars = 2 * len(self._image)
         self._widen("text", text, self._text)
         self._widen("image", found[:scalars], self._image)
@@ -171,9 +174,8 @@ class HistogramPass:
         self._sessions = Session(load_graph(self._bundle, "text_encoder")), Session(self._model)
 
     def take(self, group: Sequence[Case]) -> None:
-        text_feed, feed = _feeds(group)
-        (prompt,) = self._sessions[0].run(text_feed, ["prompt"])
-        found = self._sessions[1].run({**feed, "prompt": prompt}, self._tensors)
+        (prompts,) = self._sessions[0].run(text_inputs(group), ["prompt"])
+        found = self._sessions[1].run(image_inputs(group, list(prompts)), self._tensors)
         for i, tensor in enumerate(found):
             _count(tensor, self._bounds[i], self.state["counts"][i], self.state["extent"][i])
 

@@ -17,9 +17,9 @@ from .._base.progress import Progress, Report, ignore
 from ..errors import BundleError, ExportError
 from ..export.graph import save_graph
 from ..export.rewrites.names import WEIGHTS
-from ..runtime.amend import Amendment, Change, amend
 from ..runtime.bundle import Bundle, FileEntry, file_entry, open_bundle
 from ..runtime.manifest import Manifest
+from ..runtime.update import BundleUpdate, Change, update_bundle
 from .calibrate import apply_smoothing, calibrate, calibration_key, delete_state
 from .evaluator import Evaluator, Figures
 from .half import Range, emulate_half, find_islands, to_half
@@ -122,7 +122,7 @@ def quantize_bundle(
     _open_without(root, name, replace)  # refused before any work
     report("drawing the sample")
     sample = draw_sample(options.data, progress)
-    with amend(root) as change:
+    with update_bundle(root) as change:
         opened = _open_without(root, name, replace)  # another command may have been faster
         calibration = _calibration(opened, sample, change, report, progress)
         report("segmenting the held-out sentences in FP32")
@@ -143,7 +143,9 @@ def _open_without(root: Path, precision: str, replace_it: bool) -> Bundle:
     return bundle
 
 
-def _calibration(bundle: Bundle, sample: Sample, change: Amendment, report: Report, progress: Progress) -> Calibration:
+def _calibration(
+    bundle: Bundle, sample: Sample, change: BundleUpdate, report: Report, progress: Progress
+) -> Calibration:
     """The bundle's own calibration if it is of these graphs and data, else a new one, which it then keeps."""
     found = None
     if bundle.has("calibration"):
@@ -166,7 +168,7 @@ def _half(
     bundle: Bundle,
     calibration: Calibration,
     evaluator: Evaluator,
-    change: Amendment,
+    change: BundleUpdate,
     report: Report,
     progress: Progress,
 ) -> QuantizeResult:
@@ -225,7 +227,7 @@ def _int8(
     evaluator: Evaluator,
     options: QuantizeOptions,
     name: str,
-    change: Amendment,
+    change: BundleUpdate,
     report: Report,
 ) -> QuantizeResult:
     rest = options.rest
@@ -297,7 +299,7 @@ def type_rest(model: ir.Model, calibration: Calibration) -> dict[str, str]:
     return islands
 
 
-def _save(change: Amendment, model: ir.Model, name: str, role: str, precision: str) -> dict[str, FileEntry]:
+def _save(change: BundleUpdate, model: ir.Model, name: str, role: str, precision: str) -> dict[str, FileEntry]:
     graph, *weights = save_graph(model, change.new(name))
     if weights:  # external data would carry the partial's name; a graph of this size is beyond protobuf's limit
         raise ExportError(f"{name} would pass 2 GB; this model is too large to quantise")

@@ -16,7 +16,7 @@ from .._base.progress import Progress, ignore
 from ..data import resize_mask
 from ..data.sentences import GENERATED, Sentence, open_split
 from ..errors import DatasetError, ExportError
-from ..runtime.preprocess import resize
+from ..runtime.images import resize
 from ..runtime.tokenizer import SentenceTokenizer
 
 HELD_OUT_PART = 4

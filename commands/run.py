@@ -28,8 +28,8 @@ def run(
 
     from .._base.files import whole_file
     from ..runtime import Segmenter
+    from ..runtime.images import to_rgb_array
     from ..runtime.overlay import overlay
-    from ..runtime.preprocess import to_rgb_array
 
     if output.suffix.lower() != ".png":
         raise LavtError(f"{output}: the output is a PNG; give a name that ends in .png")

@@ -25,7 +25,7 @@ from lavt_edge._base import strict_json
 from lavt_edge._base.exits import run_main
 from lavt_edge._base.files import write_whole
 from lavt_edge.runtime import ImageError, LavtError, Result, Segmenter
-from lavt_edge.runtime.preprocess import to_rgb_array
+from lavt_edge.runtime.images import to_rgb_array
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 

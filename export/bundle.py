@@ -18,10 +18,10 @@ from ..errors import ExportError
 from ..reference.checkpoint import BERT_VOCABULARY
 from ..reference.config import LAVTConfig
 from ..reference.lavt import LAVT
-from ..runtime.amend import BUSY
 from ..runtime.bundle import CheckpointInfo, FileEntry, InputSpec, Manifest, file_entry
 from ..runtime.manifest import MANIFEST_NAME
 from ..runtime.tokenizer import SentenceTokenizer, build_tokenizer
+from ..runtime.update import BUSY
 from .graph import EXTERNAL_DATA_BYTES, OPSET, export_graph, save_graph
 from .macs import count_macs
 from .parity import Parity, measure_parity

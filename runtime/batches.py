@@ -1,31 +1,40 @@
-"""Images and prompts as the image graph takes them."""
+"""Inputs of the text and the image graph: rows put in batches, and what is short of a batch filled."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .preprocess import ImageLike, resize, to_rgb_array
 from .prompt import Prompt
 
-
-@dataclass(frozen=True, eq=False)
-class PreparedImage:
-    """An image resized to the graph's input, uint8 (h, w, 3), and the height and width it had."""
-
-    pixels: npt.NDArray[np.uint8]
-    height: int
-    width: int
+_Row = TypeVar("_Row")
+_Array = npt.NDArray[Any]
 
 
-def prepare(image: ImageLike, height: int, width: int) -> PreparedImage:
-    """Read and resize an image; the result shares no memory with it. Raises ImageError."""
-    pixels = to_rgb_array(image)
-    return PreparedImage(resize(pixels, height, width), *pixels.shape[:2])
+def in_batches(rows: Sequence[_Row], size: int, *, fill: bool = True) -> Iterator[list[_Row]]:
+    """The rows in batches of `size`; with `fill` the last row is repeated until the last batch has that size too."""
+    for start in range(0, len(rows), size):
+        part = list(rows[start : start + size])
+        yield part + [part[-1]] * (size - len(part)) if fill else part
+
+
+def text_feeds(input_ids: Sequence[_Array], attention_masks: Sequence[_Array]) -> dict[str, _Array]:
+    """The text graph's inputs, from token ids and masks (words,), one of each a row."""
+    return {"input_ids": np.stack(input_ids), "attention_mask": np.stack(attention_masks)}
+
+
+def image_feeds(images: Sequence[_Array], prompts: Sequence[_Array], word_masks: Sequence[_Array]) -> dict[str, _Array]:
+    """The image graph's inputs, from images (H, W, 3), prompts (words, channels) and word masks (words,)."""
+    return {
+        "image": np.stack(images),
+        "prompt": np.stack(prompts),
+        "word_mask": np.stack(word_masks).astype(np.float32),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +49,16 @@ class PromptBatch:
         self.prompt.flags.writeable = False
         self.word_mask.flags.writeable = False
 
+    def feeds(self, image: npt.NDArray[np.uint8]) -> dict[str, _Array]:
+        """The image graph's inputs for all these prompts on one image, (H, W, 3)."""
+        rows = len(self.prompt)
+        images = image[None] if rows == 1 else np.repeat(image[None], rows, axis=0)
+        return {"image": images, "prompt": self.prompt, "word_mask": self.word_mask}
 
-def stack(rows: Sequence[Prompt], last: PromptBatch | None) -> PromptBatch:
-    """The rows as one batch: `last` again where it was made of the same prompts, so that a device can keep it."""
-    prompts, word_masks = [one.prompt for one in rows], [one.word_mask for one in rows]
+
+def stack_prompts(rows: Sequence[Prompt], last: PromptBatch | None = None) -> PromptBatch:
+    """The rows as one batch: `last` again if it was made of the same prompts, so that a device can keep it."""
+    prompts, word_masks = [row.prompt for row in rows], [row.word_mask for row in rows]
     parts = prompts + word_masks
     if last is not None and len(last.parts) == len(parts) and all(map(operator.is_, last.parts, parts)):
         return last

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import BundleError
 from .manifest import EXPORT_AGAIN, MANIFEST_NAME, CheckpointInfo, FileEntry, InputSpec, Manifest
+from .tokenizer import SentenceTokenizer
 
 __all__ = [
     "Bundle",
@@ -55,7 +56,10 @@ class Bundle:
     @property
     def fingerprint(self) -> str:
         """Equal for bundles whose prompts are interchangeable: same checkpoint, tokenizer and text encoder."""
-        names = (self.manifest.find("text_encoder", "fp32") or self.manifest.find("text_encoder"), self._tokenizer())
+        names = (
+            self.manifest.find("text_encoder", "fp32") or self.manifest.find("text_encoder"),
+            self.manifest.find("tokenizer"),
+        )
         parts = [self.manifest.checkpoint.sha256, *(self.manifest.files[name].sha256 for name in names if name)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
@@ -68,7 +72,7 @@ class Bundle:
 
         `precision` counts for graphs alone. Raises BundleError where the file is not listed, missing or altered.
         """
-        name = self._tokenizer() if role == "tokenizer" else self.manifest.find(role, precision)
+        name = self.manifest.find(role, None if role == "tokenizer" else precision)
         if name is None:
             available = sorted({entry.precision or "-" for entry in self.manifest.files.values() if entry.role == role})
             found = f"it has {', '.join(available)}" if available else EXPORT_AGAIN
@@ -76,6 +80,11 @@ class Bundle:
         for part in (name, *self.manifest.weights_of(name)):
             self._verify(part)
         return self.root / name
+
+    def tokenizer(self) -> SentenceTokenizer:
+        """The tokenizer, which cuts and pads to the graphs' number of words. Raises BundleError."""
+        data = self.file("tokenizer").read_bytes()
+        return SentenceTokenizer.from_json(data, self.manifest.input.max_words)
 
     def engine_bytes(self, name: str, remedy: str) -> bytes:
         """The content of an engine file that the manifest lists; it is these very bytes that were verified.
@@ -86,9 +95,6 @@ class Bundle:
             data = path.read_bytes()
         self._check_digest(name, hashlib.sha256(data).hexdigest(), remedy)
         return data
-
-    def _tokenizer(self) -> str | None:
-        return self.manifest.find("tokenizer")
 
     def _verify(self, name: str) -> None:
         if name in self._verified:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .._base.callers import warn_caller
 from ..errors import BackendError, BundleError, LavtError
 from .backend import Backend, OnnxRuntimeBackend
 from .bundle import Bundle
@@ -31,16 +31,14 @@ class Graphs:
     files: tuple[str, ...]
 
 
-def open_graphs(bundle: Bundle, *, device: str, threads: int | None, precision: str | None, stacklevel: int) -> Graphs:
+def open_graphs(bundle: Bundle, *, device: str, threads: int | None, precision: str | None) -> Graphs:
     """The graphs of a bundle, or the file in it that was selected; see `Segmenter.load`.
 
-    An engine that was never verified warns, `stacklevel` frames up. Raises BundleError and BackendError.
+    Warns of an engine that was never verified. Raises BundleError and BackendError.
     """
     selected = bundle.selected
     if selected is None:
-        return _best_engine(bundle, device, threads, precision, stacklevel + 1) or _onnx(
-            bundle, precision or "fp32", device, threads
-        )
+        return _best_engine(bundle, device, threads, precision) or _onnx(bundle, precision or "fp32", device, threads)
     entry = bundle.manifest.files[selected]
     if entry.role == "engine":
         record = engine_record(bundle.root, bundle.manifest, selected)
@@ -48,7 +46,7 @@ def open_graphs(bundle: Bundle, *, device: str, threads: int | None, precision: 
         if device not in _WITH_CUDA:
             raise BackendError(f"{selected} runs on a CUDA device, not on {device!r}: give the bundle's folder")
         image = _load_engine(bundle, record, segmenter_signature(bundle.manifest.input))
-        return _with_text(bundle, record, image, device, threads, stacklevel + 1)
+        return _with_text(bundle, record, image, device, threads)
     _refuse_unless(entry.role, entry.precision, precision, selected)
     return _onnx(bundle, entry.precision or "fp32", device, threads)
 
@@ -60,9 +58,7 @@ def _refuse_unless(role: str, of: str | None, precision: str | None, file: str) 
         raise BundleError(f"{file} is of precision {of}, not {precision}: give one of the two")
 
 
-def _best_engine(
-    bundle: Bundle, device: str, threads: int | None, precision: str | None, stacklevel: int
-) -> Graphs | None:
+def _best_engine(bundle: Bundle, device: str, threads: int | None, precision: str | None) -> Graphs | None:
     """The first engine in the order of `preferred` that runs here, or None with a log line that says why."""
     names = [name for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
     names = [name for name in names if precision in (None, bundle.manifest.files[name].precision)]
@@ -77,7 +73,7 @@ def _best_engine(
         except LavtError as error:
             _LOGGER.warning("%s is not used: %s", record.name, str(error))
             continue
-        return _with_text(bundle, record, image, device, threads, stacklevel + 1)
+        return _with_text(bundle, record, image, device, threads)
     _LOGGER.warning("no engine of %s fits this machine: it runs on ONNX Runtime", bundle.root)
     return None
 
@@ -95,9 +91,7 @@ def _readable(bundle: Bundle, names: list[str], role: str = "segmenter") -> list
     return records
 
 
-def _with_text(
-    bundle: Bundle, record: EngineRecord, image: Backend, device: str, threads: int | None, stacklevel: int
-) -> Graphs:
+def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, device: str, threads: int | None) -> Graphs:
     """The text graph beside an image engine: its engine where that runs here, else ONNX Runtime."""
     names = [name for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
     text_record = text_engine_for(record, _readable(bundle, names, "text_encoder"))
@@ -115,11 +109,11 @@ def _with_text(
         used, file = [text_record, record], text_record.name
     unverified = [one.name for one in used if not one.verified]
     if unverified:
-        warnings.warn(
+        warn_caller(
             f"{' and '.join(unverified)} of {bundle.root}: outputs were never compared with the graph's, "
             f"masks may be wrong; build on this machine to verify: {record.rebuild}",
             UnverifiedEngineWarning,
-            stacklevel=stacklevel + 1,
+            __package__,
         )
     return Graphs(text, image, record.precision, (file, record.name))
 

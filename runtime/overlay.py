@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import ImageError
-from .preprocess import ImageLike, to_rgb_array
+from .images import ImageLike, to_rgb_array
 
 _TINT = np.array([255, 45, 85], np.float32)
 _TINT_WEIGHT = 0.42

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import repeat
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from .._base.callers import warn_caller
 from ..errors import BackendError, PromptError
 from .backend import Backend
-from .batches import PreparedImage, PromptBatch, prepare, stack
+from .batches import PromptBatch, in_batches, stack_prompts, text_feeds
 from .bundle import Bundle, open_bundle
 from .graphs import open_graphs
+from .images import ImageLike, PreparedImage, foreground, prepare
 from .manifest import Manifest
-from .postprocess import foreground
-from .preprocess import ImageLike
 from .prompt import Prompt, PromptCache, TruncationWarning
 from .streaming import prepared_ahead
-from .tokenizer import SentenceTokenizer
+
+PromptLike: TypeAlias = str | Prompt
+PromptLikes: TypeAlias = list[PromptLike] | list[str] | list[Prompt] | tuple[PromptLike, ...]
 
 _MAX_DYNAMIC_BATCH = 8
 
@@ -76,7 +76,7 @@ class Segmenter:
         self.precision = precision
         self._spec = bundle.manifest.input
         self._fingerprint = bundle.fingerprint
-        self._tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), self._spec.max_words)
+        self._tokenizer = bundle.tokenizer()
         self._cache = PromptCache(prompt_cache)
         self._backends: tuple[Backend, Backend] | None = (text, image)
         self._stacked: PromptBatch | None = None
@@ -113,7 +113,7 @@ class Segmenter:
             BackendError: the backend or the device is not available, or the engine is for another.
         """
         bundle = open_bundle(path)
-        graphs = open_graphs(bundle, device=device, threads=threads, precision=precision, stacklevel=2)
+        graphs = open_graphs(bundle, device=device, threads=threads, precision=precision)
         return cls(
             bundle,
             graphs.text,
@@ -134,22 +134,15 @@ class Segmenter:
         A sentence of more tokens than the model reads is cut, with a TruncationWarning.
         Raises PromptError where it has no word.
         """
-        return self._encode(sentence, self._open_backends()[0], stacklevel=3)
+        return self._encode(sentence, self._open_backends()[0])
 
     @overload
-    def segment(self, image: ImageLike, prompt: str | Prompt) -> Result: ...
+    def segment(self, image: ImageLike, prompt: PromptLike) -> Result: ...
 
     @overload
-    def segment(self, image: ImageLike, prompt: list[str | Prompt] | list[str] | list[Prompt]) -> list[Result]: ...
+    def segment(self, image: ImageLike, prompt: PromptLikes) -> list[Result]: ...
 
-    @overload
-    def segment(self, image: ImageLike, prompt: tuple[str | Prompt, ...]) -> list[Result]: ...
-
-    def segment(
-        self,
-        image: ImageLike,
-        prompt: str | Prompt | list[str | Prompt] | list[str] | list[Prompt] | tuple[str | Prompt, ...],
-    ) -> Result | list[Result]:
+    def segment(self, image: ImageLike, prompt: PromptLike | PromptLikes) -> Result | list[Result]:
         """What a sentence, or each of several, refers to in an image.
 
         Args:
@@ -163,25 +156,18 @@ class Segmenter:
             ImageError: the image cannot be read or has no pixels.
             PromptError: a sentence has no word, a prompt comes from another bundle, or the list is empty.
         """
-        several = isinstance(prompt, (list, tuple))
         text, graph = self._open_backends()  # held to the end of this call, whatever is closed meanwhile
-        prompts = list(map(self._prompt, prompt if isinstance(prompt, (list, tuple)) else (prompt,), repeat(text)))
-        if not prompts:
-            raise PromptError("no sentence was given: give at least one")
+        prompts = self._prompts(prompt, text)
         results = self._results(self._prepare(image), prompts, graph)
-        return results if several else results[0]
+        return results if isinstance(prompt, (list, tuple)) else results[0]
 
     @overload
-    def stream(self, frames: Iterable[ImageLike], prompt: str | Prompt) -> Generator[Result, None, None]: ...
+    def stream(self, frames: Iterable[ImageLike], prompt: PromptLike) -> Generator[Result, None, None]: ...
 
     @overload
-    def stream(
-        self, frames: Iterable[ImageLike], prompt: list[str | Prompt] | list[str] | list[Prompt]
-    ) -> Generator[list[Result], None, None]: ...
+    def stream(self, frames: Iterable[ImageLike], prompt: PromptLikes) -> Generator[list[Result], None, None]: ...
 
-    def stream(
-        self, frames: Iterable[ImageLike], prompt: str | Prompt | list[str | Prompt] | list[str] | list[Prompt]
-    ) -> Generator[Any, None, None]:
+    def stream(self, frames: Iterable[ImageLike], prompt: PromptLike | PromptLikes) -> Generator[Any, None, None]:
         """`segment` on one frame after another; a thread reads and resizes the next frames meanwhile.
 
         At most two frames are taken ahead, each is read before the next is taken. What a frame, or `frames`, raises is
@@ -189,12 +175,8 @@ class Segmenter:
 
         Raises PromptError at once, ImageError at a frame.
         """
-        several = isinstance(prompt, list)
-        text, _ = self._open_backends()
-        prompts = list(map(self._prompt, prompt if isinstance(prompt, list) else (prompt,), repeat(text)))
-        if not prompts:
-            raise PromptError("no sentence was given: give at least one")
-        return self._stream(frames, prompts, several)
+        prompts = self._prompts(prompt, self._open_backends()[0])
+        return self._stream(frames, prompts, isinstance(prompt, (list, tuple)))
 
     def _stream(self, frames: Iterable[ImageLike], prompts: list[Prompt], several: bool) -> Generator[Any, None, None]:
         with closing(prepared_ahead(frames, self._prepare)) as images:
@@ -206,13 +188,16 @@ class Segmenter:
         self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """The bare text graph: (B, max_words) twice to the prompt (B, max_words, prompt_channels); B as exported."""
-        return self._run_text(self._open_backends()[0], input_ids, attention_mask)
+        (prompt,) = self._open_backends()[0].run({"input_ids": input_ids, "attention_mask": attention_mask}, ["prompt"])
+        return prompt
 
     def run_graph(
         self, image: npt.NDArray[np.uint8], prompt: npt.NDArray[np.float32], word_mask: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
         """The bare image graph: image (B, H, W, 3), prompt and mask to logits (B, 2, H, W); B and size as exported."""
-        return self._run_image(self._open_backends()[1], image, prompt, word_mask)
+        feeds: dict[str, npt.NDArray[Any]] = {"image": image, "prompt": prompt, "word_mask": word_mask}
+        (logits,) = self._open_backends()[1].run(feeds, ["logits"])
+        return logits
 
     def close(self) -> None:
         """Let go of the graphs, the device's memory and the cached prompts; calls in other threads still finish first.
@@ -243,42 +228,32 @@ class Segmenter:
             raise BackendError("the segmenter is closed: load it again with Segmenter.load")
         return self._backends
 
-    def _run_text(
-        self, backend: Backend, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
-        (prompt,) = backend.run({"input_ids": input_ids, "attention_mask": attention_mask}, ["prompt"])
-        return prompt
-
-    def _run_image(
-        self,
-        backend: Backend,
-        image: npt.NDArray[np.uint8],
-        prompt: npt.NDArray[np.float32],
-        word_mask: npt.NDArray[np.float32],
-    ) -> npt.NDArray[np.float32]:
-        (logits,) = backend.run({"image": image, "prompt": prompt, "word_mask": word_mask}, ["logits"])
-        return logits
+    def _prompts(self, prompt: PromptLike | PromptLikes, text: Backend) -> list[Prompt]:
+        given = prompt if isinstance(prompt, (list, tuple)) else (prompt,)
+        if not given:
+            raise PromptError("no sentence was given: give at least one")
+        return [self._prompt(item, text) for item in given]
 
     def _prompt(self, prompt: str | Prompt, text: Backend) -> Prompt:
         if not isinstance(prompt, Prompt):
-            return self._encode(prompt, text, stacklevel=4)
+            return self._encode(prompt, text)
         if prompt.fingerprint != self._fingerprint:
             raise PromptError(f"the prompt {prompt.sentence[:60]!r} comes from another bundle: encode it with this one")
         return prompt
 
-    def _encode(self, sentence: str, text: Backend, stacklevel: int) -> Prompt:
+    def _encode(self, sentence: str, text: Backend) -> Prompt:
         input_ids, attention_mask, truncated = self._tokenizer.encode(sentence)
         if truncated:
-            warnings.warn(
+            warn_caller(
                 f"the sentence {sentence[:60]!r} is longer than {self._spec.max_words} tokens: the rest is ignored",
                 TruncationWarning,
-                stacklevel=stacklevel,
+                __package__,
             )
 
         def compute() -> Prompt:
-            # Alone, also where the graph takes several: a prompt does not depend on what is encoded beside it.
+            # Alone, also if the graph takes several: a prompt does not depend on what is encoded beside it.
             rows = self._spec.batch or 1
-            prompts = self._run_text(text, np.tile(input_ids, (rows, 1)), np.tile(attention_mask, (rows, 1)))
+            (prompts,) = text.run(text_feeds([input_ids] * rows, [attention_mask] * rows), ["prompt"])
             word_mask = attention_mask.astype(np.float32)
             return Prompt(sentence, prompts[0].copy(), word_mask, truncated, self._fingerprint)
 
@@ -288,21 +263,19 @@ class Segmenter:
         return prepare(image, *self.input_size)
 
     def _results(self, image: PreparedImage, prompts: list[Prompt], graph: Backend) -> list[Result]:
+        logits = self._logits(image.pixels, prompts, graph)
         return [
-            Result(*foreground(logits, image.height, image.width), sentence=one.sentence)
-            for one, logits in zip(prompts, self._logits(image.pixels, prompts, graph), strict=True)
+            Result(*foreground(one, image.height, image.width), sentence=prompt.sentence)
+            for prompt, one in zip(prompts, logits, strict=False)
         ]
 
     def _logits(
         self, image: npt.NDArray[np.uint8], prompts: list[Prompt], graph: Backend
     ) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits (2, H, W) of each prompt on one image; one too small for a batch is filled with its last."""
-        limit = graph.max_batch or _MAX_DYNAMIC_BATCH
-        size = self._spec.batch or min(limit, _MAX_DYNAMIC_BATCH)
-        for start in range(0, len(prompts), size):
-            part = prompts[start : start + size]
-            rows = part + [part[-1]] * (size - len(part) if self._spec.batch else 0)
-            stacked = self._stacked = stack(rows, self._stacked)
-            images = image[None] if len(rows) == 1 else np.repeat(image[None], len(rows), axis=0)
-            logits = self._run_image(graph, images, stacked.prompt, stacked.word_mask)
-            yield from logits[: len(part)]
+        """Logits (2, H, W) of each prompt on one image, then those of the rows that fill a fixed batch."""
+        fixed = self._spec.batch
+        size = fixed or min(graph.max_batch or _MAX_DYNAMIC_BATCH, _MAX_DYNAMIC_BATCH)
+        for rows in in_batches(prompts, size, fill=fixed is not None):
+            batch = self._stacked = stack_prompts(rows, self._stacked)
+            (logits,) = graph.run(batch.feeds(image), ["logits"])
+            yield from logits

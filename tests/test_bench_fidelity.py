@@ -16,8 +16,8 @@ from lavt_edge.benchmarks.evaluation.fidelity import mask_iou, measure_fidelity,
 from lavt_edge.data.sentences import Sentence, open_split
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import LavtError
-from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import file_entry
+from lavt_edge.runtime.update import update_bundle
 from PIL import Image
 
 SENTENCES = 6
@@ -39,7 +39,7 @@ def damaged(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     array = onnx.numpy_helper.to_array(weights[0])
     rounded = (np.round(array / np.abs(array).max() * 4) / 4 * np.abs(array).max()).astype(array.dtype)
     weights[0].CopyFrom(onnx.numpy_helper.from_array(rounded, weights[0].name))
-    with amend(root) as change:
+    with update_bundle(root) as change:
         onnx.save(model, change.new("segmenter.int8.onnx"))
         shutil.copyfile(root / "segmenter.onnx", change.new("segmenter.int8-cpu.onnx"))
         change.commit(
@@ -81,7 +81,7 @@ def test_pytorch_is_the_reference_of_a_known_checkpoint(damaged: Path, sentences
     assert rows["int8"]["relative_error"] > 1e-3
     root = damaged.parent / "wrong"
     shutil.copytree(damaged, root)
-    with amend(root) as change:
+    with update_bundle(root) as change:
         shutil.copyfile(root / "segmenter.int8.onnx", change.new("segmenter.onnx"))
         change.commit({"segmenter.onnx": file_entry(change.path("segmenter.onnx"), "segmenter", "fp32")})
     wrong = measure_fidelity(root, sentences, checkpoint="demo", precisions=["fp32"], cases=1)

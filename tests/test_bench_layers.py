@@ -22,7 +22,7 @@ from lavt_edge.data.shapes.scenes import scene_at
 from lavt_edge.errors import BackendError
 from lavt_edge.export.macs import count_macs
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.preprocess import resize
+from lavt_edge.runtime.images import resize
 
 Feeds = dict[str, Any]
 PAIR = Pair("stage2.block1.norm2/LayerNormalization", "stage2.block1.mlp.fc1/MatMul")

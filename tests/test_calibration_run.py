@@ -23,7 +23,6 @@ from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import BundleError, DatasetError, ExportError
 from lavt_edge.runtime.bundle import Bundle, open_bundle
-from lavt_edge.runtime.tokenizer import SentenceTokenizer
 
 MINI = Path(__file__).parent / "data" / "refer_mini"
 STATE = ".calibration.partial.npz"
@@ -140,7 +139,7 @@ class TestMeasurement:
 
 def case_feed(bundle: Bundle, sample: Sample, i: int) -> dict[str, np.ndarray]:
     spec = bundle.manifest.input
-    tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
+    tokenizer = bundle.tokenizer()
     (case,) = cases(sample.calibrated[i : i + 1], (spec.height, spec.width), tokenizer)
     text = onnxruntime.InferenceSession(str(bundle.file("text_encoder")), providers=["CPUExecutionProvider"])
     mask = case.attention_mask[None]

@@ -29,8 +29,8 @@ from lavt_edge.export.engines.options import EngineOptions
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.names import WEIGHTS
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import file_entry, open_bundle, sha256_of
+from lavt_edge.runtime.update import update_bundle
 from PIL import Image
 
 SAMPLES = 12
@@ -361,19 +361,19 @@ def stop_at(step: str, steps: list[str]) -> None:
         raise KeyboardInterrupt
 
 
-class TestAmendment:
+class TestBundleUpdate:
     def test_a_folder_that_was_replaced_meanwhile_is_left_alone(self, demo_bundle: Path, tmp_path: Path) -> None:
         bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
         other = shutil.copytree(demo_bundle, tmp_path / "other")
 
         def change() -> None:
-            with amend(bundle) as amendment:
-                path = amendment.new("extra.bin")
+            with update_bundle(bundle) as update:
+                path = update.new("extra.bin")
                 path.write_bytes(b"of the old bundle")
                 entry = file_entry(path, "report")
                 bundle.rename(tmp_path / "away")
                 other.rename(bundle)
-                amendment.commit({"extra.bin": entry})
+                update.commit({"extra.bin": entry})
 
         with pytest.raises(BundleError, match="was replaced by another command meanwhile"):
             change()
@@ -381,8 +381,10 @@ class TestAmendment:
 
     def test_a_second_writer_is_told_to_wait(self, demo_bundle: Path, tmp_path: Path) -> None:
         bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
-        code = "import sys, pathlib, lavt_edge.runtime.amend as a\nwith a.amend(pathlib.Path(sys.argv[1])): pass"
-        with amend(bundle):
+        code = (
+            "import sys, pathlib, lavt_edge.runtime.update as u\nwith u.update_bundle(pathlib.Path(sys.argv[1])): pass"
+        )
+        with update_bundle(bundle):
             run = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True)
         assert "another command is changing this bundle" in run.stderr
         assert subprocess.run([sys.executable, "-c", code, str(bundle)]).returncode == 0
@@ -392,7 +394,7 @@ class TestAmendment:
         before = {path.name: path.read_bytes() for path in bundle.iterdir()}
 
         def fail() -> None:
-            with amend(bundle) as change:
+            with update_bundle(bundle) as change:
                 change.new("extra.bin").write_bytes(b"half")
                 raise OSError(28, "No space left on device")
 

@@ -23,9 +23,8 @@ from lavt_edge.export.engines.options import EngineOptions
 from lavt_edge.export.graph import save_graph
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.names import WEIGHTS
-from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import Bundle, file_entry, open_bundle
-from lavt_edge.runtime.tokenizer import SentenceTokenizer
+from lavt_edge.runtime.update import update_bundle
 from lavt_edge.tests.base_export import CommandRun
 
 
@@ -56,7 +55,7 @@ class Chain:
 
     def __init__(self, bundle: Bundle, sample: Sample) -> None:
         spec = bundle.manifest.input
-        tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
+        tokenizer = bundle.tokenizer()
         (self.case,) = cases(sample.held_out, (spec.height, spec.width), tokenizer)
         self.mask = self.case.attention_mask[None]
 
@@ -89,7 +88,7 @@ def typed(bundle: Bundle, sample: Sample, calibration: Calibration) -> dict[str,
         "segmenter.fp16.onnx": (half, "segmenter", "fp16"),
         "segmenter.int8.onnx": (int8, "segmenter", "int8"),
     }
-    with amend(bundle.root) as change:
+    with update_bundle(bundle.root) as change:
         entries = {}
         for name, (model, role, precision) in graphs.items():
             (path,) = save_graph(model, change.new(name))

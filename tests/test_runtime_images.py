@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from lavt_edge.errors import BackendError, ImageError
-from lavt_edge.runtime.postprocess import foreground
-from lavt_edge.runtime.preprocess import resize, to_rgb_array
+from lavt_edge.runtime.images import foreground, resize, to_rgb_array
 from PIL import Image
 
 SIZES = [(480, 640), (640, 427), (1, 1), (1, 4000), (4000, 1), (480, 480), (33, 57), (1200, 900)]

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from lavt_edge.errors import BackendError, BundleError, ImageError, PromptError
 from lavt_edge.runtime import Prompt, Result, Segmenter, TruncationWarning
-from lavt_edge.runtime.backend import Backend
+from lavt_edge.runtime.backend import OnnxRuntimeBackend
 from lavt_edge.runtime.bundle import file_entry
-from lavt_edge.runtime.postprocess import foreground
-from lavt_edge.runtime.preprocess import resize
+from lavt_edge.runtime.images import foreground, resize
 from lavt_edge.tests.runtime_bundle import (
     HEIGHT,
     VOCAB,
@@ -57,13 +56,13 @@ def single(bundles: dict[str, Path]) -> Segmenter:
 def text_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each run of a text graph."""
     runs: list[int] = []
-    original = Segmenter._run_text
+    original = OnnxRuntimeBackend.run
 
-    def counted(self: Segmenter, backend: Backend, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        runs.append(len(input_ids))
-        return original(self, backend, input_ids, attention_mask)
+    def counted(self: OnnxRuntimeBackend, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        runs.extend([len(feeds["input_ids"])] if "input_ids" in feeds else [])
+        return original(self, feeds, outputs)
 
-    monkeypatch.setattr(Segmenter, "_run_text", counted)
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", counted)
     return runs
 
 
@@ -122,8 +121,11 @@ def test_ten_sentences_run_in_batches(
 ) -> None:
     segmenter = Segmenter.load(bundles[name], device="cpu", threads=1)
     sizes: list[int] = []
-    original = segmenter._run_image
-    monkeypatch.setattr(segmenter, "_run_image", lambda *feeds: (sizes.append(len(feeds[1])), original(*feeds))[1])
+    _, graph = segmenter._open_backends()
+    original = graph.run
+    monkeypatch.setattr(
+        graph, "run", lambda feeds, outputs: (sizes.append(len(feeds["image"])), original(feeds, outputs))[1]
+    )
     segmenter.segment(photo(), [f"dog {index}" for index in range(10)])
     assert sizes == rows
 
@@ -254,14 +256,15 @@ def test_threads_get_what_one_thread_gets(bundles: dict[str, Path], name: str, t
 def test_a_cached_prompt_does_not_wait_for_another_sentence(single: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     single.encode("a dog")
     started, release = threading.Event(), threading.Event()
-    original = single._run_text
+    text, _ = single._open_backends()
+    original = text.run
 
-    def slow(*feeds: Any) -> np.ndarray:
+    def slow(*feeds: Any) -> list[np.ndarray]:
         started.set()
         assert release.wait(60)
         return original(*feeds)
 
-    monkeypatch.setattr(single, "_run_text", slow)
+    monkeypatch.setattr(text, "run", slow)
     with ThreadPoolExecutor(2) as pool:
         pending = pool.submit(single.encode, "a cat")
         assert started.wait(60)
@@ -306,22 +309,23 @@ def test_after_close_every_use_is_refused(single: Segmenter) -> None:
             use()
 
 
-@pytest.mark.parametrize("graph", ["_run_text", "_run_image"])
+@pytest.mark.parametrize("graph", [0, 1], ids=["text", "image"])
 def test_a_call_that_is_under_way_when_another_thread_closes_still_finishes(
-    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, graph: str
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, graph: int
 ) -> None:
     """Before its first graph, and between the two batches of five sentences."""
     wanted = Segmenter.load(bundles["three"], device="cpu", threads=1).segment(photo(), SENTENCES)
     shared = Segmenter.load(bundles["three"], device="cpu", threads=1)
     started, release = threading.Event(), threading.Event()
-    original = getattr(shared, graph)
+    backend = shared._open_backends()[graph]
+    original = backend.run
 
-    def slow(*feeds: Any) -> np.ndarray:
+    def slow(*feeds: Any) -> list[np.ndarray]:
         started.set()
         assert release.wait(60)
         return original(*feeds)
 
-    monkeypatch.setattr(shared, graph, slow)
+    monkeypatch.setattr(backend, "run", slow)
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(shared.segment, photo(), SENTENCES)
         assert started.wait(60)

@@ -53,13 +53,23 @@ def test_several_sentences_on_every_frame(segmenter: Segmenter) -> None:
         assert [one.sentence for one in results] == sentences
         for one, wanted in zip(results, segmenter.segment(photo(seed), sentences), strict=True):
             np.testing.assert_array_equal(one.mask, wanted.mask)
-    with pytest.raises(PromptError, match="no sentence"):
-        segmenter.stream([photo(0)], [])
+    for nothing in ([], ()):
+        with pytest.raises(PromptError, match="no sentence"):
+            segmenter.stream([photo(0)], nothing)
+
+
+def test_a_tuple_of_sentences_is_several_sentences_like_a_list(segmenter: Segmenter) -> None:
+    sentences = ("a dog", segmenter.encode("the man in red"))
+    for results in segmenter.stream([photo(0), photo(1)], sentences):
+        assert [result.sentence for result in results] == ["a dog", "the man in red"]
+    with pytest.raises(PromptError, match="must be text"):
+        segmenter.stream([photo(0)], ("a dog", 3))  # type: ignore[call-overload]
 
 
 def test_the_next_frame_is_prepared_while_this_one_runs(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = [threading.Event() for _ in range(4)]
-    original = segmenter._run_image
+    _, graph = segmenter._open_backends()
+    original = graph.run
     running: list[int] = []
 
     def frames() -> Iterator[np.ndarray]:
@@ -67,13 +77,13 @@ def test_the_next_frame_is_prepared_while_this_one_runs(segmenter: Segmenter, mo
             event.set()
             yield photo(0)
 
-    def run(*feeds: Any) -> np.ndarray:
+    def run(*feeds: Any) -> list[np.ndarray]:
         running.append(len(running))
         if running[-1] < 2:
             assert taken[running[-1] + 2].wait(60), "the frame after the next was not prepared meanwhile"
         return original(*feeds)
 
-    monkeypatch.setattr(segmenter, "_run_image", run)
+    monkeypatch.setattr(graph, "run", run)
     assert len(list(segmenter.stream(frames(), "a dog"))) == 4
 
 

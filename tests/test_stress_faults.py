@@ -17,8 +17,8 @@ from typing import ClassVar
 import pytest
 from lavt_edge._base.files import whole_folder
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import file_entry, open_bundle
+from lavt_edge.runtime.update import update_bundle
 from lavt_edge.tests.runtime_bundle import write_bundle
 from lavt_edge.tests.runtime_engines import add_engine
 from lavt_edge.tests.stress import faults, run_all, soak, threads
@@ -32,7 +32,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_bundle_is_whole_wherever_an_amendment_is_killed(tmp_path: Path) -> None:
+def test_a_bundle_is_whole_wherever_an_update_is_killed(tmp_path: Path) -> None:
     """A new graph under an engine: with the old graph and its engine, with neither, or with the new graph."""
     bundle, source = tmp_path / "bundle", write_bundle(tmp_path / "source", seed=0)
     other = write_bundle(tmp_path / "other", seed=1)
@@ -45,7 +45,7 @@ def test_a_bundle_is_whole_wherever_an_amendment_is_killed(tmp_path: Path) -> No
         shutil.copytree(source, bundle)
 
     def exchange() -> None:
-        with amend(bundle) as change:
+        with update_bundle(bundle) as change:
             for name in ("segmenter.onnx", "notes.txt"):
                 shutil.copyfile(other / "segmenter.onnx", change.new(name))
             entry = file_entry(change.path("segmenter.onnx"), "segmenter", "fp32")
@@ -80,7 +80,7 @@ def test_commands_that_meet_at_one_bundle_are_refused_in_a_line(tmp_path: Path) 
     """While a new bundle is being written, and while one is being changed."""
     new, old = tmp_path / "new", write_bundle(tmp_path / "old")
     before = names(old)
-    with whole_folder(new) as partial, amend(old):
+    with whole_folder(new) as partial, update_bundle(old):
         commands = {
             start("onnx", "--output", new, "--image-size", 64): new,
             start("onnx", "--output", old, "--image-size", 64, "--force"): old,

@@ -23,7 +23,7 @@ from lavt_edge.errors import BundleError, CheckpointError, ExitCode, ImageError,
 from lavt_edge.reference import LAVTConfig, TextConfig
 from lavt_edge.reference.demo import load_demo
 from lavt_edge.runtime.bundle import open_bundle
-from lavt_edge.runtime.preprocess import to_rgb_array
+from lavt_edge.runtime.images import to_rgb_array
 from lavt_edge.runtime.tokenizer import SentenceTokenizer, build_tokenizer
 from lavt_edge.tests.runtime_bundle import VOCAB, write_bundle
 from lavt_edge.tests.stress import cases

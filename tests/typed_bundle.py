@@ -13,8 +13,8 @@ from lavt_edge.calibration.half import find_islands, to_half
 from lavt_edge.calibration.passes import image_products, load_graph
 from lavt_edge.calibration.products import candidates
 from lavt_edge.calibration.qdq import quantize_products
-from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import file_entry, open_bundle
+from lavt_edge.runtime.update import update_bundle
 
 ROLES = ("text_encoder", "segmenter")
 
@@ -36,7 +36,7 @@ def add_typed_graphs(root: Path) -> None:
     ranges = {str(value.name): (-3.0, 3.0) for node in image.graph for value in node.inputs if value is not None}
     quantize_products(image, [one.name for one in products], ranges, half=True)
     models["segmenter.int8.onnx"] = image
-    with amend(root) as change:
+    with update_bundle(root) as change:
         entries = {}
         for name, model in models.items():
             role, precision, _ = name.split(".")

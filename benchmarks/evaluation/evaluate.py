@@ -20,7 +20,8 @@ from ...data.metrics import THRESHOLDS, PublishedRow, ReferringMetrics, publishe
 from ...data.sentences import Sentence, Split
 from ...data.shapes.objects import KINDS
 from ...errors import DatasetError, PromptError
-from ...runtime.preprocess import resize
+from ...runtime.batches import in_batches
+from ...runtime.images import resize
 from .predictors import Predictor
 from .results import ResultsFile
 
@@ -87,14 +88,14 @@ def _run(
 ) -> None:
     """Batches are cut and filled alike in every run: what a sentence is computed beside can move its last bits."""
     inputs = _Inputs(*predictor.size)
-    for start in range(0, len(sentences), predictor.batch):
-        part = sentences[start : start + predictor.batch]
-        if len(file.counts) >= start + len(part):
+    for number, rows in enumerate(in_batches(sentences, predictor.batch)):
+        start = number * predictor.batch
+        left = sentences[len(file.counts) : start + predictor.batch]
+        if not left:
             continue
-        rows = [*part, *[part[-1]] * (predictor.batch - len(part))]
         images = np.stack([inputs.image(row.target) for row in rows])
         masks = predictor.masks(images, [_encode(predictor, row) for row in rows])
-        for sentence, mask in list(zip(part, masks, strict=False))[len(file.counts) - start :]:
+        for sentence, mask in zip(left, masks[len(file.counts) - start :], strict=False):
             file.append(*ReferringMetrics().update(mask, inputs.mask(sentence.target)))
             progress(len(file.counts))
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ...errors import BackendError, LavtError
 from ...runtime import Segmenter
+from ...runtime.batches import stack_prompts
 from ...runtime.prompt import Prompt, TruncationWarning
 
 DYNAMIC_BATCH = 4
@@ -76,9 +77,8 @@ class BundlePredictor:
             return self._segmenter.encode(sentence)
 
     def masks(self, images: npt.NDArray[np.uint8], prompts: Sequence[Prompt]) -> npt.NDArray[np.bool_]:
-        words = np.stack([one.prompt for one in prompts])
-        word_mask = np.stack([one.word_mask for one in prompts])
-        return object_masks(self._segmenter.run_graph(images, words, word_mask))
+        batch = stack_prompts(prompts)
+        return object_masks(self._segmenter.run_graph(images, batch.prompt, batch.word_mask))
 
 
 def load_bundle(

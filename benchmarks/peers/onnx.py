@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from ...runtime import Segmenter
 from ...runtime.backend import OnnxRuntimeBackend
+from ...runtime.batches import image_feeds
 from ...runtime.bundle import open_bundle
-from ...runtime.preprocess import resize, to_rgb_array
+from ...runtime.images import resize, to_rgb_array
 from .sides import SideSpec, batch_of, feeds_for, image_size
 
 NOISE_SIZE = (480, 640)
@@ -35,12 +36,8 @@ class BundleSide:
         self.file = segmenter.files[-1]
         self.photo, self.text = photo(spec), spec.text
         prompt = segmenter.encode(spec.text)
-        parts: dict[str, npt.NDArray[Any]] = {
-            "image": resize(self.photo, *self.size),
-            "prompt": prompt.prompt,
-            "word_mask": prompt.word_mask,
-        }
-        self.feeds = {name: np.repeat(part[None], self.batch, axis=0) for name, part in parts.items()}
+        row = resize(self.photo, *self.size), prompt.prompt, prompt.word_mask
+        self.feeds = image_feeds(*([part] * self.batch for part in row))
 
     def run(self) -> object:
         return self.segmenter.run_graph(**self.feeds)

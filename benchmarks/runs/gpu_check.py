@@ -32,9 +32,10 @@ from ...data.metrics import pixel_agreement, relative_error
 from ...data.shapes.scenes import scene_at
 from ...errors import ExitCode, LavtError
 from ...runtime import Segmenter, UnverifiedEngineWarning
+from ...runtime.batches import stack_prompts
 from ...runtime.bundle import open_bundle
 from ...runtime.cuda import cuda_device_count
-from ...runtime.preprocess import resize
+from ...runtime.images import resize
 from ...runtime.tensorrt.cuda import Cuda
 from ...runtime.tensorrt.flavor import find_flavor
 from ..timing.latency import measure_split
@@ -178,9 +179,7 @@ def _logits(segmenter: Segmenter) -> list[npt.NDArray[np.float32]]:
         scene = scene_at(0, "val", index)
         prompt = segmenter.encode(scene.sentences()[0].text)
         image = resize(scene.render(), *segmenter.input_size)
-        images = np.repeat(image[None], rows, axis=0)
-        prompts, word_masks = (np.repeat(part[None], rows, axis=0) for part in (prompt.prompt, prompt.word_mask))
-        made.append(segmenter.run_graph(images, prompts, word_masks)[0])
+        made.append(segmenter.run_graph(**stack_prompts([prompt] * rows).feeds(image))[0])
     return made
 
 

@@ -81,11 +81,9 @@ def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
     from ...calibration.observers import Session
     from ...calibration.passes import load_graph
     from ...calibration.sample import cases
-    from ...runtime.tokenizer import SentenceTokenizer
 
     spec = bundle.manifest.input
-    tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
-    chosen = list(cases(sample.calibrated[:MODELOPT_SAMPLES], (spec.height, spec.width), tokenizer))
+    chosen = list(cases(sample.calibrated[:MODELOPT_SAMPLES], (spec.height, spec.width), bundle.tokenizer()))
     text = Session(load_graph(bundle, "text_encoder"))
     masks = [case.attention_mask[None] for case in chosen]
     prompts = [

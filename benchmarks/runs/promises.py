@@ -16,8 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..._base.exits import run_main
-from ...runtime.postprocess import foreground
-from ...runtime.preprocess import resize, to_rgb_array
+from ...runtime.images import foreground, resize, to_rgb_array
 
 _IMPORT = "import time; start = time.perf_counter(); import lavt_edge.runtime; print(time.perf_counter() - start)"
 _HELP = "import sys; from lavt_edge.cli import export_main; sys.argv = ['lavt-export', '--help']; export_main()"

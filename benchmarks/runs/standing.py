@@ -130,14 +130,14 @@ def add_int8(root: Path, data: Any) -> None:
     from ...calibration.quantize import quantized_graph
     from ...calibration.sample import draw_sample
     from ...export.graph import save_graph
-    from ...runtime.amend import amend
     from ...runtime.bundle import file_entry
+    from ...runtime.update import update_bundle
 
     bundle = open_bundle(root)
     calibration = calibrate(bundle, draw_sample(data))
     products = candidates(image_products(bundle, load_graph(bundle, "segmenter")), "full")
     model = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp32")
-    with amend(root) as change:
+    with update_bundle(root) as change:
         (path,) = save_graph(model, change.new(INT8_FILE))
         change.commit({INT8_FILE: file_entry(path, "segmenter", "int8-cpu")})
 

@@ -13,9 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...runtime import Segmenter
-from ...runtime.batches import prepare, stack
-from ...runtime.postprocess import foreground
-from ...runtime.preprocess import to_rgb_array
+from ...runtime.batches import stack_prompts
+from ...runtime.images import foreground, prepare, to_rgb_array
 from ...runtime.prompt import Prompt
 from ..peers.onnx import BundleSide
 
@@ -75,7 +74,7 @@ def measure_split(
         _timed(seconds, "text_cold", segmenter.encode, sentence)
         _timed(seconds, "text_cached", segmenter.encode, sentence)
         feeds = _timed(seconds, "copies", _feeds, prepared.pixels, rows)
-        logits = _timed(seconds, "image", segmenter.run_graph, *feeds)
+        logits = _timed(seconds, "image", _run, segmenter, feeds)
         _timed(seconds, "postprocess", foreground, logits[0], height, width)
         _timed(seconds, "call", segmenter.segment, image, prompt)
         if number >= 0:
@@ -101,10 +100,12 @@ def _decode(jpeg: bytes) -> npt.NDArray[np.uint8]:
     return to_rgb_array(Image.open(io.BytesIO(jpeg)))
 
 
-def _feeds(pixels: npt.NDArray[np.uint8], rows: list[Prompt]) -> tuple[npt.NDArray[Any], ...]:
-    stacked = stack(rows, None)
-    images = pixels[None] if len(rows) == 1 else np.repeat(pixels[None], len(rows), axis=0)
-    return images, stacked.prompt, stacked.word_mask
+def _feeds(pixels: npt.NDArray[np.uint8], rows: list[Prompt]) -> dict[str, npt.NDArray[Any]]:
+    return stack_prompts(rows).feeds(pixels)
+
+
+def _run(segmenter: Segmenter, feeds: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    return segmenter.run_graph(**feeds)
 
 
 def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:

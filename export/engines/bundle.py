@@ -11,12 +11,12 @@ from typing import Any
 
 from ..._base.progress import Report, ignore
 from ...errors import ExportError
-from ...runtime.amend import Amendment, amend
 from ...runtime.bundle import Bundle, FileEntry, file_entry, open_bundle
 from ...runtime.cuda import find_device, free_device_memory
 from ...runtime.manifest import Manifest
 from ...runtime.tensorrt.flavor import Flavor, find_flavor
 from ...runtime.tensorrt.record import EngineRecord, device_misfit, rebuild_command
+from ...runtime.update import BundleUpdate, update_bundle
 from .build import BuiltEngine, build_engine, known_targets
 from .layers import count_precisions, count_products
 from .memory import memory_message, needed_bytes
@@ -82,7 +82,7 @@ def build_engines(
         raise ExportError(
             f"{root} has no graphs of precision {precision}: run lavt-export quantize {root} --{precision}"
         )
-    with amend(root) as change:
+    with update_bundle(root) as change:
         bundle = open_bundle(root)
         made = [
             _make(bundle, role, precision, plan, flavor, change, watch)
@@ -128,7 +128,7 @@ class _Made:
 
 
 def _make(
-    bundle: Bundle, role: str, precision: str, plan: BuildPlan, flavor: Flavor, change: Amendment, watch: _Watch
+    bundle: Bundle, role: str, precision: str, plan: BuildPlan, flavor: Flavor, change: BundleUpdate, watch: _Watch
 ) -> _Made:
     """Builds one engine into the bundle's next file of its name."""
     name = engine_name(role, precision)

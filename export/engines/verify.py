@@ -15,7 +15,6 @@ from ...runtime.backend import Backend, OnnxRuntimeBackend
 from ...runtime.bundle import Bundle
 from ...runtime.tensorrt.flavor import Flavor
 from ...runtime.tensorrt.record import EngineRecord
-from ...runtime.tokenizer import SentenceTokenizer
 from ..samples import Feeds, make_samples
 
 # Relative error and share of equal mask pixels that an engine must keep against its graph on ONNX Runtime. TensorRT
@@ -95,7 +94,7 @@ def run_graphs(bundle: Bundle, role: str, precision: str) -> Expected:
     Raises BackendError or BundleError if ONNX Runtime or a graph is missing.
     """
     spec = bundle.manifest.input
-    tokenizer = SentenceTokenizer.from_json(bundle.file("tokenizer").read_bytes(), spec.max_words)
+    tokenizer = bundle.tokenizer()
     samples = make_samples(tokenizer, spec.height, spec.width)
     batches = samples.batches(spec.batch or 1)
     output, feeds = "prompt", [samples.text_feeds(cases) for cases in batches]

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import BackendError
-from .buffers import BufferPlan, TensorPlan, pieces, plan_buffers, rows_of, stays_as_it_is
+from .buffers import BufferPlan, TensorPlan, is_immutable, pieces, plan_buffers, validate_feeds
 from .cuda import Cuda
 from .flavor import Flavor
-from .memory import Held
+from .memory import DeviceResources
 from .record import DISPLAY_NAMES, EngineRecord
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class TensorRTBackend:
         self._resident: dict[str, npt.NDArray[Any]] = {}
         self._batch = 0
         self._runs = 0
-        self._held = held = Held(cuda)
+        self._held = held = DeviceResources(cuda)
         self._close = weakref.finalize(self, held.free)
         try:
             held.runtime, held.engine = _deserialise(data, record, flavor)
@@ -92,7 +92,7 @@ class TensorRTBackend:
             if not self._close.alive:
                 raise BackendError(f"{self._file} is closed: load it again")
             try:
-                rows = rows_of(self._plan, feeds, outputs)
+                rows = validate_feeds(self._plan, feeds, outputs)
                 self._held.cuda.use()
                 parts = [self._run_piece(feeds, part, outputs) for part in pieces(rows, self._plan.max_batch)]
             except (BackendError, ValueError) as error:
@@ -143,7 +143,7 @@ class TensorRTBackend:
         buffer = self._held.buffers[name]
         np.copyto(buffer.array[: self._batch], array[part])
         buffer.upload(self._held.cuda, self._held.stream, self._batch)
-        if len(array) == self._batch and stays_as_it_is(array):
+        if len(array) == self._batch and is_immutable(array):
             self._resident[name] = array
 
     def _execute(self) -> None:

@@ -111,7 +111,7 @@ def _sizes(shape: tensorrt.Dims) -> tuple[int, ...]:
     return tuple(int(shape[index]) for index in range(len(shape)))
 
 
-def rows_of(plan: BufferPlan, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> int:
+def validate_feeds(plan: BufferPlan, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> int:
     """The batch size of a call's inputs. Raises ValueError where a name, a type or a shape does not fit the plan."""
     wanted = {tensor.spec.name: tensor for tensor in plan.inputs}
     known = {tensor.name for tensor in plan.signature.outputs}
@@ -136,6 +136,6 @@ def pieces(rows: int, max_batch: int) -> Iterator[slice]:
         yield slice(start, min(start + max_batch, rows))
 
 
-def stays_as_it_is(array: npt.NDArray[Any]) -> bool:
+def is_immutable(array: npt.NDArray[Any]) -> bool:
     """Whether the array cannot change: read-only, and no view of another. A copy on the device then stays good."""
     return not array.flags.writeable and bool(array.flags.owndata)

@@ -33,7 +33,7 @@ class Buffer:
             cuda.download(self.host, self.device, rows * self._row_bytes, stream)
 
 
-class Held:
+class DeviceResources:
     """All that must be given back, apart from the backend so that its finalizer does not keep it alive."""
 
     def __init__(self, cuda: Cuda) -> None:

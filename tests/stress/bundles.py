@@ -20,10 +20,10 @@ import numpy as np
 from lavt_edge import cli
 from lavt_edge.errors import BackendError, BundleError, LavtError, PromptError
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.amend import amend
 from lavt_edge.runtime.bundle import file_entry, open_bundle
 from lavt_edge.runtime.tensorrt.record import engine_record
 from lavt_edge.runtime.tokenizer import SPECIAL_TOKENS, build_tokenizer
+from lavt_edge.runtime.update import update_bundle
 from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, write_bundle
 from lavt_edge.tests.stress.cases import Case, Kind, Rng, attempt, damaged, damaged_json
 from lavt_edge.tests.stress.images import sound_files
@@ -271,13 +271,13 @@ def changes(folder: Path) -> Case:
     pristine = small_bundle(folder / "pristine")
 
     def change(bundle: Path, text: bytes) -> None:
-        with amend(bundle) as amendment:
+        with update_bundle(bundle) as update:
             entries = {}
             for name in ("calibration.json", "segmenter.int8.png"):
-                path = amendment.new(name)
+                path = update.new(name)
                 path.write_bytes(text)
                 entries[name] = file_entry(path, "report")
-            amendment.commit(entries, lambda manifest: replace(manifest, precisions={"int8": {"text": len(text)}}))
+            update.commit(entries, lambda manifest: replace(manifest, precisions={"int8": {"text": len(text)}}))
 
     def content(bundle: Path) -> list[bytes]:
         manifest = open_bundle(bundle).manifest

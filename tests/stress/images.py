@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from lavt_edge.errors import ImageError, LavtError
-from lavt_edge.runtime.batches import prepare
-from lavt_edge.runtime.preprocess import to_rgb_array
+from lavt_edge.runtime.images import prepare, to_rgb_array
 from lavt_edge.tests.stress.cases import Case, Kind, Rng, attempt, damaged
 from PIL import Image
 

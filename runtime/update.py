@@ -18,8 +18,8 @@ BUSY = "another command is changing this bundle; wait for it to end"
 Change = Callable[[Manifest], Manifest]
 
 
-class Amendment:
-    """Files under way to a bundle, made by `amend`; the bundle stays as it was until `commit`."""
+class BundleUpdate:
+    """Files under way to a bundle, made by `update_bundle`; the bundle stays as it was until `commit`."""
 
     def __init__(self, root: Path, descriptor: int) -> None:
         self.root = root
@@ -73,7 +73,7 @@ class Amendment:
 
 
 @contextmanager
-def amend(root: Path) -> Iterator[Amendment]:
+def update_bundle(root: Path) -> Iterator[BundleUpdate]:
     """The right to change the bundle in folder `root`, for as long as the context lasts.
 
     Raises BundleError where `root` is no bundle, cannot be written, or is being changed by another process.
@@ -87,13 +87,13 @@ def amend(root: Path) -> Iterator[Amendment]:
         except OSError as error:
             raise BundleError(f"{root}: cannot be read ({error.strerror or error})") from error
         remove_all_abandoned(root)
-        amendment = Amendment(root, descriptor)
+        update = BundleUpdate(root, descriptor)
         try:
-            yield amendment
+            yield update
         except OSError as error:
             raise BundleError(f"{root}: cannot be written ({error.strerror or error})") from error
         finally:
-            amendment.discard()
+            update.discard()
 
 
 def _read(root: Path) -> Manifest:
