@@ -51,15 +51,6 @@ class EngineOutcome:
     engines: tuple[EngineSummary, ...]
 
 
-@dataclass(frozen=True)
-class _Watch:
-    """Who is told what happens; see `build_engines`."""
-
-    report: Report
-    progress: Progress
-    warn: Report
-
-
 def build_engines(
     root: Path,
     options: EngineOptions | None = None,
@@ -72,38 +63,34 @@ def build_engines(
 
     `report` is told each step, `progress` the build's phase with the share done (0 to 1), `warn` a line that the user
     should see. Stopped or killed, it leaves the bundle as it was; only a kill in the moment in which new engines take
-    the place of old ones can leave it with neither. Raises BundleError for a damaged bundle, BackendError where no
-    TensorRT can be imported, ExportError where an option or a graph cannot be built, or the bundle lacks a typed graph.
+    the place of old ones can leave it with neither. Raises BundleError for a damaged bundle, BackendError if no
+    TensorRT can be imported, ExportError if an option or a graph cannot be built, or the bundle lacks a typed graph.
     """
     options = options or EngineOptions()
-    watch = _Watch(report, progress, warn)
     bundle, flavor, plan = _plan(root, options)
     for precision in _missing(bundle, options.precision):
         raise ExportError(
             f"{root} has no graphs of precision {precision}: run lavt-export quantize {root} --{precision}"
         )
     with update_bundle(root) as change:
-        bundle = open_bundle(root)
-        made = [
-            _make(bundle, role, precision, plan, flavor, change, watch)
-            for role, precision in wanted_graphs(options.precision)
-        ]
-        records = {one.summary.name: one.record for one in made}
+        build = _Build(open_bundle(root), flavor, plan, change, report, progress, warn)
+        made = [build.make(role, precision) for role, precision in wanted_graphs(options.precision)]
+        records = {engine.summary.name: engine.record for engine in made}
         manifest = change.commit(
-            {one.summary.name: one.entry for one in made},
+            {engine.summary.name: engine.entry for engine in made},
             lambda manifest: replace(manifest, engines={**manifest.engines, **records}),
         )
-    return EngineOutcome(manifest, plan, tuple(one.summary for one in made))
+    return EngineOutcome(manifest, plan, tuple(engine.summary for engine in made))
 
 
 def missing_graphs(root: Path, options: EngineOptions) -> tuple[str, ...]:
     """The precisions whose typed graphs `build_engines` would refuse the bundle for; raises as that does."""
-    bundle, _, _ = _plan(root, options)
-    return _missing(bundle, options.precision)
+    return _missing(_plan(root, options)[0], options.precision)
 
 
 def _missing(bundle: Bundle, precision: str) -> tuple[str, ...]:
-    return tuple(sorted({one for role, one in wanted_graphs(precision) if not bundle.has(role, one)}))
+    missing = {wanted for role, wanted in wanted_graphs(precision) if not bundle.has(role, wanted)}
+    return tuple(sorted(missing))
 
 
 def _plan(root: Path, options: EngineOptions) -> tuple[Bundle, Flavor, BuildPlan]:
@@ -127,37 +114,74 @@ class _Made:
     record: dict[str, Any]
 
 
-def _make(
-    bundle: Bundle, role: str, precision: str, plan: BuildPlan, flavor: Flavor, change: BundleUpdate, watch: _Watch
-) -> _Made:
-    """Builds one engine into the bundle's next file of its name."""
-    name = engine_name(role, precision)
-    watch.report(f"building {name}")
-    graph = bundle.file(role, precision)
-    weights = sum(bundle.manifest.files[part].bytes for part in (graph.name, *bundle.manifest.weights_of(graph.name)))
-    built = build_engine(
-        graph,
-        plan,
-        flavor,
-        progress=lambda phase, share: watch.progress(f"{name}: {phase}", share),
-        on_memory=lambda activations: _tell_memory(name, weights, activations, plan, watch),
-    )
-    record = _record(bundle, name, role, precision, graph.name, plan, built)
-    parity, unverified = _verify(bundle, name, record, built, plan, flavor, watch.report)
-    record |= {"verified": parity is not None, "parity": None if parity is None else asdict(parity)}
-    path = change.new(name)
-    with open(path, "wb") as stream:
-        stream.write(built.data)
-    entry = file_entry(path, "engine", precision)
-    return _Made(EngineSummary(name, entry.bytes, built.seconds, record["layers"], unverified), entry, record)
+@dataclass(frozen=True)
+class _Build:
+    """What is built from what, and who is told what happens; see `build_engines`."""
 
+    bundle: Bundle
+    flavor: Flavor
+    plan: BuildPlan
+    change: BundleUpdate
+    report: Report
+    progress: Progress
+    warn: Report
 
-def _tell_memory(name: str, weights: int, activations: int, plan: BuildPlan, watch: _Watch) -> None:
-    free = free_device_memory() if plan.device is not None else None
-    if free is None:
-        return
-    line, short = memory_message(name, needed_bytes(weights, activations, plan.options.workspace), free)
-    (watch.warn if short else watch.report)(line)
+    def make(self, role: str, precision: str) -> _Made:
+        """Builds one engine into the bundle's next file of its name."""
+        name, manifest = engine_name(role, precision), self.bundle.manifest
+        self.report(f"building {name}")
+        graph = self.bundle.file(role, precision)
+        weights = sum(manifest.files[part].bytes for part in (graph.name, *manifest.weights_of(graph.name)))
+        built = build_engine(
+            graph,
+            self.plan,
+            self.flavor,
+            progress=lambda phase, share: self.progress(f"{name}: {phase}", share),
+            on_memory=lambda activations: self._tell_memory(name, weights, activations),
+        )
+        record = _record(self.bundle, name, role, precision, graph.name, self.plan, built)
+        parity, unverified = self._verify(name, record, built)
+        record |= {"verified": parity is not None, "parity": None if parity is None else asdict(parity)}
+        path = self.change.new(name)
+        with open(path, "wb") as stream:
+            stream.write(built.data)
+        entry = file_entry(path, "engine", precision)
+        return _Made(EngineSummary(name, entry.bytes, built.seconds, record["layers"], unverified), entry, record)
+
+    def _tell_memory(self, name: str, weights: int, activations: int) -> None:
+        free = free_device_memory() if self.plan.device is not None else None
+        if free is not None:
+            needed = needed_bytes(weights, activations, self.plan.options.workspace)
+            (self.report if free >= needed else self.warn)(memory_message(name, needed, free))
+
+    def _verify(self, name: str, fields: dict[str, Any], built: BuiltEngine) -> tuple[EngineParity | None, str | None]:
+        """The engine's parity with its graph, or why it could not be measured. Raises ExportError if it is too far."""
+        plan = self.plan
+        if plan.device is None:
+            return None, "there is no CUDA device here"
+        record = EngineRecord(
+            name=name,
+            role=fields["role"],
+            precision=fields["precision"],
+            flavor=plan.flavor,
+            version=plan.version,
+            gpu=fields["gpu"],
+            compute_capability=fields["compute_capability"],
+            targets=plan.targets,
+            max_batch=plan.max_batch,
+            version_compatible=plan.options.version_compatible,
+            hardware_compatible=plan.options.hardware_compatible,
+            verified=True,
+            rebuild=rebuild_command(self.bundle.root, fields["precision"]),
+            multiprocessors=fields["multiprocessors"],
+        )
+        if device_misfit(record, plan.device):
+            return None, f"it is not for the {plan.device.name} of this machine"
+        self.report(f"comparing {name} with {fields['onnx_file']}")
+        try:
+            return verify_engine(bytes(built.data), record, self.bundle, self.flavor), None
+        except UnmeasurableError as error:
+            return None, str(error)
 
 
 def _record(
@@ -187,41 +211,3 @@ def _record(
         "products": count_products(built.layers),
         "build_seconds": round(built.seconds, 2),
     }
-
-
-def _verify(
-    bundle: Bundle,
-    name: str,
-    fields: dict[str, Any],
-    built: BuiltEngine,
-    plan: BuildPlan,
-    flavor: Flavor,
-    report: Report,
-) -> tuple[EngineParity | None, str | None]:
-    """The engine's parity with its graph, or why it could not be measured. Raises ExportError where it is too far."""
-    if plan.device is None:
-        return None, "there is no CUDA device here"
-    record = EngineRecord(
-        name=name,
-        role=fields["role"],
-        precision=fields["precision"],
-        flavor=plan.flavor,
-        version=plan.version,
-        gpu=fields["gpu"],
-        compute_capability=fields["compute_capability"],
-        targets=plan.targets,
-        max_batch=plan.max_batch,
-        version_compatible=plan.options.version_compatible,
-        hardware_compatible=plan.options.hardware_compatible,
-        verified=True,
-        rebuild=rebuild_command(bundle.root, fields["precision"]),
-        multiprocessors=fields["multiprocessors"],
-    )
-    misfit = device_misfit(record, plan.device)
-    if misfit:
-        return None, f"it is not for the {plan.device.name} of this machine"
-    report(f"comparing {name} with {fields['onnx_file']}")
-    try:
-        return verify_engine(bytes(built.data), record, bundle, flavor), None
-    except UnmeasurableError as error:
-        return None, str(error)

@@ -64,12 +64,10 @@ def needed_bytes(weights: int, activations: int, workspace: int | None) -> int:
     return 2 * weights + activations + (workspace or 0)
 
 
-def memory_message(name: str, needed: int, free: int) -> tuple[str, bool]:
-    """A line that compares the two, and whether it is too little."""
+def memory_message(name: str, needed: int, free: int) -> str:
+    """A line that compares the two, and says what to do if it is too little."""
     line = f"{name} needs about {_shown(needed)} of device memory to build, {_shown(free)} are free"
-    if free >= needed:
-        return line, False
-    return f"{line}: close other programs, or lower --max-batch or --workspace", True
+    return line if free >= needed else f"{line}: close other programs, or lower --max-batch or --workspace"
 
 
 def _shown(count: int) -> str:
