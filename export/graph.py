@@ -35,9 +35,9 @@ def export_graph(
     dynamic_batch: bool = False,
     opset: int = OPSET,
 ) -> ir.Model:
-    """The ONNX graph of `module` at the sizes of `inputs`, whose first axis is free with `dynamic_batch`.
+    """The ONNX graph of `module` at the sizes of `inputs`; with `dynamic_batch` their first axis may be any size.
 
-    Weights are shared with the module, not copied. Raises ExportError where the graph would need run-time shapes.
+    Weights are shared with the module, not copied. Raises ExportError if the graph would need shapes at run time.
     """
     batch = torch.export.Dim("batch", min=1, max=1024)
     with _quiet():
@@ -75,7 +75,7 @@ def simplify(model: ir.Model) -> None:
 
 
 def save_graph(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_DATA_BYTES) -> list[Path]:
-    """Writes the graph and, where its weights pass `external_bytes`, a `.data` file beside it; the paths written."""
+    """Writes the graph, its weights into a `.data` file beside it if they pass `external_bytes`; the paths written."""
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
@@ -105,14 +105,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _constant_reshapes(model: ir.Model) -> None:
-    """Gives each Reshape whose shape is computed a constant one: its static sizes, and -1 for the batch."""
+    """Replaces each computed shape of a Reshape by a constant: its static sizes, and -1 for the batch."""
     for node in model.graph:
         if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].const_value is not None:
             continue
         shape = node.outputs[0].shape
         sizes = [dim if isinstance(dim, int) else -1 for dim in shape] if shape is not None else []
         if not sizes or sizes.count(-1) > 1:
-            raise ExportError(f"internal: {node.name} reshapes to {shape}, which no constant can say")
+            raise ExportError(f"internal: {node.name} reshapes to {shape}, which no constant can express")
         constant = ir.Value(name=f"{node.name}_shape", const_value=ir.tensor(np.array(sizes, np.int64)))
         constant.shape, constant.dtype = ir.Shape([len(sizes)]), ir.DataType.INT64
         model.graph.register_initializer(constant)
@@ -123,7 +123,7 @@ def _refuse_dynamic(model: ir.Model) -> None:
     forbidden = {"Shape", "Size", "NonZero", "Loop", "If", "Scan", "ScatterND", "ScatterElements", "Expand", "Range"}
     for node in model.graph:
         if node.op_type in forbidden:
-            raise ExportError(f"internal: the graph holds a {node.op_type} ({node.name}); it must be static")
+            raise ExportError(f"internal: the graph has a {node.op_type} ({node.name}), whose shape is not static")
 
 
 def _name_nodes(model: ir.Model) -> None:
@@ -148,7 +148,7 @@ def _place(node: ir.Node) -> str:
     if scopes:
         # The last scope is the operation itself, the one before it the innermost module.
         return scopes[-2] if len(scopes) >= 2 else ""
-    # A node that the optimizer made, a Split: it is from where all that read it are.
+    # A node that the optimizer made, a Split: it belongs where all its readers do.
     readers = [_place(reader).split(".") for output in node.outputs for reader, _ in output.uses()]
     common = takewhile(lambda parts: len(set(parts)) == 1, zip(*readers, strict=False))
     return ".".join(parts[0] for parts in common)

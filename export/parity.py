@@ -69,14 +69,13 @@ def _run_bundle(
     del text
     segmenter = OnnxRuntimeBackend(folder / "segmenter.onnx", device="cpu")
     for cases, prompt in zip(batches, prompts, strict=True):
-        yield from zip(cases, *segmenter.run(samples.image_feeds(cases, prompt), ("logits", "mask")), strict=True)
+        yield from zip(cases, *segmenter.run(samples.image_feeds(cases, list(prompt)), ("logits", "mask")), strict=True)
 
 
 def _run_reference(model: LAVT, samples: Samples, case: int) -> npt.NDArray[np.float64]:
     """Logits (2,H,W) of one case."""
     images, ids, masks = (
-        torch.from_numpy(array[case : case + 1])
-        for array in (samples.images, samples.input_ids, samples.attention_mask)
+        torch.from_numpy(arrays[case])[None] for arrays in (samples.images, samples.input_ids, samples.attention_masks)
     )
     with torch.inference_mode():
         logits: npt.NDArray[np.float64] = model(normalise(images, torch.float64), ids, masks)[0].numpy()

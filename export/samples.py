@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..runtime.batches import image_feeds, text_feeds
 from ..runtime.tokenizer import SentenceTokenizer
 
 # One word, a phrase, a sentence, and more word pieces than a prompt holds.
@@ -25,11 +26,11 @@ Feeds = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Cases, each an image and a sentence: images uint8 (cases,H,W,3), token ids and their mask int64 (cases,T)."""
+    """Cases, each an image uint8 (H,W,3) and a sentence: its token ids and their mask, int64 (T,)."""
 
-    images: npt.NDArray[np.uint8]
-    input_ids: npt.NDArray[np.int64]
-    attention_mask: npt.NDArray[np.int64]
+    images: list[npt.NDArray[np.uint8]]
+    input_ids: list[npt.NDArray[np.int64]]
+    attention_masks: list[npt.NDArray[np.int64]]
 
     def batches(self, size: int) -> list[list[int]]:
         """The cases by number in batches of one size, the last filled from the beginning."""
@@ -38,19 +39,18 @@ class Samples:
 
     def text_feeds(self, cases: Sequence[int]) -> Feeds:
         """The text graph's inputs for a batch of cases."""
-        return {"input_ids": self.input_ids[cases], "attention_mask": self.attention_mask[cases]}
+        return text_feeds([self.input_ids[i] for i in cases], [self.attention_masks[i] for i in cases])
 
-    def image_feeds(self, cases: Sequence[int], prompt: npt.NDArray[np.float32]) -> Feeds:
-        """The image graph's inputs for a batch of cases and their prompts (B,T,P)."""
-        word_mask = self.attention_mask[cases].astype(np.float32)
-        return {"image": self.images[cases], "prompt": prompt, "word_mask": word_mask}
+    def image_feeds(self, cases: Sequence[int], prompts: Sequence[npt.NDArray[Any]]) -> Feeds:
+        """The image graph's inputs for a batch of cases and their prompts (T,P)."""
+        return image_feeds([self.images[i] for i in cases], prompts, [self.attention_masks[i] for i in cases])
 
 
 def make_samples(tokenizer: SentenceTokenizer, height: int, width: int) -> Samples:
     """A case for each of SENTENCES."""
-    ids, masks = zip(*(tokenizer.encode(sentence)[:2] for sentence in SENTENCES), strict=True)
-    images = np.stack([sample_image(height, width, seed) for seed in range(len(SENTENCES))])
-    return Samples(images, np.stack(ids), np.stack(masks))
+    tokens = [tokenizer.encode(sentence) for sentence in SENTENCES]
+    images = [sample_image(height, width, seed) for seed in range(len(SENTENCES))]
+    return Samples(images, [ids for ids, _, _ in tokens], [mask for _, mask, _ in tokens])
 
 
 def sample_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:

@@ -230,9 +230,9 @@ def test_an_altered_graph_is_refused(bundle: Path) -> None:
         (["--compute-capability", "ampere"], "--compute-capability 'ampere'"),
         (["--compute-capability", "sm87"], "an Orin takes TensorRT"),
         (["--flavor", "onnx"], "--flavor 'onnx'"),
-        (["--version-compatible"], "--version-compatible means nothing"),
-        (["--hardware-compatible"], "--hardware-compatible means nothing"),
-        (["--timing-cache", "cache"], "--timing-cache means nothing"),
+        (["--version-compatible"], "--version-compatible has no meaning"),
+        (["--hardware-compatible"], "--hardware-compatible has no meaning"),
+        (["--timing-cache", "cache"], "--timing-cache has no meaning"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(

@@ -134,13 +134,13 @@ def test_samples_differ_and_fill_batches() -> None:
             return np.full(WORDS, self.count), np.ones(WORDS, np.int64), False
 
     samples = make_samples(Words(), HEIGHT, WIDTH)
-    assert samples.images.shape == (len(SENTENCES), HEIGHT, WIDTH, 3)
-    assert samples.images.dtype == np.uint8
+    assert {(image.shape, image.dtype.name) for image in samples.images} == {((HEIGHT, WIDTH, 3), "uint8")}
+    assert len(samples.images) == len(SENTENCES)
     assert min(image.std() for image in samples.images) > 20
     assert len({image.tobytes() for image in samples.images}) == len(SENTENCES)
     assert samples.batches(1) == [[0], [1], [2], [3]]
     assert samples.batches(3) == [[0, 1, 2], [3, 0, 1]]
     assert samples.batches(6) == [[0, 1, 2, 3, 0, 1]]
-    feeds = samples.image_feeds([3, 0], np.zeros((2, WORDS, 8), np.float32))
-    np.testing.assert_array_equal(feeds["image"], samples.images[[3, 0]])
+    feeds = samples.image_feeds([3, 0], [np.zeros((WORDS, 8), np.float32)] * 2)
+    np.testing.assert_array_equal(feeds["image"], np.stack([samples.images[3], samples.images[0]]))
     assert samples.text_feeds([3, 0])["input_ids"][:, 0].tolist() == [4, 1]

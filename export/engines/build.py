@@ -62,8 +62,8 @@ def build_engine(
 
     `progress` is told TensorRT's phase and the share that is done, 0 to 1; `on_memory` the bytes of tensors that are
     alive at once, before the build begins. A timing cache is read and, even if the build is stopped, written.
-    Raises ExportError in one line where TensorRT cannot read or build the graph, KeyboardInterrupt and SystemExit where
-    the build was stopped by them.
+    Raises ExportError in one line if TensorRT cannot start, read or build the graph, and KeyboardInterrupt or
+    SystemExit if that stopped the build.
     """
     polygraphy = import_polygraphy(flavor)
     logger = _build_logger(flavor.module)
@@ -102,7 +102,7 @@ def _build(
     monitor: Any,
     on_memory: Callable[[int], None],
 ) -> BuiltEngine:
-    # Ignored where it is there since 11.0, and may go: networks are strongly typed without it.
+    # From 11.0 on networks are always strongly typed: the flag is ignored, and may be removed.
     typed = hasattr(flavor.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     builder, network, parser = polygraphy.trt.network_from_onnx_path(str(onnx_file), strongly_typed=typed)
     on_memory(peak_bytes(list(network_layers(network, plan.max_batch))))
@@ -122,7 +122,7 @@ def _configure(
 ) -> tensorrt.IBuilderConfig:
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     profile = polygraphy.trt.Profile()
-    for name, shapes in profile_shapes({one.name: tuple(one.shape) for one in inputs}, plan.max_batch).items():
+    for name, shapes in profile_shapes({tensor.name: tuple(tensor.shape) for tensor in inputs}, plan.max_batch).items():
         profile.add(name, *shapes)
     options = plan.options
     common: dict[str, Any] = {
@@ -143,24 +143,24 @@ def _configure(
         if plan.timing_cache is not None:
             load_timing_cache(config, plan.timing_cache)
     if hasattr(module.BuilderFlag, "TF32"):
-        config.clear_flag(module.BuilderFlag.TF32)  # what is FP32 in the graph is so because it needs the digits
+        config.clear_flag(module.BuilderFlag.TF32)  # what is FP32 in the graph needs its digits
     return config
 
 
 def load_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
-    """Gives the build the timings of earlier ones; a file that TensorRT does not take counts for nothing."""
+    """Gives the build the timings of earlier builds; a file that TensorRT does not accept is replaced."""
     try:
         data = path.read_bytes()
     except OSError:
         return
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        _LOGGER.warning("%s is no timing cache for this TensorRT and GPU: it is made again", path)
+        _LOGGER.warning("%s is not a timing cache of this TensorRT and GPU: it is made again", path)
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def save_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
-    """Keeps what the build has timed so far. Failing to write it is no failure of the build."""
+    """Keeps what the build has timed so far. A file that cannot be written does not fail the build."""
     cache = config.get_timing_cache()
     if cache is None:
         return
@@ -171,12 +171,12 @@ def save_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
 
 
 def _layers(flavor: Flavor, data: Any) -> list[EngineLayer]:
-    """From the log where TensorRT for RTX wrote them there, which takes no GPU, else from the inspector."""
+    """From the log if TensorRT for RTX wrote them there, which needs no GPU, else from the inspector."""
     module, logger = flavor.module, _build_logger(flavor.module)
     layers = layers_from_log(logger.layers)
     if layers:
         return layers
-    with suppress(Exception):  # a report, which must not cost the engine that was built
+    with suppress(Exception):  # this is a report: the engine is built, and stays
         runtime = module.Runtime(logger)
         with suppress(AttributeError):
             runtime.engine_host_code_allowed = True  # version-compatible engines bring their own runtime
@@ -200,7 +200,7 @@ class Polygraphy:
 def import_polygraphy(flavor: Flavor) -> Polygraphy:
     """Polygraphy over this flavour. It decides once, when it is first imported, so another choice imports it anew.
 
-    Raises ModuleNotFoundError where it is not installed.
+    Raises ModuleNotFoundError if it is not installed.
     """
     wanted = flavor.name == "tensorrt_rtx"
     os.environ[_RTX_SWITCH] = str(int(wanted))
@@ -238,7 +238,7 @@ def _build_logger(module: ModuleType) -> Any:
                 _LOGGER.info("%s: %s", module.__name__, " ".join(msg.split()))
 
         def reason(self) -> str:
-            """The first error that tells something; later ones follow from it."""
+            """The first error that says something of its own; later errors follow from it."""
             return next((line for line in self.errors if not any(noise in line for noise in _NOISE)), "")
 
     return Logger()

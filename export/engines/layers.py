@@ -37,7 +37,7 @@ _COMPUTES_PRODUCTS = re.compile(r"gemm|conv|correlation|matmul|matrix|mha|(?:^|_
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of an engine; its precision is the lowest that it reads; `onnx` are the graph's nodes in it."""
+    """A layer of an engine: the lowest precision that it reads, and in `onnx` the graph's nodes that it computes."""
 
     name: str
     kind: str
@@ -61,7 +61,7 @@ def layers_from_inspector(text: str) -> list[EngineLayer]:
     """The layers in the inspector's JSON, of an engine built with detailed profiling verbosity."""
     layers = []
     for entry in json.loads(text).get("Layers", []):
-        if isinstance(entry, str):  # only names: another verbosity
+        if isinstance(entry, str):  # names alone: it was built with another verbosity
             layers.append(EngineLayer(entry, "", "other", ()))
             continue
         types = [_json_type(tensor) for tensor in entry.get("Inputs") or entry.get("Outputs") or []]
@@ -81,8 +81,8 @@ def _layer(name: str, kind: str, types: Iterable[str], metadata: str) -> EngineL
 
 def _lowest(types: Iterable[str]) -> str:
     """The lowest precision among the types that a layer reads; a product of INT8 operands reads INT8 alone."""
-    found = {precision for text in types for precision, pattern in _PRECISIONS if pattern.search(text)}
-    return next((precision for precision, _ in _PRECISIONS if precision in found), "other")
+    text = " ".join(types)
+    return next((precision for precision, pattern in _PRECISIONS if pattern.search(text)), "other")
 
 
 def count_precisions(layers: Iterable[EngineLayer]) -> dict[str, int]:
@@ -93,18 +93,18 @@ def count_precisions(layers: Iterable[EngineLayer]) -> dict[str, int]:
 def product_precisions(layers: Iterable[EngineLayer]) -> dict[str, str]:
     """The precision that each convolution and matrix product of the graph is computed in, by its ONNX name.
 
-    A fused engine layer computes several; where others name a product too, such as what adds its bias, the layer that
-    is a product itself counts.
+    A fused engine layer computes several. If other layers name a product too, such as the one that adds its bias, the
+    layer that is a product itself counts.
     """
     ranks = {precision: rank for rank, (precision, _) in enumerate(_PRECISIONS)}
-    found: dict[str, tuple[bool, int, str]] = {}
+    best: dict[str, tuple[bool, int, str]] = {}
     for layer in layers:
-        own = not _COMPUTES_PRODUCTS.search(f"{layer.kind} {layer.name}")
+        other = not _COMPUTES_PRODUCTS.search(f"{layer.kind} {layer.name}")
         for name in layer.onnx:
             if product_type(name):
-                candidate = (own, ranks.get(layer.precision, len(ranks)), layer.precision)
-                found[name] = min(found.get(name, candidate), candidate)
-    return {name: precision for name, (_, _, precision) in found.items()}
+                candidate = (other, ranks.get(layer.precision, len(ranks)), layer.precision)
+                best[name] = min(best.get(name, candidate), candidate)
+    return {name: precision for name, (_, _, precision) in best.items()}
 
 
 def count_products(layers: Iterable[EngineLayer]) -> dict[str, dict[str, int]]:

@@ -23,7 +23,7 @@ class NetworkLayer:
 
 
 def peak_bytes(layers: Sequence[NetworkLayer]) -> int:
-    """The most bytes of tensors that are alive at once, where each dies with its last reader; layers in order."""
+    """The most bytes of tensors that are alive at once, each until its last reader; layers in order."""
     last_use = {name: i for i, layer in enumerate(layers) for name in layer.inputs}
     alive: dict[str, int] = {}
     peak = 0
@@ -37,7 +37,7 @@ def peak_bytes(layers: Sequence[NetworkLayer]) -> int:
 
 
 def network_layers(network: tensorrt.INetworkDefinition, batch: int) -> Iterable[NetworkLayer]:
-    """A network's layers but for its constants, which are weights, at a batch size."""
+    """A network's layers at a batch size, without its constants, which are weights."""
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         if layer.type.name == "CONSTANT":
@@ -55,12 +55,12 @@ def _sizes(shape: tensorrt.Dims) -> tuple[int, ...]:
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str, batch: int) -> int:
-    """Bytes of a tensor whose free dimensions, -1, are the batch; types below a byte count one."""
+    """Bytes of a tensor whose dynamic dimensions, -1, are the batch; types below a byte count one."""
     return math.prod(batch if size < 0 else size for size in shape) * _BYTES.get(dtype, 1)
 
 
 def needed_bytes(weights: int, activations: int, workspace: int | None) -> int:
-    """Device memory that a build takes, roughly: the weights twice, as read and as laid out; tensors; the workspace."""
+    """Roughly the device memory that a build takes: the weights twice (as read, as laid out), tensors, workspace."""
     return 2 * weights + activations + (workspace or 0)
 
 

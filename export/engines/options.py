@@ -23,8 +23,8 @@ _AMPERE = 80
 class EngineOptions:
     """What to build. None leaves a choice to TensorRT, or to what the bundle and the machine say.
 
-    `precision` is the image engine's; `workspace` is in bytes; `targets` are compute capabilities such as "sm86", which
-    TensorRT for RTX compiles for without a GPU. Raises ExportError, naming the option.
+    `precision` is the image engine's; `workspace` is in bytes; `targets` are compute capabilities such as "sm86" that
+    TensorRT for RTX compiles for without a GPU. Raises ExportError, which names the option, if a value is out of range.
     """
 
     precision: str = "fp16"
@@ -55,7 +55,7 @@ class BuildPlan:
     """A build that can be done here: the options with every choice made.
 
     `targets` is empty for TensorRT, which builds for `device`; TensorRT for RTX needs no device. `max_batch` is the
-    graph's own batch where that is fixed. `timing_cache` is None where the flavour has none.
+    graph's own batch if that is fixed. `timing_cache` is None if the flavour has none.
     """
 
     options: EngineOptions
@@ -84,7 +84,7 @@ def plan_build(
 ) -> BuildPlan:
     """The plan for the bundle in folder `root`, whose graphs take `spec`; `known_targets` are what RTX compiles for.
 
-    Raises ExportError where an option means nothing to this flavour, bundle or machine.
+    Raises ExportError if an option has no meaning for this flavour, bundle or machine.
     """
     if flavor == "tensorrt":
         _check_tensorrt(options, version, device)
@@ -118,19 +118,13 @@ def _check_tensorrt(options: EngineOptions, version: str, device: CudaDevice | N
 
 
 def _check_rtx(options: EngineOptions) -> None:
-    refused = {
-        "--version-compatible": options.version_compatible,
-        "--hardware-compatible": options.hardware_compatible,
-        "--timing-cache": options.timing_cache is not None,
-    }
-    reasons = {
-        "--version-compatible": "it has no lean runtime to put into an engine",
-        "--hardware-compatible": "its engines are for every compute capability they are built for",
-        "--timing-cache": "it times nothing while it builds, and has none",
-    }
-    for option, given in refused.items():
+    for given, option, reason in (
+        (options.version_compatible, "--version-compatible", "it has no lean runtime to put into an engine"),
+        (options.hardware_compatible, "--hardware-compatible", "its engines run on every GPU they are compiled for"),
+        (options.timing_cache, "--timing-cache", "it times nothing while it builds"),
+    ):
         if given:
-            raise ExportError(f"{option} means nothing to TensorRT for RTX ({reasons[option]}); leave it out")
+            raise ExportError(f"{option} has no meaning for TensorRT for RTX ({reason}); leave it out")
 
 
 def _targets(wanted: tuple[str, ...], known: Sequence[str], version: str) -> tuple[str, ...]:
@@ -165,16 +159,15 @@ def engine_name(role: str, precision: str) -> str:
 def profile_shapes(
     inputs: dict[str, tuple[int, ...]], max_batch: int
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """Smallest, best and largest shape of each input, for batches of 1 to `max_batch` where the batch is free (-1).
+    """Smallest, best and largest shape of each input, for batches of 1 to `max_batch` if the batch is dynamic (-1).
 
-    The largest is the one to be fast at. Raises ExportError where another dimension is free.
+    The engine is tuned for the largest. Raises ExportError if another dimension is dynamic.
     """
     shapes = {}
     for name, shape in inputs.items():
         if any(size < 0 for size in shape[1:]):
-            raise ExportError(f"the input {name} has the shape {shape}: only the batch may be free")
-        largest = (max_batch, *shape[1:]) if shape[0] < 0 else shape
-        smallest = (1, *shape[1:]) if shape[0] < 0 else shape
+            raise ExportError(f"the input {name} has the shape {shape}: only the batch may be dynamic")
+        smallest, largest = ((size, *shape[1:]) if shape[0] < 0 else shape for size in (1, max_batch))
         shapes[name] = (smallest, largest, largest)
     return shapes
 

@@ -100,7 +100,7 @@ def run_graphs(bundle: Bundle, role: str, precision: str) -> Expected:
     output, feeds = "prompt", [samples.text_feeds(cases) for cases in batches]
     if role == "segmenter":
         prompts = run_feeds(_session(bundle, "text_encoder", "fp32"), feeds, "prompt")
-        output, feeds = "logits", list(map(samples.image_feeds, batches, prompts))
+        output, feeds = "logits", [samples.image_feeds(*pair) for pair in zip(batches, map(list, prompts), strict=True)]
     fp32 = run_feeds(_session(bundle, role, "fp32"), feeds, output)
     typed = fp32 if precision == "fp32" else run_feeds(_session(bundle, role, precision), feeds, output)
     return Expected(output, feeds, bundle.file(role, precision).name, typed, fp32)
