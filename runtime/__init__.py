@@ -3,17 +3,19 @@
 from ..errors import BackendError, BundleError, ImageError, LavtError, PromptError
 from .prompt import Prompt, TruncationWarning
 from .segmenter import Result, Segmenter
-from .tensorrt.record import UnverifiedEngineWarning
+from .tensorrt.record import PowerModeWarning, UnusedEngineWarning, UnverifiedEngineWarning
 
 __all__ = [
     "BackendError",
     "BundleError",
     "ImageError",
     "LavtError",
+    "PowerModeWarning",
     "Prompt",
     "PromptError",
     "Result",
     "Segmenter",
     "TruncationWarning",
+    "UnusedEngineWarning",
     "UnverifiedEngineWarning",
 ]

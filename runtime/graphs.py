@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,18 @@ from .backend import Backend, OnnxRuntimeBackend
 from .bundle import Bundle
 from .cuda import cuda_device_count
 from .signature import Signature, check_signature, segmenter_signature, text_signature
-from .tensorrt.record import EngineRecord, UnverifiedEngineWarning, engine_record, preferred, text_engine_for
+from .tensorrt.record import (
+    EngineRecord,
+    UnusedEngineWarning,
+    UnverifiedEngineWarning,
+    engine_record,
+    preferred,
+    text_engine_for,
+)
 
 if TYPE_CHECKING:
     from .tensorrt.backend import TensorRTBackend
 
-_LOGGER = logging.getLogger("lavt_edge")
 _WITH_CUDA = ("auto", "cuda")
 
 
@@ -34,7 +39,8 @@ class Graphs:
 def open_graphs(bundle: Bundle, *, device: str, threads: int | None, precision: str | None) -> Graphs:
     """The graphs of a bundle, or the file in it that was selected; see `Segmenter.load`.
 
-    Warns of an engine that was never verified. Raises BundleError and BackendError.
+    Warns of an engine that was never verified, and of each that is there and not used.
+    Raises BundleError and BackendError.
     """
     selected = bundle.selected
     if selected is None:
@@ -59,23 +65,27 @@ def _refuse_unless(role: str, of: str | None, precision: str | None, file: str) 
 
 
 def _best_engine(bundle: Bundle, device: str, threads: int | None, precision: str | None) -> Graphs | None:
-    """The first engine in the order of `preferred` that runs here, or None with a log line that says why."""
+    """The first engine in the order of `preferred` that runs here, or None with a warning that says why."""
     names = [name for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
     names = [name for name in names if precision in (None, bundle.manifest.files[name].precision)]
     if not names or device not in _WITH_CUDA:
         return None
     if not cuda_device_count():
-        _LOGGER.info("no CUDA device was found: %s runs on ONNX Runtime, not on its engines", bundle.root)
+        _warn_unused(f"{bundle.root} runs on ONNX Runtime, not on its engines: no CUDA device was found")
         return None
     for record in preferred(_readable(bundle, names)):
         try:
             image = _load_engine(bundle, record, segmenter_signature(bundle.manifest.input))
         except LavtError as error:
-            _LOGGER.warning("%s is not used: %s", record.name, str(error))
+            _warn_unused(f"{record.name} is not used: {error}")
             continue
         return _with_text(bundle, record, image, device, threads)
-    _LOGGER.warning("no engine of %s fits this machine: it runs on ONNX Runtime", bundle.root)
+    _warn_unused(f"no engine of {bundle.root} fits this machine: it runs on ONNX Runtime")
     return None
+
+
+def _warn_unused(message: str) -> None:
+    warn_caller(message, UnusedEngineWarning, __package__)
 
 
 def _readable(bundle: Bundle, names: list[str], role: str = "segmenter") -> list[EngineRecord]:
@@ -84,7 +94,7 @@ def _readable(bundle: Bundle, names: list[str], role: str = "segmenter") -> list
         try:
             record = engine_record(bundle.root, bundle.manifest, name)
         except BundleError as error:
-            _LOGGER.warning("%s is not used: %s", name, str(error))
+            _warn_unused(f"{name} is not used: {error}")
             continue
         if record.role == role:
             records.append(record)
@@ -100,7 +110,7 @@ def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, device: str
         try:
             text = _load_engine(bundle, text_record, text_signature(bundle.manifest.input))
         except LavtError as error:
-            _LOGGER.warning("%s is not used, the text encoder runs on ONNX Runtime: %s", text_record.name, str(error))
+            _warn_unused(f"{text_record.name} is not used, the text encoder runs on ONNX Runtime: {error}")
     used = [record]
     if text is None:
         text, file = _onnx_graph(bundle, "text_encoder", record.precision, device, threads)

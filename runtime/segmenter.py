@@ -106,7 +106,8 @@ class Segmenter:
                 has the same where the bundle has one, else fp32.
             prompt_cache: how many encoded sentences are kept (80 bytes per prompt channel each; 0: none).
 
-        An engine that was never compared with its graph is used with an UnverifiedEngineWarning.
+        Warns of an engine that was never compared with its graph (UnverifiedEngineWarning), of one that was built in
+        another power mode (PowerModeWarning), and of each that is there and not used (UnusedEngineWarning).
 
         Raises:
             BundleError: no bundle, or one that is damaged, incomplete or of another format version.

@@ -18,6 +18,7 @@ from lavt_edge.runtime.tensorrt.record import (
     device_misfit,
     engine_record,
     flavor_misfit,
+    power_mode_misfit,
     preferred,
     text_engine_for,
 )
@@ -74,11 +75,7 @@ def test_post_releases(built: str, compatible: bool, running: str, fits: bool) -
         ({}, ORIN, True),
         ({"gpu": None}, ORIN, True),
         ({"gpu": "AGX"}, ORIN, False),
-        ({"multiprocessors": 16}, ORIN, True),
-        ({"multiprocessors": 16}, replace(ORIN, multiprocessors=16), True),
-        ({"multiprocessors": 16}, replace(ORIN, multiprocessors=8), False),
-        ({"multiprocessors": None}, replace(ORIN, multiprocessors=8), True),
-        ({"multiprocessors": 16, "hardware_compatible": True}, replace(ORIN, multiprocessors=8), True),
+        ({"multiprocessors": 16}, replace(ORIN, multiprocessors=8), True),
         ({"compute_capability": "8.6"}, ORIN, False),
         ({"compute_capability": None}, ORIN, False),
         ({"compute_capability": "8.6", "gpu": "A", "hardware_compatible": True}, ORIN, True),
@@ -94,6 +91,25 @@ def test_devices(changes: dict[str, Any], device: CudaDevice, fits: bool) -> Non
     misfit = device_misfit(a_record(**changes), device)
     assert (misfit is None) == fits
     assert misfit is None or f"{device.name} ({device.compute_capability})" in misfit
+
+
+@pytest.mark.parametrize(
+    ("changes", "here", "warned"),
+    [
+        ({"multiprocessors": 16}, None, False),
+        ({"multiprocessors": 16}, 16, False),
+        ({"multiprocessors": 16}, 8, True),
+        ({"multiprocessors": 8}, 16, True),
+        ({"multiprocessors": None}, 8, False),
+        ({"multiprocessors": 16, "hardware_compatible": True}, 8, False),
+        ({"multiprocessors": 16, "flavor": "tensorrt_rtx", "targets": ("sm87",)}, 8, False),
+    ],
+)
+def test_another_power_mode_is_told(changes: dict[str, Any], here: int | None, warned: bool) -> None:
+    """A Jetson's power modes turn multiprocessors off; the engine still runs."""
+    message = power_mode_misfit(a_record(**changes), replace(ORIN, multiprocessors=here))
+    assert (message is not None) == warned
+    assert message is None or f"{changes['multiprocessors']} multiprocessors, {here} are on now" in message
 
 
 def test_the_order_of_engines() -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from ..._base.callers import warn_caller
 from ...errors import BackendError
 from ..bundle import Bundle
 from .backend import TensorRTBackend
 from .cuda import Cuda
 from .flavor import Flavor, find_flavor
-from .record import DISPLAY_NAMES, EngineRecord, check_header, device_misfit, engine_record, flavor_misfit
+from .record import (
+    DISPLAY_NAMES,
+    EngineRecord,
+    PowerModeWarning,
+    check_header,
+    device_misfit,
+    engine_record,
+    flavor_misfit,
+    power_mode_misfit,
+)
+
+RUNTIME = __package__.rpartition(".")[0]
 
 
 def engine_records(bundle: Bundle) -> list[EngineRecord]:
@@ -27,7 +39,7 @@ def read_engine(bundle: Bundle, record: EngineRecord) -> bytes:
 
 
 def load_engine(bundle: Bundle, record: EngineRecord, *, cuda_graphs: bool = True) -> TensorRTBackend:
-    """Run an engine of the bundle on the first CUDA device.
+    """Run an engine of the bundle on the first CUDA device. Warns of one that was built in another power mode.
 
     Raises:
         BundleError: the file is damaged or foreign.
@@ -39,9 +51,13 @@ def load_engine(bundle: Bundle, record: EngineRecord, *, cuda_graphs: bool = Tru
     if misfit:
         raise BackendError(misfit)
     cuda = Cuda()
-    misfit = device_misfit(record, cuda.device())
+    device = cuda.device()
+    misfit = device_misfit(record, device)
     if misfit:
         raise BackendError(misfit)
+    gated = power_mode_misfit(record, device)
+    if gated:
+        warn_caller(gated, PowerModeWarning, RUNTIME)
     return TensorRTBackend(data, record, flavor, cuda, cuda_graphs=cuda_graphs)
 
 

@@ -36,6 +36,14 @@ class UnverifiedEngineWarning(UserWarning):
     """An engine whose outputs were never compared with the graph it was built from."""
 
 
+class UnusedEngineWarning(UserWarning):
+    """An engine of the bundle that was not used, and why; the model runs slower than it could."""
+
+
+class PowerModeWarning(UserWarning):
+    """An engine that was built with another number of multiprocessors than are on now, as power modes decide."""
+
+
 @dataclass(frozen=True)
 class EngineRecord:
     """What the manifest says of an engine file; see `engine_record`. `rebuild` is the command that makes it anew."""
@@ -174,9 +182,8 @@ def _version_fits(record: EngineRecord, version: str) -> bool:
 def device_misfit(record: EngineRecord, device: CudaDevice) -> str | None:
     """Why this GPU cannot run the engine, or None.
 
-    An engine of TensorRT is for the GPU model it was built on, and for its number of multiprocessors, for every Jetson
-    Orin has the same name and compute capability; with hardware compatibility, for compute capability 8.0 and later.
-    One of TensorRT for RTX is for its targets; without any for whatever RTX says when it is loaded.
+    An engine of TensorRT is for the GPU model it was built on; with hardware compatibility, for compute capability 8.0
+    and later. One of TensorRT for RTX is for its targets; without any for whatever RTX says when it is loaded.
     """
     found = f"this machine has {device.name} ({device.compute_capability}): {record.rebuild}"
     if record.targets:
@@ -189,10 +196,18 @@ def device_misfit(record: EngineRecord, device: CudaDevice) -> str | None:
         return None if fits else f"{record.name} was built for compute capability 8.0 or later, {found}"
     if record.compute_capability != device.compute_capability or record.gpu not in (None, device.name):
         return f"{record.name} was built for {record.gpu} ({record.compute_capability}), {found}"
-    counts = record.multiprocessors, device.multiprocessors
-    if None not in counts and counts[0] != counts[1]:
-        return f"{record.name} was built for {record.gpu} with {counts[0]} multiprocessors, not {counts[1]}, {found}"
     return None
+
+
+def power_mode_misfit(record: EngineRecord, device: CudaDevice) -> str | None:
+    """What to warn of where an engine fits the GPU but for its number of multiprocessors, which power modes gate."""
+    built, here = record.multiprocessors, device.multiprocessors
+    if record.targets or record.hardware_compatible or built is None or here is None or built == here:
+        return None
+    return (
+        f"{record.name} was built for {record.gpu} with {built} multiprocessors, {here} are on now: it may be slow or "
+        f"fail; set the power mode that it was built in (nvpmodel), or build it in this one: {record.rebuild}"
+    )
 
 
 def preferred(records: Sequence[EngineRecord]) -> list[EngineRecord]:
