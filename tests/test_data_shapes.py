@@ -95,7 +95,6 @@ def test_most_sentences_need_more_than_the_words_for_the_object(scenes: list[Sce
 
 
 def test_vocabulary_spells_every_sentence_within_20_tokens(scenes: list[Scene]) -> None:
-    assert VOCABULARY[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     assert len(set(VOCABULARY)) == len(VOCABULARY)
     numbers = {token: number for number, token in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(WordPiece(numbers, unk_token="[UNK]"))
@@ -173,7 +172,6 @@ def test_same_colour_objects_never_touch(scenes: list[Scene]) -> None:
 
 
 def test_held_out_pairs_appear_in_test_b_alone_and_all_its_sentences_are_about_them(scenes: list[Scene]) -> None:
-    assert len(HELD_OUT) == 10
     seen: set[tuple[str, str]] = set()
     for index in range(300):
         for split in ("train", "val", "testA"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lavt_edge.data.shapes.queries import Relation
-from lavt_edge.data.shapes.scenes import VOCABULARY, scene_at, swapped
+from lavt_edge.data.shapes.scenes import scene_at, swapped
 from lavt_edge.errors import CheckpointError
 from lavt_edge.reference.demo import DEMO_CONFIG, DEMO_VOCABULARY, DEMO_WEIGHTS, demo_bytes, load_demo
 from lavt_edge.reference.training import batches as train_data
@@ -17,6 +17,7 @@ from lavt_edge.reference.training.batches import examples, make_batch
 from lavt_edge.reference.training.curve import draw_loss_curve
 from lavt_edge.reference.training.step import Phase
 from lavt_edge.reference.training.trainer import Options, Run, load, predict, save
+from lavt_edge.runtime.tokenizer import SentenceTokenizer, build_tokenizer
 from PIL import Image
 
 # All three phases within eight steps.
@@ -41,10 +42,18 @@ def test_loads_as_an_eval_mode_float32_model_with_the_config_of_its_file(demo):
     assert all(torch.isfinite(value).all() for value in demo.state_dict().values() if value.is_floating_point())
 
 
-def test_vocabulary_is_the_generated_sentences():
-    assert DEMO_VOCABULARY == VOCABULARY
-    assert DEMO_CONFIG.text.vocab_size == len(VOCABULARY)
-    assert DEMO_CONFIG.text.max_positions >= DEMO_CONFIG.max_words
+def test_every_generated_sentence_is_of_words_that_it_knows_and_of_its_length(demo):
+    words = demo.config.max_words
+    tokenizer = SentenceTokenizer.from_json(build_tokenizer(DEMO_VOCABULARY).to_str().encode(), words)
+    unknown = DEMO_VOCABULARY.index("[UNK]")
+    for index in range(100):
+        for sentence in scene_at(0, "val", index).sentences():
+            ids, mask, truncated = tokenizer.encode(sentence.text)
+            assert not truncated
+            assert mask.sum() == len(sentence.text.split()) + 2  # with [CLS] and [SEP]
+            assert unknown not in ids
+            assert ids.max() < demo.config.text.vocab_size
+    assert words <= demo.config.text.max_positions
 
 
 def test_storing_loses_no_more_than_float16(demo, tmp_path):
