@@ -40,7 +40,7 @@ def benchmarks_table(result: dict[str, Any]) -> str:
     """The image graph's time and, for the demo model, what INT8 costs."""
     cpu = result["machine"]["cpu"]
     lines = [
-        f"Image graph, one image a call, {result['machine']['threads']} threads of {cpu['model']}, {result['date']}:",
+        f"Image graph, one image per call, {result['machine']['threads']} threads of {cpu['model']}, {result['date']}:",
         "",
         "| | " + " | ".join(f"{_title(model)} ms | over plain export" for model in result["models"]) + " |",
         "| --- |" + " ---: | ---: |" * len(result["models"]),
