@@ -21,7 +21,7 @@ out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA where it can be used, else the CPU.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA if it can be used, else the CPU.")]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

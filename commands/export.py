@@ -1,4 +1,4 @@
-"""The command lavt-export: a bundle from a checkpoint, its FP16 and INT8 graphs, its engines."""
+"""The command lavt-export: a bundle from a checkpoint, FP16 and INT8 graphs and engines for it."""
 
 from __future__ import annotations
 
@@ -17,39 +17,45 @@ if TYPE_CHECKING:
     from ..calibration import QuantizeResult
 
 export_app = typer.Typer(
-    help="Take a LAVT checkpoint to what an edge device runs.", no_args_is_help=True, add_completion=False
+    help="Turn a LAVT checkpoint into graphs and engines for an edge device.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what exists already.")]
 
 
 @export_app.callback()
 def _export() -> None:
-    """Take a LAVT checkpoint to what an edge device runs."""
+    """Turn a LAVT checkpoint into graphs and engines for an edge device."""
 
 
 @export_app.command("onnx")
 def export_onnx(
-    output: Annotated[Path, typer.Option(help="The bundle to write, a folder.")],
+    output: Annotated[Path, typer.Option(help="The folder to write the bundle to.")],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="An official LAVT checkpoint (.pth); by default the built-in demo model.")
+        Path | None, typer.Option(help="An official LAVT checkpoint (.pth); default: the built-in demo model.")
     ] = None,
     image_size: Annotated[
         str | None,
-        typer.Option(help="Side of the square input in pixels, or HEIGHTxWIDTH; by default 480, the demo model's 240."),
+        typer.Option(
+            help="Input size in pixels: 480 for a square, or HEIGHTxWIDTH; default: 480, or 240 for the demo model."
+        ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Images per call, or 'dynamic'.")] = "1",
     fusion_heads: Annotated[
-        str | None, typer.Option(help="PWAM heads per stage, such as 4-4-4-4, where the checkpoint does not say.")
+        str | None, typer.Option(help="PWAM heads per stage, such as 4-4-4-4, if the checkpoint does not say.")
     ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 20,
     winograd: Annotated[
         bool,
-        typer.Option("--winograd", help="For CPUs in FP32 alone: the decoder's widest convolutions as fewer products."),
+        typer.Option(
+            "--winograd", help="Only for FP32 on CPUs: compute the decoder's widest convolutions with fewer products."
+        ),
     ] = False,
     force: Force = False,
 ) -> None:
-    """Write a bundle: the rewritten graphs, checked against PyTorch, the tokenizer and the manifest."""
+    """Export a bundle: ONNX graphs, checked against PyTorch, the tokenizer and the manifest."""
     size, count, heads = parse_size(image_size), parse_batch(batch), parse_heads(fusion_heads)
     with needs("export"):
         from ..export import ExportOptions, export_bundle
@@ -84,25 +90,27 @@ def export_onnx(
 @export_app.command("quantize")
 def export_quantize(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(help="The bundle to add to, a folder.")],
-    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 graphs, with FP32 where calibration asks for it.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="An INT8 image graph.")] = False,
+    bundle: Annotated[Path, typer.Argument(help="The folder of the bundle to add to.")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="Add FP16 graphs; sensitive nodes stay in FP32.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Add an INT8 image graph.")] = False,
     calibration_data: Annotated[
-        Path | None, typer.Option(help="The folder with the data sets; by default generated scenes are used.")
+        Path | None, typer.Option(help="The folder with the data sets; default: generated scenes.")
     ] = None,
-    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog, with --calibration-data.")] = "refcoco",
-    split_by: Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual.")] = None,
-    samples: Annotated[int, typer.Option(help="Sentences to calibrate on; a quarter more is held out.")] = 512,
-    seed: Annotated[int, typer.Option(help="Which sentences are drawn.")] = 0,
-    method: Annotated[str, typer.Option(help="How ranges are clipped: mse, percentile, entropy, minmax.")] = "mse",
+    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog; needs --calibration-data.")] = "refcoco",
+    split_by: Annotated[str | None, typer.Option(help="Whose splits: unc, umd or google; default: the usual.")] = None,
+    samples: Annotated[
+        int, typer.Option(help="Sentences to calibrate on; a quarter more are held out to measure accuracy.")
+    ] = 512,
+    seed: Annotated[int, typer.Option(help="Seed for drawing the sentences.")] = 0,
+    method: Annotated[str, typer.Option(help="How ranges are clipped: mse, percentile, entropy or minmax.")] = "mse",
     policy: Annotated[
-        str, typer.Option(help="What may be INT8: auto, full (no attention products), decoder.")
+        str, typer.Option(help="What may be INT8: auto, full (no attention products) or decoder.")
     ] = "auto",
-    rest: Annotated[str, typer.Option(help="What the rest of an INT8 graph is: fp16, or fp32 for CPUs.")] = "fp16",
-    max_drop: Annotated[float, typer.Option(help="Points of mean IoU that INT8 may cost.")] = 0.5,
+    rest: Annotated[str, typer.Option(help="Precision of the rest of an INT8 graph: fp16, or fp32 for CPUs.")] = "fp16",
+    max_drop: Annotated[float, typer.Option(help="Points of mean IoU that INT8 may lose.")] = 0.5,
     force: Force = False,
 ) -> None:
-    """Add FP16 or INT8 graphs to a bundle: calibrated, with the accuracy that they keep measured."""
+    """Add calibrated FP16 or INT8 graphs to a bundle, and measure the accuracy that they keep."""
     if fp16 == int8:
         raise LavtError("give one of --fp16 and --int8")
     if fp16:
@@ -153,31 +161,40 @@ def _print_result(bundle: Path, result: QuantizeResult, rest: str) -> None:
 
 @export_app.command("trt")
 def export_trt(
-    bundle: Annotated[Path, typer.Argument(help="The bundle to add to, a folder.")],
-    fp16: Annotated[bool, typer.Option("--fp16", help="FP16 engines; the default.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="An INT8 image engine; the text encoder's is FP16.")] = False,
+    bundle: Annotated[Path, typer.Argument(help="The folder of the bundle to add to.")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="Build FP16 engines (default).")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Build an INT8 image engine; the text encoder's is FP16.")
+    ] = False,
     flavor: Annotated[
-        str | None, typer.Option(help="tensorrt or tensorrt_rtx; by default the one that is installed.")
+        str | None, typer.Option(help="tensorrt or tensorrt_rtx; default: the one that is installed.")
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(help="Batches of 1 to this, where the graphs' batch is free.")
+        int | None, typer.Option(help="Largest batch of the engines, if the graphs' batch is dynamic.")
     ] = None,
-    workspace: Annotated[str | None, typer.Option(help="Device memory for a layer's scratch, such as 512M.")] = None,
-    optimization_level: Annotated[int | None, typer.Option(help="0 (quick to build) to 5; TensorRT's is 3.")] = None,
+    workspace: Annotated[
+        str | None, typer.Option(help="Most device memory for a layer's scratch space, such as 512M.")
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(help="0 (quick to build) to 5 (quick to run); TensorRT's default is 3.")
+    ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="TensorRT's timings, kept for the next build; by default beside the bundle.")
+        Path | None,
+        typer.Option(help="File that keeps TensorRT's timings for the next build; default: beside the bundle."),
     ] = None,
     compute_capability: Annotated[
-        str | None, typer.Option(help="With TensorRT for RTX, what to compile for without a GPU, such as sm86,sm89.")
+        str | None,
+        typer.Option(help="GPUs to compile for without having one, such as sm86,sm89; needs TensorRT for RTX."),
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Engines that newer TensorRT of the same major runs, too.")
+        bool,
+        typer.Option("--version-compatible", help="Engines that later TensorRT of the same major version runs, too."),
     ] = False,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Engines for every GPU since Ampere; slower.")
+        bool, typer.Option("--hardware-compatible", help="Engines for all GPUs since Ampere; slower.")
     ] = False,
 ) -> None:
-    """Build a bundle's TensorRT engines, on the device that is to run them."""
+    """Build a bundle's TensorRT engines, on the device that will run them."""
     if fp16 and int8:
         raise LavtError("give one of --fp16 and --int8")
     from ..export.engines.bundle import build_engines, missing_graphs

@@ -17,13 +17,15 @@ run_app = typer.Typer(add_completion=False)
 @run_app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle, or a segmenter .onnx inside one.")],
-    image: Annotated[Path, typer.Argument(help="Any image that Pillow reads.")],
+    image: Annotated[Path, typer.Argument(help="The image, in any format that Pillow reads.")],
     text: Annotated[str, typer.Argument(help="What to segment, such as 'the man in red'.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path("lavt.png"),
-    mask: Annotated[bool, typer.Option("--mask", help="Write the bare mask, 255 where the object is.")] = False,
+    mask: Annotated[
+        bool, typer.Option("--mask", help="Write the mask alone: 255 for the object, 0 elsewhere.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
-    """Segment what TEXT refers to in IMAGE and write it as a PNG: an overlay, or the bare mask."""
+    """Segment what TEXT refers to in IMAGE and write it as a PNG: an overlay, or the mask alone."""
     from PIL import Image
 
     from .._base.files import whole_file

@@ -166,13 +166,32 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_tests_and_files_that_the_pages_name_exist() -> None:
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
-    for page in PAGES:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    paths = 0
+    for page in (*PAGES, ROOT / "CHANGELOG.md"):
         text = page.read_text(encoding="utf-8")
         for name in re.findall(r"`(test_\w+)`", text):
             assert f"def {name}(" in sources, f"{page.name}: {name}"
-        for name in re.findall(r"`((?:tests|export|runtime|calibration|benchmarks|reference|data)/\w+\.py)`", text):
+        for name in re.findall(r"`(\w+/[\w/]+\.py)`", text):
             assert (ROOT / name).is_file(), f"{page.name}: {name}"
+            paths += 1
+        for module in re.findall(r"\blavt_edge((?:\.[a-z]\w*)+)", text):
+            assert _module_of(module.split(".")[1:]), f"{page.name}: lavt_edge{module}"
+    assert paths > 15
+
+
+def _module_of(parts: list[str]) -> bool:
+    """Whether these name a module of the package, or a name in one."""
+    paths = [ROOT.joinpath(*parts[:count]) for count in range(len(parts), len(parts) - 2, -1)]
+    return any((path / "__init__.py").is_file() or path.with_suffix(".py").is_file() for path in paths if path != ROOT)
+
+
+def test_the_picture_of_the_architecture_names_folders_that_exist() -> None:
+    picture = (DOCS / "architecture.svg").read_text(encoding="utf-8")
+    named = re.findall(r'<text class="name"[^>]*>([^<]+)</text>', picture)
+    folders = [name for name in named if name != "bundle/"]
+    assert len(folders) > 5
+    assert [name for name in folders if not (ROOT / name / "__init__.py").is_file()] == []
 
 
 def test_bundle_page_names_every_key(ran: Ran) -> None:
