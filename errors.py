@@ -60,6 +60,10 @@ class LavtError(Exception):
         super().__init__(one_line(str(message)))
 
 
+class InputError(LavtError, ValueError):
+    """A value that a function cannot take: an option out of range, a mask of another type, a graph without shapes."""
+
+
 class CheckpointError(LavtError):
     """A checkpoint that is unreadable, unsafe, incomplete or of another model."""
 

@@ -33,14 +33,14 @@ _REMEDIES = {
 }
 # Torch and ONNX Runtime say in words what Python says with MemoryError.
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "bad_alloc", "bad allocation", "out of memory")
-# What each extra brings.
+# The last resort, where no `needs` says which extra it is: packages that one extra alone brings.
 _EXTRAS = {
     "export": ("torch", "timm", "transformers", "safetensors", "onnx", "onnxscript", "onnx_ir"),
     "cpu": ("onnxruntime",),
     "data": ("pycocotools",),
     "camera": ("cv2",),
     "bench": ("openvino",),
-    "jetson": ("polygraphy", "cuda"),
+    "jetson": ("cuda",),
     "trt": ("tensorrt",),
     "rtx": ("tensorrt_rtx",),
     "test": ("modelopt", "torchvision"),
@@ -104,11 +104,14 @@ def exit_codes(*passing: type[BaseException]) -> Iterator[None]:
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Turns a missing package into the line that says what to install."""
+    """Turns a package that is missing or broken within into a LavtError that names the extra to install."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise LavtError(f"{error.name} is not installed: pip install 'lavt-edge[{extra}]'") from error
+    except ImportError as error:
+        reason = _missing(error, extra)
+        if reason is None:
+            raise
+        raise LavtError(reason) from error
 
 
 def describe(error: BaseException) -> tuple[ExitCode, str | None]:
@@ -136,14 +139,14 @@ def _no_memory(error: BaseException) -> str | None:
     return None
 
 
-def _missing(error: BaseException) -> str | None:
+def _missing(error: BaseException, extra: str | None = None) -> str | None:
     """The line for a package that is missing or broken; a module of lavt-edge's own would be a bug."""
     if not isinstance(error, ImportError):
         return None
     package = (error.name or "").split(".")[0]
     if package in ("", "lavt_edge", *sys.stdlib_module_names):
         return None
-    extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), None)
+    extra = extra or next((name for name, packages in _EXTRAS.items() if package in packages), None)
     what = package if extra is None else f"lavt-edge[{extra}]"
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: pip install '{what}'"

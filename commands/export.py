@@ -211,7 +211,7 @@ def export_trt(
         hardware_compatible=hardware_compatible,
         targets=() if compute_capability is None else parse_targets(compute_capability),
     )
-    with needs("rtx"), progress_bar() as (report, progress):
+    with progress_bar() as (report, progress):
 
         def show_phase(phase: str, share: float) -> None:
             report(phase)

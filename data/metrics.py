@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DatasetError
+from ..errors import DatasetError, InputError
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -35,13 +35,13 @@ class ReferringMetrics:
         """Adds one sentence's predicted and true mask, bool arrays of one shape; the (intersection, union) in pixels.
 
         Raises:
-            ValueError: the arrays are not bool, or not of one shape.
+            InputError: the arrays are not bool, or not of one shape.
         """
         for name, mask in (("prediction", prediction), ("target", target)):
             if mask.dtype != np.bool_:
-                raise ValueError(f"{name} has dtype {mask.dtype}; give a bool mask")
+                raise InputError(f"{name} has dtype {mask.dtype}; give a bool mask")
         if prediction.shape != target.shape:
-            raise ValueError(f"prediction is {prediction.shape} and target is {target.shape}; resize one to the other")
+            raise InputError(f"prediction is {prediction.shape} and target is {target.shape}; resize one to the other")
         intersection = int(np.count_nonzero(prediction & target))
         union = int(np.count_nonzero(prediction | target))
         self.add(intersection, union)
@@ -51,10 +51,10 @@ class ReferringMetrics:
         """Adds one sentence by its pixel counts. Where the union is empty its IoU is 0.
 
         Raises:
-            ValueError: not 0 <= intersection <= union.
+            InputError: not 0 <= intersection <= union.
         """
         if not 0 <= intersection <= union:
-            raise ValueError(f"intersection {intersection} and union {union} cannot be pixel counts of two masks")
+            raise InputError(f"intersection {intersection} and union {union} cannot be pixel counts of two masks")
         self._ious.append(intersection / union if union else 0.0)
         self._intersection += intersection
         self._union += union

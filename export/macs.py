@@ -13,11 +13,13 @@ from onnx_ir.passes.common import ShapeInferencePass
 if TYPE_CHECKING:
     import onnx
 
+from ..errors import InputError
+
 
 def count_macs(model: onnx.ModelProto | str | Path) -> dict[str, int]:
     """MACs of each Conv, MatMul and Gemm by node name, for a batch of one if the batch is dynamic.
 
-    Raises ValueError for a product whose shapes are unknown.
+    Raises InputError for a product whose shapes are unknown.
     """
     loaded = ir.load(model) if isinstance(model, (str, Path)) else ir.from_proto(model)
     ShapeInferencePass(check_type=False, strict_mode=False)(loaded)
@@ -36,5 +38,6 @@ def count_macs(model: onnx.ModelProto | str | Path) -> dict[str, int]:
 
 def _shape(node: ir.Node, value: ir.Value | None) -> tuple[int, ...]:
     if value is None or value.shape is None:
-        raise ValueError(f"{node.name}: the shape of {value and value.name} is unknown")
+        name = value.name if value is not None else "an input"
+        raise InputError(f"{node.name}: the shape of {name} is unknown; give a graph whose inputs have shapes")
     return tuple(dim if isinstance(dim, int) else 1 for dim in value.shape)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ..errors import InputError
+
 Variant = Literal["lavt", "lavt_one"]
 
 # Of RGB scaled to 0..1; what every LAVT image is normalised with.
@@ -50,7 +52,7 @@ class TextConfig:
         for name, value in asdict(self).items():
             most = _MOST_TEXT.get(name, 65_536)
             if not isinstance(value, int) or not 1 <= value <= most:
-                raise ValueError(f"text.{name} is {value!r}; expected 1 to {most}")
+                raise InputError(f"text.{name} is {value!r}; expected 1 to {most}")
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,19 @@ class LAVTConfig:
 
     def __post_init__(self) -> None:
         if self.swin not in SWIN:
-            raise ValueError(f"swin is {self.swin!r}; expected one of {', '.join(SWIN)}")
+            raise InputError(f"swin is {self.swin!r}; expected one of {', '.join(SWIN)}")
         if not 2 <= self.window <= MAX_WINDOW:
-            raise ValueError(f"window is {self.window}; expected 2 to {MAX_WINDOW}")
+            raise InputError(f"window is {self.window}; expected 2 to {MAX_WINDOW}")
         if not 3 <= self.max_words <= 512:
-            raise ValueError(f"max_words is {self.max_words}; expected 3 to 512")
+            raise InputError(f"max_words is {self.max_words}; expected 3 to 512")
         if len(self.fusion_heads) != 4 or any(
             h < 1 or c % h for h, c in zip(self.fusion_heads, self.channels, strict=False)
         ):
-            raise ValueError(
+            raise InputError(
                 f"fusion_heads is {self.fusion_heads}; expected four numbers that divide the channels {self.channels}"
             )
         if self.variant not in ("lavt", "lavt_one"):
-            raise ValueError(f"variant is {self.variant!r}; expected 'lavt' or 'lavt_one'")
+            raise InputError(f"variant is {self.variant!r}; expected 'lavt' or 'lavt_one'")
 
     @property
     def backbone(self) -> SwinConfig:
@@ -101,11 +103,11 @@ class LAVTConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LAVTConfig:
-        """Inverse of `to_dict`; raises ValueError or TypeError on foreign content."""
+        """Inverse of `to_dict`; raises InputError or TypeError on foreign content."""
         fields = dict(data)
         fields["text"] = TextConfig(**fields.get("text", {}))
         heads = tuple(int(h) for h in fields.get("fusion_heads", (1, 1, 1, 1)))
         if len(heads) != 4:
-            raise ValueError(f"fusion_heads has {len(heads)} entries; expected 4")
+            raise InputError(f"fusion_heads has {len(heads)} entries; expected 4")
         fields["fusion_heads"] = heads
         return cls(**fields)

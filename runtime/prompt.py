@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import InputError
+
 _MAX_KEPT_CHARACTERS = 1000
 
 
@@ -48,7 +50,7 @@ class PromptCache:
 
     def __init__(self, capacity: int) -> None:
         if not isinstance(capacity, int) or capacity < 0:
-            raise ValueError(f"the prompt cache's capacity must be 0 or more, not {capacity!r}")
+            raise InputError(f"the prompt cache's capacity must be 0 or more, not {capacity!r}")
         self._capacity = capacity
         self._prompts: OrderedDict[bytes, Prompt] = OrderedDict()
         self._lock = threading.Lock()

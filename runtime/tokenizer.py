@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from ..errors import BundleError, PromptError, reason_of
+from ..errors import BundleError, InputError, PromptError, reason_of
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -24,13 +24,13 @@ _PREFIXES = (2_000, 64_000)
 def build_tokenizer(vocab: Path | Sequence[str]) -> Tokenizer:
     """The tokenizer of `bert-base-uncased` from its vocabulary: a file with one token a line, or the tokens in order.
 
-    The same components as transformers' `BertTokenizer`. Raises ValueError where a special token is missing.
+    The same components as transformers' `BertTokenizer`. Raises InputError if a special token is missing.
     """
     tokens = vocab.read_text(encoding="utf-8").removesuffix("\n").split("\n") if isinstance(vocab, Path) else vocab
     ids = {token: index for index, token in enumerate(tokens)}
     missing = [token for token in SPECIAL_TOKENS if token not in ids]
     if missing:
-        raise ValueError(f"the vocabulary has no {missing[0]}")
+        raise InputError(f"the vocabulary has no {missing[0]}; give that of bert-base-uncased")
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

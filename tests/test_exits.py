@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+import onnx
+import onnx.helper
 import pytest
 import typer
 from lavt_edge import errors
-from lavt_edge._base.exits import TRACEBACK, describe, exit_codes, run_typer
-from lavt_edge.errors import BundleError, ExitCode, ImageError, LavtError, one_line
+from lavt_edge._base.exits import TRACEBACK, describe, exit_codes, needs, run_typer
+from lavt_edge.benchmarks.parts.costs import part_costs
+from lavt_edge.benchmarks.parts.profile import profile_parts
+from lavt_edge.benchmarks.parts.roofline import measure_ceilings
+from lavt_edge.data.metrics import ReferringMetrics
+from lavt_edge.data.shapes import generate_scene
+from lavt_edge.errors import BundleError, ExitCode, ImageError, InputError, LavtError, one_line
+from lavt_edge.export.engines.build import import_polygraphy
+from lavt_edge.export.macs import count_macs
+from lavt_edge.reference import LAVTConfig, TextConfig
+from lavt_edge.runtime.prompt import PromptCache
+from lavt_edge.runtime.tensorrt.flavor import Flavor
+from lavt_edge.runtime.tokenizer import build_tokenizer
 
 FOREIGN = {
     "refused": (BundleError("no such bundle: x"), ExitCode.REFUSED, "error: no such bundle: x"),
@@ -38,6 +54,11 @@ FOREIGN = {
         ModuleNotFoundError("No module named 'torch'", name="torch"),
         ExitCode.REFUSED,
         "torch is not installed: pip install 'lavt-edge[export]'",
+    ),
+    "no polygraphy": (  # several extras bring it, and whoever imports it says which
+        ModuleNotFoundError("No module named 'polygraphy'", name="polygraphy.backend"),
+        ExitCode.REFUSED,
+        "polygraphy.backend is not installed: pip install 'polygraphy'",
     ),
     "a part of openvino": (
         ImportError("libtbb.so.12: cannot open shared object file", name="openvino._pyopenvino"),
@@ -119,6 +140,81 @@ def test_a_command_line_that_is_not_understood_ends_with_2(monkeypatch: pytest.M
     with pytest.raises(SystemExit) as stopped:
         run_typer(app)
     assert stopped.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("flavor", "machine", "extra"),
+    [("tensorrt_rtx", "x86_64", "rtx"), ("tensorrt", "x86_64", "trt"), ("tensorrt", "aarch64", "jetson")],
+)
+def test_a_missing_polygraphy_is_told_with_the_extra_of_its_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, flavor: str, machine: str, extra: str
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "polygraphy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "")
+    with pytest.raises(LavtError, match=rf"^polygraphy\S* is not installed: pip install 'lavt-edge\[{extra}\]'$"):
+        import_polygraphy(Flavor(flavor, ModuleType(flavor), "10.3"))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ModuleNotFoundError("gone", name="polygraphy"),
+            "polygraphy is not installed: pip install 'lavt-edge[export]'",
+        ),
+        (ImportError("libcudart.so: not there", name="torch"), "torch cannot be imported (libcudart.so: not there)"),
+    ],
+)
+def test_the_extra_that_is_named_where_a_package_is_imported_is_told(error: ImportError, said: str) -> None:
+    with pytest.raises(LavtError) as caught, needs("export"):
+        raise error
+    assert str(caught.value).startswith(said)
+    assert "lavt-edge[export]" in str(caught.value)
+
+
+def test_a_missing_module_of_our_own_is_a_bug_wherever_it_is_imported() -> None:
+    with pytest.raises(ModuleNotFoundError), needs("export"):
+        raise ModuleNotFoundError("gone", name="lavt_edge.gone")
+
+
+def graph_without_shapes() -> onnx.ModelProto:
+    node = onnx.helper.make_node("MatMul", ["a", "b"], ["c"], "product")
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "abc"]
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "unknown", values[:2], values[2:]))
+
+
+def costs_without_shapes(folder: Path) -> None:
+    onnx.save(graph_without_shapes(), folder / "unknown.onnx")
+    part_costs(folder / "unknown.onnx")
+
+
+BAD_VALUES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "prompt cache": (lambda _: PromptCache(-1), "0 or more"),
+    "vocabulary": (lambda _: build_tokenizer(["[PAD]"]), "give that of"),
+    "count_macs": (lambda _: count_macs(graph_without_shapes()), "give a graph whose inputs have shapes"),
+    "part_costs": (costs_without_shapes, "give a graph whose inputs have shapes"),
+    "rounds": (lambda folder: profile_parts(folder / "graph.onnx", {}, rounds=0), "give 1 or more"),
+    "ceilings": (lambda _: measure_ceilings(["fp8"]), "give some of"),
+    "configuration": (lambda _: LAVTConfig(window=1), "expected 2 to"),
+    "text configuration": (lambda _: TextConfig(num_layers=0), "expected 1 to"),
+    "scene": (lambda _: generate_scene(np.random.default_rng(0), split="none"), "expected one of"),
+    "metrics": (lambda _: ReferringMetrics().add(2, 1), "cannot be pixel counts"),
+}
+
+
+@pytest.mark.parametrize(("call", "said"), BAD_VALUES.values(), ids=BAD_VALUES)
+def test_a_value_that_a_function_cannot_take_is_no_bug(
+    tmp_path: Path, call: Callable[[Path], object], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        call(tmp_path)
+    assert isinstance(caught.value, InputError)
+    code, line = describe(caught.value)
+    assert code == ExitCode.REFUSED
+    assert line == f"error: {caught.value}"
 
 
 def test_an_end_that_was_meant_passes() -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
+from ...errors import InputError
 from ...export.macs import count_macs
 from ...export.rewrites.names import OTHER, part_of
 
@@ -114,7 +115,7 @@ def _free_batch(onnx_path: Path) -> bool:
 def part_costs(onnx_path: Path) -> list[PartCost]:
     """The costs of each part of a graph, in the graph's order, for a batch of one where the batch is free.
 
-    The MACs of all parts are those that `export.macs.count_macs` counts. Raises ValueError where a shape is unknown.
+    The MACs of all parts are those that `export.macs.count_macs` counts. Raises InputError if a shape is unknown.
     """
     counted = count_macs(onnx_path)
     model = ir.load(onnx_path)
@@ -158,7 +159,7 @@ def _nbytes(value: ir.Value) -> int:
     if value.const_value is not None:
         return value.const_value.nbytes
     if value.shape is None or value.dtype is None:
-        raise ValueError(f"the shape or type of {value.name} is unknown")
+        raise InputError(f"the shape or type of {value.name} is unknown; give a graph whose inputs have shapes")
     return int(prod(dim if isinstance(dim, int) else 1 for dim in value.shape) * value.dtype.itemsize)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import BackendError
+from ...errors import BackendError, InputError
 from ...export.engines.layers import EngineLayer, layers_from_inspector
 from ...export.macs import count_macs
 from ...export.rewrites.names import OTHER, part_of
@@ -29,10 +29,10 @@ def engine_part_times(
     A layer that TensorRT fused from nodes of several parts is shared among them by their MACs, evenly where it has
     none. The engine runs layer by layer for this, without CUDA graphs: the whole takes longer than otherwise.
 
-    Raises BundleError and BackendError as `load_engine` does, ValueError for fewer than one round.
+    Raises BundleError and BackendError as `load_engine` does, InputError for fewer than one round.
     """
     if rounds < 1:
-        raise ValueError(f"rounds {rounds}: give 1 or more")
+        raise InputError(f"rounds {rounds}: give 1 or more")
     record = engine_record(bundle.root, bundle.manifest, name)
     graph = bundle.file(record.role, record.precision)
     backend = load_engine(bundle, record, cuda_graphs=False)

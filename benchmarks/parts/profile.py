@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from ...errors import BackendError, reason_of
+from ...errors import BackendError, InputError, reason_of
 from ...export.rewrites.names import OTHER, part_of
 from .costs import Operation, assign_parts, cost_rows
 
@@ -51,7 +51,7 @@ def profile_parts(
 ) -> PartProfile:
     """`part_times`, and the time of the whole run as the profiler saw it."""
     if rounds < 1:
-        raise ValueError(f"rounds {rounds}: give 1 or more")
+        raise InputError(f"rounds {rounds}: give 1 or more")
     events, operations = _profile(onnx_path, feeds, threads, rounds)
     runs = [_run_seconds(nodes, _event_parts(nodes, operations)) for nodes in _nodes_of_runs(events)]
     totals = [event["dur"] / 1e6 for event in events if event["name"] == "model_run"]

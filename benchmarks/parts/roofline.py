@@ -18,6 +18,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from ...errors import InputError
 from .costs import PRECISIONS
 
 _SIZE = 960  # of the product: its operands and result stay in a CPU's caches; rows of 4096 bytes would share cache sets
@@ -51,13 +52,13 @@ class Ceilings:
 def measure_ceilings(precisions: Iterable[str] = PRECISIONS, threads: int | None = None) -> Ceilings:
     """The best of several runs of each, taken in turn; takes a few seconds and 300 MB.
 
-    Raises ValueError for an unknown precision.
+    Raises InputError for an unknown precision.
     """
     runs: dict[tuple[str, int], Callable[[], object]] = {}  # by precision and MACs
     map_shape = (1, _CHANNELS, _SIDE, _SIDE)
     for precision in precisions:
         if precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r}: give some of {', '.join(PRECISIONS)}")
+            raise InputError(f"precision {precision!r}: give some of {', '.join(PRECISIONS)}")
         kind = helper.tensor_dtype_to_np_dtype(_TYPES[precision])
         left, image = np.ones((_SIZE, _SIZE), kind), np.ones(map_shape, kind)
         runs[precision, _SIZE**3] = _runner(product_graph(precision, _SIZE), left, threads)

@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import InputError
 from . import render as drawing
 from .objects import (
     COLOUR_JITTER,
@@ -88,7 +89,7 @@ class Scene:
 def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
     """The generator of one scene of a data set: scene i is the same however many are made."""
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        raise InputError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
     return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index]))
 
 
@@ -197,12 +198,12 @@ def _measured(items: list[SceneObject], size: tuple[int, int]) -> tuple[SceneObj
 def generate_scene(rng: np.random.Generator, *, split: str, size: tuple[int, int] = (240, 240)) -> Scene:
     """Make up a scene of a split; `size` is (width, height) in pixels, from 96, neither side over 1.6 times the other.
 
-    Raises ValueError for a split or size that cannot be drawn.
+    Raises InputError for a split or size that cannot be drawn.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        raise InputError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
     if min(size) < 96 or max(size) > 1.6 * min(size):
-        raise ValueError(f"cannot draw a scene of {size[0]}x{size[1]}: sides from 96, at most 1.6 to 1")
+        raise InputError(f"cannot draw a scene of {size[0]}x{size[1]}: sides from 96, at most 1.6 to 1")
     seed = int(rng.integers(2**48))
     dice = random.Random(seed)
     unit = math.sqrt(size[0] * size[1]) / REFERENCE_SIDE

@@ -6,6 +6,7 @@ import functools
 import importlib
 import logging
 import os
+import platform
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..._base.exits import needs
 from ..._base.files import write_whole
 from ..._base.progress import ignore
 from ...errors import ExportError, reason_of
@@ -200,10 +202,17 @@ class Polygraphy:
 def import_polygraphy(flavor: Flavor) -> Polygraphy:
     """Polygraphy over this flavour. It decides once, when it is first imported, so another choice imports it anew.
 
-    Raises ModuleNotFoundError if it is not installed.
+    Raises LavtError if it is not installed.
     """
     wanted = flavor.name == "tensorrt_rtx"
     os.environ[_RTX_SWITCH] = str(int(wanted))
+    # JetPack brings a Jetson's TensorRT, and the extra `trt` would install another.
+    extra = "rtx" if wanted else "jetson" if platform.machine() == "aarch64" else "trt"
+    with needs(extra):
+        return _polygraphy(wanted)
+
+
+def _polygraphy(wanted: bool) -> Polygraphy:
     if bool(importlib.import_module("polygraphy.config").USE_TENSORRT_RTX) != wanted:
         for name in [name for name in sys.modules if name.partition(".")[0] == "polygraphy"]:
             del sys.modules[name]
