@@ -1,12 +1,11 @@
 """Reads the annotations and images that a split needs out of COCO's `instances.json`.
 
-The file holds every object of every image, several times what the refs of one split use. It is decoded one element at
-a time and only what is asked for is kept, so memory follows the file's size and not that of its Python objects.
+The file holds every object of every image, several times what the refs of one split use. What is not asked for goes as
+soon as it is decoded, so memory follows the file's size and not that of its Python objects.
 """
 
 import json
-import re
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +14,6 @@ from .masks import Segmentation, parse_segmentation
 
 MAX_BYTES = 2**30
 """Largest file read. RefCOCO's are near 120 MB."""
-
-_SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
 
 
 class ImageRecord(NamedTuple):
@@ -35,30 +31,38 @@ class Instances(NamedTuple):
     images: dict[int, ImageRecord]
 
 
+_Record = dict[str, object]
+_LEFT_OUT: _Record = {}  # stands where a record was that is not asked for
+
+
 def read_instances(path: Path, annotation_ids: Set[int], image_ids: Set[int]) -> Instances:
     """The annotations and images with the given ids; ids that the file lacks are left out.
 
     Raises:
         DatasetError: the file is unreadable or truncated, or a record that is asked for is malformed.
     """
-    found = Instances({}, {})
+
+    def keep(record: _Record) -> _Record:
+        record_id = record.get("id")
+        if type(record_id) is not int:
+            return record
+        if "segmentation" in record and record_id not in annotation_ids:
+            return _LEFT_OUT
+        return _LEFT_OUT if "file_name" in record and record_id not in image_ids else record
+
     try:
-        for section, record in _records(_read_text(path)):
-            if not isinstance(record, dict):
-                raise DatasetError(f"{path}: {section} holds something that is not a record; get the file again")
-            record_id = record.get("id")
-            if type(record_id) is not int:
-                raise DatasetError(f"{path}: a record in {section} has no id; get the file again")
-            if section == "images" and record_id in image_ids:
-                found.images[record_id] = _image(path, record_id, record)
-            elif section == "annotations" and record_id in annotation_ids:
-                found.annotations[record_id] = _annotation(path, record_id, record)
+        content = json.loads(_read_text(path), object_hook=keep)
     except RecursionError:
         raise DatasetError(f"{path}: nested too deeply for COCO annotations; get the file again") from None
     except ValueError as error:
         reason = reason_of(error)
         raise DatasetError(f"{path}: truncated or damaged JSON ({reason}); get the file again") from None
-    return found
+    annotations = _section(path, content, "annotations", annotation_ids)
+    images = _section(path, content, "images", image_ids)
+    return Instances(
+        {number: _annotation(path, number, record) for number, record in annotations.items()},
+        {number: _image(path, number, record) for number, record in images.items()},
+    )
 
 
 def _read_text(path: Path) -> str:
@@ -70,50 +74,23 @@ def _read_text(path: Path) -> str:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
-def _records(text: str) -> Iterator[tuple[str, object]]:
-    """(section, record) of the lists `images` and `annotations`; other members of the top object are passed over."""
-    at = _expect(text, 0, "{")
-    while True:
-        key, at = _DECODER.raw_decode(text, _skip(text, at))
-        if not isinstance(key, str):
-            raise json.JSONDecodeError("expected a name", text, at)
-        at = _skip(text, _expect(text, at, ":"))
-        if key in ("images", "annotations"):
-            at = _expect(text, at, "[")
-            if text[(end := _skip(text, at)) : end + 1] == "]":
-                at = end + 1
-            else:
-                while True:
-                    record, at = _DECODER.raw_decode(text, _skip(text, at))
-                    yield key, record
-                    at, done = _comma_or(text, at, "]")
-                    if done:
-                        break
-        else:
-            _, at = _DECODER.raw_decode(text, at)
-        at, done = _comma_or(text, at, "}")
-        if done:
-            return
-
-
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    return match.end() if match else at
-
-
-def _expect(text: str, at: int, wanted: str) -> int:
-    at = _skip(text, at)
-    if text[at : at + 1] != wanted:
-        raise json.JSONDecodeError(f"expected {wanted!r}", text, at)
-    return at + 1
-
-
-def _comma_or(text: str, at: int, closing: str) -> tuple[int, bool]:
-    at = _skip(text, at)
-    found = text[at : at + 1]
-    if found != "," and found != closing:
-        raise json.JSONDecodeError(f"expected ',' or {closing!r}", text, at)
-    return at + 1, found == closing
+def _section(path: Path, content: object, name: str, wanted: Set[int]) -> dict[int, _Record]:
+    """The records of a section that are asked for, by their ids."""
+    records = content.get(name, []) if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        raise DatasetError(f"{path}: {name} is not a list of records; get the file again")
+    kept = {}
+    for record in records:
+        if record is _LEFT_OUT:
+            continue
+        if not isinstance(record, dict):
+            raise DatasetError(f"{path}: {name} holds something that is not a record; get the file again")
+        number = record.get("id")
+        if type(number) is not int:
+            raise DatasetError(f"{path}: a record in {name} has no id; get the file again")
+        if number in wanted:
+            kept[number] = record
+    return kept
 
 
 def _image(path: Path, image_id: int, record: dict[str, object]) -> ImageRecord:

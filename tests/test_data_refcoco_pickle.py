@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lavt_edge.data import RefCOCO
+from lavt_edge.data import RefCOCO, safe_pickle
 from lavt_edge.data.safe_pickle import MAX_BYTES, read_plain_pickle
 from lavt_edge.errors import DatasetError
 from lavt_edge.tests.hostile_pickles import BOMBS, FLAG, PAYLOADS, Executed, Payload, nothing_runs, pickled
@@ -200,6 +200,12 @@ def test_one_ref_repeated_a_million_times_is_refused(path: Path) -> None:
 
 def test_too_many_containers_are_refused(path: Path) -> None:
     assert "more than 2000000 containers" in refusal(path, pickled(b"]" * 2_000_001))
+
+
+def test_more_memo_slots_than_a_data_set_takes_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safe_pickle, "MAX_MEMO", 3)
+    assert read(path, pickled(b"]" + b"\x94" * 3)) == []
+    assert "more than 3 memo slots" in refusal(path, pickled(b"]" + b"\x94" * 4))
 
 
 @pytest.mark.parametrize("step", [b"](", b"\x85", b"a"])
