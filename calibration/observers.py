@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 
 from ..errors import BundleError, reason_of
+from ..runtime.backend import create_session, cuda_problem
 from .graphs import MOVEMENT, is_float
 
 Array = npt.NDArray[Any]
@@ -25,17 +25,10 @@ class Session:
     """
 
     def __init__(self, model: ir.Model, *, threads: int | None = None, fused: bool = True) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
-        if not fused:
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        # TF32 would round the factors of FP32 products to FP16's digits, and these are the truth that FP16 is held to.
-        cuda = [("CUDAExecutionProvider", {"use_tf32": "0"})] if "CUDAExecutionProvider" in _providers() else []
+        config = {} if fused else {"session.disable_quant_qdq": "1"}
         try:
             graph = ir.to_proto(model).SerializeToString()
-            self._session = ort.InferenceSession(graph, options, providers=[*cuda, "CPUExecutionProvider"])
+            self._session = create_session(graph, cuda=cuda_problem() is None, threads=threads, config=config)
         except Exception as error:  # the classes of ONNX Runtime's errors derive from Exception alone
             raise BundleError(f"a graph that ONNX Runtime cannot load ({reason_of(error)})") from error
 
@@ -45,12 +38,6 @@ class Session:
             return [np.asarray(one) for one in self._session.run(list(outputs), feeds)]
         except Exception as error:
             raise BundleError(f"a graph that cannot run ({reason_of(error)})") from error
-
-
-def _providers() -> list[str]:
-    from ..runtime.cuda import cuda_device_count
-
-    return list(ort.get_available_providers()) if cuda_device_count() else ["CPUExecutionProvider"]
 
 
 def observed_tensors(model: ir.Model) -> list[str]:

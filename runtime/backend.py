@@ -1,4 +1,4 @@
-"""What runs a graph: the members that every backend has, and ONNX Runtime's. TensorRT's is in `tensorrt_backend`."""
+"""What runs a graph: the members that every backend has, and ONNX Runtime's. TensorRT's is in `tensorrt.backend`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,9 +24,9 @@ _LOGGER = logging.getLogger("lavt_edge")
 _DTYPES = {"float": "float32", "double": "float64"}
 _LOG_ERRORS_ONLY, _LOG_FATAL_ONLY = 3, 4
 _CUDA = "CUDAExecutionProvider"
-_CPU = "CPUExecutionProvider"
+_CPU_ONLY = ("CPUExecutionProvider",)
 # TF32 would round the factors of every product in an fp32 graph to 10 bits; a fast graph is one of another precision.
-_CUDA_OPTIONS = {"use_tf32": "0"}
+_CUDA_FIRST = ((_CUDA, {"use_tf32": "0"}), *_CPU_ONLY)
 
 
 class Backend(Protocol):
@@ -51,6 +52,42 @@ class Backend(Protocol):
         """The named outputs for these inputs. Raises BackendError where the graph cannot be run on them."""
 
 
+def create_session(
+    graph: Path | bytes,
+    *,
+    cuda: bool = False,
+    threads: int | None = None,
+    options: Mapping[str, object] = MappingProxyType({}),
+    config: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """An `onnxruntime.InferenceSession` of a file or of a serialised model, on the CPU, or on CUDA before it.
+
+    `threads` is within an operator (None: one per core), `options` are attributes of `onnxruntime.SessionOptions`,
+    `config` its configuration entries. Raises what ONNX Runtime raises if it cannot load the graph, and BackendError if
+    it cannot be imported.
+    """
+    runtime = _import_onnxruntime()
+    settings = runtime.SessionOptions()
+    # What fails raises, with the same words; of CUDA they are all that says which library is missing.
+    settings.log_severity_level = _LOG_ERRORS_ONLY if cuda else _LOG_FATAL_ONLY
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+    for name, value in options.items():
+        setattr(settings, name, value)
+    for name, text in config.items():
+        settings.add_session_config_entry(name, text)
+    source = graph if isinstance(graph, bytes) else str(graph)
+    providers = list(_CUDA_FIRST if cuda else _CPU_ONLY)
+    return runtime.InferenceSession(source, sess_options=settings, providers=providers, enable_fallback=0)
+
+
+def cuda_problem() -> str | None:
+    """Why ONNX Runtime cannot use CUDA on this machine, or None."""
+    if _CUDA not in _import_onnxruntime().get_available_providers():
+        return "this ONNX Runtime has no CUDA: pip install lavt-edge[cuda]"
+    return None if cuda_device_count() else "no CUDA device was found"
+
+
 class OnnxRuntimeBackend:
     """A graph on ONNX Runtime.
 
@@ -71,12 +108,8 @@ class OnnxRuntimeBackend:
             raise BackendError(f"unknown device {device!r}: give one of {', '.join(DEVICES)}")
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise BackendError(f"threads must be a positive integer or None, not {threads!r}")
-        self._path = path
-        self._runtime = _import_onnxruntime()
-        self.name = f"ONNX Runtime {self._runtime.__version__}"
-        self._options = self._runtime.SessionOptions()
-        if threads is not None:
-            self._options.intra_op_num_threads = threads
+        self._path, self._threads = path, threads
+        self.name = f"ONNX Runtime {_import_onnxruntime().__version__}"
         self._session, self.device = self._create(device)
         try:
             self.signature = Signature(
@@ -96,7 +129,7 @@ class OnnxRuntimeBackend:
 
     def _create(self, device: str) -> tuple[Any, str]:
         if device != "cpu":
-            problem = self._cuda_problem()
+            problem = cuda_problem()
             if problem is None:
                 session, problem = self._create_on_cuda()
                 if session is not None:
@@ -105,33 +138,21 @@ class OnnxRuntimeBackend:
             if device == "cuda":
                 raise BackendError(f"CUDA was asked for and cannot be used ({problem}): give device='cpu'")
         try:
-            return self._session_on([_CPU]), "cpu"
+            return create_session(self._path, threads=self._threads), "cpu"
         except Exception as error:
             raise BundleError(
                 f"{self._path} is not a graph that ONNX Runtime can load ({reason_of(error, 300)}): {EXPORT_AGAIN}"
             ) from error
 
-    def _cuda_problem(self) -> str | None:
-        if _CUDA not in self._runtime.get_available_providers():
-            return "this ONNX Runtime has no CUDA: pip install lavt-edge[cuda]"
-        return None if cuda_device_count() else "no CUDA device was found"
-
     def _create_on_cuda(self) -> tuple[Any | None, str]:
-        _preload_cuda_libraries(self._runtime)
+        _preload_cuda_libraries(_import_onnxruntime())
         try:
-            session = self._session_on([(_CUDA, _CUDA_OPTIONS), _CPU])
+            session = create_session(self._path, cuda=True, threads=self._threads)
         except Exception as error:
             return None, reason_of(error, 300)
         if _CUDA not in session.get_providers():
             return None, "ONNX Runtime could not load CUDA or cuDNN"
         return session, ""
-
-    def _session_on(self, providers: list[Any]) -> Any:
-        # What fails raises, with the same words; of CUDA they are all that says which library is missing.
-        self._options.log_severity_level = _LOG_FATAL_ONLY if providers == [_CPU] else _LOG_ERRORS_ONLY
-        return self._runtime.InferenceSession(
-            str(self._path), sess_options=self._options, providers=providers, enable_fallback=0
-        )
 
 
 def _import_onnxruntime() -> Any:

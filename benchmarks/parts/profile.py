@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 
 from ...errors import BackendError, InputError, reason_of
 from ...export.rewrites.names import OTHER, part_of
+from ...runtime.backend import create_session
 from .costs import Operation, assign_parts, cost_rows
 
 _KERNEL = "_kernel_time"
@@ -74,17 +74,17 @@ def _profile(
     """The profiler's events of `rounds` runs after a first, and the nodes that ran, as ONNX Runtime's optimiser left
     them: it writes its graph in the order in which it runs it."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder, "profile"))
-        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        options = {
+            "enable_profiling": True,
+            "profile_file_prefix": str(Path(folder, "profile")),
+            "optimized_model_filepath": str(Path(folder, "optimized.onnx")),
+        }
+        config = {
+            "session.optimized_model_external_initializers_file_name": "weights.bin",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = create_session(path, threads=threads, options=options, config=config)
             for _ in range(rounds + 1):
                 session.run(None, dict(feeds))
             events: list[Event] = json.loads(Path(session.end_profiling()).read_bytes())

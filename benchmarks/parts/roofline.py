@@ -19,6 +19,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from ...errors import InputError
+from ...runtime.backend import create_session
 from .costs import PRECISIONS
 
 _SIZE = 960  # of the product: its operands and result stay in a CPU's caches; rows of 4096 bytes would share cache sets
@@ -139,11 +140,7 @@ def _model(
 def _runner(model: onnx.ModelProto, array: Array, threads: int | None) -> Callable[[], object]:
     """A call that runs the graph on `array` and writes the result to the same memory each time: fresh pages cost time
     that no bandwidth explains."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if threads:
-        options.intra_op_num_threads = threads
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = create_session(model.SerializeToString(), threads=threads)
     ends = [ort.OrtValue.ortvalue_from_numpy(one) for one in (array, np.zeros_like(array))]
     binding = session.io_binding()
     binding.bind_ortvalue_input("a", ends[0])
