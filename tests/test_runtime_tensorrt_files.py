@@ -86,9 +86,9 @@ def test_what_is_no_engine_of_the_recorded_kind(plans: dict[str, bytes], rtx: Fl
     check_header(plan("segmenter", 1), classic, path)
     real = plans["segmenter"]
     for data, record, problem in (
-        (b"", classic, "is no TensorRT engine"),
-        (b"ftrt", classic, "is no TensorRT engine"),
-        (b"\x10\0\0\0" + b'{"task": "x"}' + bytes(100), classic, "is no TensorRT engine"),
+        (b"", classic, "is not a TensorRT engine"),
+        (b"ftrt", classic, "is not a TensorRT engine"),
+        (b"\x10\0\0\0" + b'{"task": "x"}' + bytes(100), classic, "is not a TensorRT engine"),
         (real, classic, "is an engine of TensorRT for RTX"),
         (plan("segmenter", 1), modern, r"is an engine of TensorRT, lavt\.json says TensorRT for RTX"),
         (plan("segmenter", 1, version="10.4.0"), classic, r"was built with 10\.4\.0\.0, lavt\.json says 10\.3\.0"),

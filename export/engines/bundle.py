@@ -139,14 +139,21 @@ class _Build:
             progress=lambda phase, share: self.progress(f"{name}: {phase}", share),
             on_memory=lambda activations: self._tell_memory(name, weights, activations),
         )
-        record = _record(self.bundle, name, role, precision, graph.name, self.plan, built)
-        parity, unverified = self._verify(name, record, built)
-        record |= {"verified": parity is not None, "parity": None if parity is None else asdict(parity)}
+        record = self._record(name, role, precision, graph.name)
+        parity, unverified = self._verify(record, built)
+        layers = count_precisions(built.layers)
+        recorded = {
+            **replace(record, verified=parity is not None).to_dict(),
+            "layers": layers,
+            "products": count_products(built.layers),
+            "build_seconds": round(built.seconds, 2),
+            "parity": None if parity is None else asdict(parity),
+        }
         path = self.change.new(name)
         with open(path, "wb") as stream:
             stream.write(built.data)
         entry = file_entry(path, "engine", precision)
-        return _Made(EngineSummary(name, entry.bytes, built.seconds, record["layers"], unverified), entry, record)
+        return _Made(EngineSummary(name, entry.bytes, built.seconds, layers, unverified), entry, recorded)
 
     def _tell_memory(self, name: str, weights: int, activations: int) -> None:
         free = free_device_memory() if self.plan.device is not None else None
@@ -154,60 +161,37 @@ class _Build:
             needed = needed_bytes(weights, activations, self.plan.options.workspace)
             (self.report if free >= needed else self.warn)(memory_message(name, needed, free))
 
-    def _verify(self, name: str, fields: dict[str, Any], built: BuiltEngine) -> tuple[EngineParity | None, str | None]:
-        """The engine's parity with its graph, or why it could not be measured. Raises ExportError if it is too far."""
+    def _record(self, name: str, role: str, precision: str, graph: str) -> EngineRecord:
         plan = self.plan
-        if plan.device is None:
-            return None, "there is no CUDA device here"
-        record = EngineRecord(
+        device = None if plan.targets else plan.device
+        return EngineRecord(
             name=name,
-            role=fields["role"],
-            precision=fields["precision"],
+            rebuild=rebuild_command(self.bundle.root, precision),
+            role=role,
+            precision=precision,
             flavor=plan.flavor,
             version=plan.version,
-            gpu=fields["gpu"],
-            compute_capability=fields["compute_capability"],
+            gpu=device.name if device else None,
+            compute_capability=device.compute_capability if device else None,
+            multiprocessors=device.multiprocessors if device else None,
             targets=plan.targets,
+            onnx_file=graph,
+            onnx_sha256=self.bundle.manifest.files[graph].sha256,
             max_batch=plan.max_batch,
             version_compatible=plan.options.version_compatible,
             hardware_compatible=plan.options.hardware_compatible,
-            verified=True,
-            rebuild=rebuild_command(self.bundle.root, fields["precision"]),
-            multiprocessors=fields["multiprocessors"],
+            verified=False,
         )
-        if device_misfit(record, plan.device):
-            return None, f"it is not for the {plan.device.name} of this machine"
-        self.report(f"comparing {name} with {fields['onnx_file']}")
+
+    def _verify(self, record: EngineRecord, built: BuiltEngine) -> tuple[EngineParity | None, str | None]:
+        """The engine's parity with its graph, or why it could not be measured. Raises ExportError if it is too far."""
+        device = self.plan.device
+        if device is None:
+            return None, "there is no CUDA device here"
+        if device_misfit(record, device):
+            return None, f"it is not for the {device.name} of this machine"
+        self.report(f"comparing {record.name} with {record.onnx_file}")
         try:
             return verify_engine(bytes(built.data), record, self.bundle, self.flavor), None
         except UnmeasurableError as error:
             return None, str(error)
-
-
-def _record(
-    bundle: Bundle, name: str, role: str, precision: str, graph: str, plan: BuildPlan, built: BuiltEngine
-) -> dict[str, Any]:
-    """The manifest's record of an engine; `layers` and `products` are TensorRT's report, see engine_report.
-
-    `gpu`, `compute_capability` and `multiprocessors` are the machine's that TensorRT built it on; TensorRT for RTX has
-    `targets` instead.
-    """
-    device = None if plan.targets else plan.device
-    return {
-        "role": role,
-        "precision": precision,
-        "flavor": plan.flavor,
-        "version": plan.version,
-        "gpu": device.name if device else None,
-        "compute_capability": device.compute_capability if device else None,
-        "multiprocessors": device.multiprocessors if device else None,
-        "targets": list(plan.targets),
-        "onnx_file": graph,
-        "onnx_sha256": bundle.manifest.files[graph].sha256,
-        "max_batch": plan.max_batch,
-        "version_compatible": plan.options.version_compatible,
-        "hardware_compatible": plan.options.hardware_compatible,
-        "layers": count_precisions(built.layers),
-        "products": count_products(built.layers),
-        "build_seconds": round(built.seconds, 2),
-    }

@@ -14,18 +14,11 @@ from .record import (
     PowerModeWarning,
     check_header,
     device_misfit,
-    engine_record,
     flavor_misfit,
     power_mode_misfit,
 )
 
 RUNTIME = __package__.rpartition(".")[0]
-
-
-def engine_records(bundle: Bundle) -> list[EngineRecord]:
-    """The records of all engines in the bundle. Raises BundleError where one is malformed."""
-    names = [name for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
-    return [engine_record(bundle.root, bundle.manifest, name) for name in names]
 
 
 def read_engine(bundle: Bundle, record: EngineRecord) -> bytes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ...errors import BundleError
 from ..cuda import CudaDevice
@@ -23,13 +24,15 @@ _HEADER_BYTES = 64
 # Nearest to the checkpoint first: int8 is taken where it is asked for, or where it is all there is.
 _PREFERENCE = ("fp16", "int8", "fp32")
 # Such as 10.13.3.9.post1, which is a release of NVIDIA's.
-_VERSION = re.compile(r"[0-9]{1,5}(\.[0-9]{1,5}){1,3}([.+-]?[a-z][a-z0-9.]{0,15})?")
-_CAPABILITY = re.compile(r"[0-9]{1,2}\.[0-9]")
-_ROLE = re.compile("|".join(GRAPH_ROLES))
-_FLAVOR = re.compile("|".join(FLAVORS))
-_ANYTHING = re.compile(".*", re.DOTALL)
-_TARGET = re.compile(r"sm[0-9]{2,3}")
-_Value = TypeVar("_Value")
+# What the fields of a record look like, where their type does not say it.
+_PATTERNS = {
+    "role": "|".join(GRAPH_ROLES),
+    "flavor": "|".join(FLAVORS),
+    "version": r"[0-9]{1,5}(\.[0-9]{1,5}){1,3}",
+    "compute_capability": r"[0-9]{1,2}\.[0-9]",
+    "targets": r"sm[0-9]{2,3}",
+    "max_batch": r"[1-9][0-9]{0,8}",
+}
 
 
 class UnverifiedEngineWarning(UserWarning):
@@ -46,9 +49,14 @@ class PowerModeWarning(UserWarning):
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What the manifest says of an engine file; see `engine_record`. `rebuild` is the command that makes it anew."""
+    """What the manifest says of an engine file, but for `name` and for `rebuild`, the command that makes it anew.
+
+    `gpu`, `compute_capability` and `multiprocessors` are the machine's that TensorRT built it on; TensorRT for RTX has
+    `targets` instead. `onnx_file` and `onnx_sha256` are of the graph that it was built from.
+    """
 
     name: str
+    rebuild: str
     role: str
     precision: str
     flavor: str
@@ -60,12 +68,43 @@ class EngineRecord:
     version_compatible: bool
     hardware_compatible: bool
     verified: bool
-    rebuild: str
     multiprocessors: int | None = None
+    onnx_file: str | None = None
+    onnx_sha256: str | None = None
+
+    @classmethod
+    def read(cls, name: str, rebuild: str, recorded: Mapping[str, Any]) -> EngineRecord:
+        """The record of engine `name` in a manifest. Raises BundleError if a field is missing or malformed."""
+        types = get_type_hints(cls)
+        values: dict[str, Any] = {"name": name, "rebuild": rebuild}
+        for key in _recorded_keys():
+            value = recorded.get(key)
+            if not _fits(value, types[key], _PATTERNS.get(key, ".*")):
+                raise BundleError(f"{MANIFEST_NAME}: engines.{name}.{key} is missing or malformed: {rebuild}")
+            values[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as it stands in a manifest."""
+        values = {key: getattr(self, key) for key in _recorded_keys()}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @property
     def made_with(self) -> str:
         return f"{DISPLAY_NAMES[self.flavor]} {self.version}"
+
+
+def _recorded_keys() -> list[str]:
+    return [field.name for field in fields(EngineRecord) if field.name not in ("name", "rebuild")]
+
+
+def _fits(value: object, kind: Any, pattern: str) -> bool:
+    """Whether a JSON value is of a field's type, and its text, or that of each of its items, like `pattern`."""
+    if isinstance(kind, UnionType):
+        return value is None or _fits(value, get_args(kind)[0], pattern)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0], pattern) for item in value)
+    return type(value) is kind and re.fullmatch(pattern, str(value), re.DOTALL) is not None
 
 
 def rebuild_command(root: Path, precision: str | None) -> str:
@@ -77,52 +116,18 @@ def rebuild_command(root: Path, precision: str | None) -> str:
 def engine_record(root: Path, manifest: Manifest, name: str) -> EngineRecord:
     """The checked record of one of the bundle's engine files.
 
-    Raises BundleError where `name` is no engine, the record is missing or malformed, or the bundle's graph has changed
+    Raises BundleError if `name` is not an engine, the record is missing or malformed, or the bundle's graph has changed
     since the engine was built from it.
     """
     entry = manifest.files.get(name)
     if entry is None or entry.role != "engine":
-        raise BundleError(f"{name} is no engine of {root}: build one with {rebuild_command(root, 'fp16')}")
+        raise BundleError(f"{name} is not an engine of {root}: build one with {rebuild_command(root, 'fp16')}")
     rebuild = rebuild_command(root, entry.precision)
-    fields = manifest.engines.get(name, {})
-
-    def field(key: str, kind: type[_Value], pattern: re.Pattern[str] = _ANYTHING) -> _Value:
-        value = fields.get(key)
-        if isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and pattern.fullmatch(str(value)):
-            return value
-        raise BundleError(f"{MANIFEST_NAME}: engines.{name}.{key} is missing or malformed: {rebuild}")
-
-    def optional(key: str, pattern: re.Pattern[str] = _ANYTHING) -> str | None:
-        return None if fields.get(key) is None else field(key, str, pattern)
-
-    targets = field("targets", list)
-    max_batch = field("max_batch", int)
-    if max_batch < 1 or not all(isinstance(target, str) and _TARGET.fullmatch(target) for target in targets):
-        raise BundleError(f"{MANIFEST_NAME}: engines.{name}: targets or max_batch is malformed: {rebuild}")
-    _refuse_stale(name, fields, manifest, rebuild)
-    return EngineRecord(
-        name=name,
-        role=field("role", str, _ROLE),
-        precision=field("precision", str),
-        flavor=field("flavor", str, _FLAVOR),
-        version=field("version", str, _VERSION),
-        gpu=optional("gpu"),
-        compute_capability=optional("compute_capability", _CAPABILITY),
-        targets=tuple(targets),
-        max_batch=max_batch,
-        version_compatible=field("version_compatible", bool),
-        hardware_compatible=field("hardware_compatible", bool),
-        verified=field("verified", bool),
-        rebuild=rebuild,
-        multiprocessors=None if fields.get("multiprocessors") is None else field("multiprocessors", int),
-    )
-
-
-def _refuse_stale(name: str, fields: Mapping[str, Any], manifest: Manifest, rebuild: str) -> None:
-    graph = fields.get("onnx_file")
-    entry = manifest.files.get(graph) if isinstance(graph, str) else None
-    if entry is not None and entry.sha256 != fields.get("onnx_sha256"):
-        raise BundleError(f"{name} was built from another {graph} than the bundle has now: {rebuild}")
+    record = EngineRecord.read(name, rebuild, manifest.engines.get(name, {}))
+    graph = manifest.files.get(record.onnx_file or "")
+    if graph is not None and graph.sha256 != record.onnx_sha256:
+        raise BundleError(f"{name} was built from another {record.onnx_file} than the bundle has now: {rebuild}")
+    return record
 
 
 def check_header(data: bytes, record: EngineRecord, path: Path) -> None:
@@ -136,7 +141,7 @@ def check_header(data: bytes, record: EngineRecord, path: Path) -> None:
     if flavor is None and _is_newer_than_known(record):
         return
     if flavor is None or len(data) < _HEADER_BYTES:
-        raise BundleError(f"{path} is no TensorRT engine (it begins with {magic!r}): {record.rebuild}")
+        raise BundleError(f"{path} is not a TensorRT engine (it begins with {magic!r}): {record.rebuild}")
     if flavor != record.flavor:
         raise BundleError(
             f"{path} is an engine of {DISPLAY_NAMES[flavor]}, "
