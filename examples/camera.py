@@ -31,8 +31,7 @@ import cv2
 import numpy as np
 from camera_picture import INK, WARNING_INK, Clock, Masks, Recorder, overlay, strip
 from camera_source import Source, SourceError
-from lavt_edge._base.exits import run_main
-from lavt_edge.runtime import LavtError, PromptError, Result, Segmenter
+from lavt_edge.runtime import LavtError, PromptError, Result, Segmenter, run_main
 from video_file import FOURCC, Frame
 
 REPORT_SECONDS = 1.0
@@ -88,7 +87,7 @@ class Sentence:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 self.prompt = self._segmenter.encode(text.strip())
-            self.problem = "; ".join(str(one.message) for one in caught)
+            self.problem = "; ".join(str(warning.message) for warning in caught)
         except PromptError as error:
             self.problem = str(error)
         if self.problem:
@@ -105,7 +104,7 @@ class Show:
         self._next_report = 0.0
 
     def add(self, frame: Frame, result: Result, sentence: Sentence, figures: str) -> bool:
-        """Show one frame; false where the user wants to end."""
+        """Show one frame; false if the user wants to end."""
         if self._masks:
             self._masks.write(result)
         if self._headless and time.monotonic() >= self._next_report:
@@ -137,7 +136,7 @@ class Show:
 
 @contextmanager
 def kept_until_stopped(show: Show) -> Iterator[None]:
-    """What was written is kept where the user ends it, and dropped on an error."""
+    """What was written is kept if the user ends it, and dropped on an error."""
     keep = False
     try:
         yield
@@ -210,7 +209,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    if hasattr(cv2.utils, "logging"):  # older ones have it not
+    if hasattr(cv2.utils, "logging"):  # not in older releases
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what goes wrong is said in one line, below
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from lavt_edge._base.files import partial_of, remove_abandoned, whole_file
 from lavt_edge.runtime import Result
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from video_file import Frame, VideoFile
+from whole_file import partial_name, whole_file
 
 TINT_BGR, OUTLINE_BGR, TINT_WEIGHT = (85, 45, 255), (255, 255, 255), 0.45
 PAPER, INK, WARNING_INK = (28, 28, 32), (245, 245, 247), (255, 120, 110)
@@ -83,25 +83,23 @@ class Recorder:
 class Masks:
     """The masks of all frames: PNG files in a folder, or one .npz with `masks`, bool (n, H, W), and `sentences`.
 
-    No file is ever half there, also where the process is killed.
+    No file is ever half there, even if the process is killed.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._kept: list[tuple[NDArray[np.bool_], str]] = []
         self._count = 0
-        self._partial: Path | None = None  # of the PNG files, one after the other
+        self._partial = partial_name(path / "mask.png")  # of the PNG files, one after the other
         if path.suffix != ".npz":
             path.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(path / "mask")
-            self._partial = partial_of(path / "mask")
 
     def write(self, result: Result) -> None:
-        if self._partial is None:
+        if self._path.suffix == ".npz":
             self._kept.append((result.mask, result.sentence))
             return
         try:
-            Image.fromarray(result.mask).save(self._partial, "PNG")
+            Image.fromarray(result.mask).save(self._partial)
             self._partial.replace(self._path / f"{self._count:06d}.png")
         finally:
             self._partial.unlink(missing_ok=True)

@@ -3,9 +3,9 @@
     python folder.py BUNDLE photos/ "the man in red" "the dog" --output masks.json
 
 The file is a COCO data set that pycocotools.coco.COCO reads: a category for each sentence, an annotation with a
-compressed RLE mask for each image and sentence (area 0 where nothing was found), and `score`, the mean probability
+compressed RLE mask for each image and sentence (area 0 if nothing was found), and `score`, the mean probability
 within the mask. It appears when all is done. Until then finished images are kept beside it, in OUTPUT.progress, and the
-same command goes on from there; an image that was changed meanwhile is segmented again. Exit code 1 where images could
+same command goes on from there; an image that was changed meanwhile is segmented again. Exit code 1 if images could
 not be read; they are named, and the others are done.
 
 Needs pycocotools, which the extra `data` has.
@@ -21,13 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lavt_edge._base import strict_json
-from lavt_edge._base.exits import run_main
-from lavt_edge._base.files import write_whole
-from lavt_edge.runtime import ImageError, LavtError, Result, Segmenter
-from lavt_edge.runtime.images import to_rgb_array
+from lavt_edge.runtime import ImageError, LavtError, Result, Segmenter, run_main, to_rgb_array
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+from whole_file import whole_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _ENTRY = {"file_name", "state", "width", "height", "masks"}
@@ -47,9 +44,10 @@ class Progress:
                 f"{path} is of another bundle, precision, folder or sentences: remove it, or give another --output"
             )
         states = {image.name: state_of(image) for image in images}
-        self.done = {one["file_name"]: one for one in entries if states.get(one["file_name"]) == one["state"]}
+        self.done = {entry["file_name"]: entry for entry in entries if states.get(entry["file_name"]) == entry["state"]}
         kept = [json.dumps(run), *(json.dumps(entry) for entry in self.done.values())]
-        write_whole(path, "".join(line + "\n" for line in kept).encode())
+        with whole_file(path) as partial:
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._stream = path.open("a", encoding="utf-8")
 
     def _read(self) -> list[dict[str, Any]]:
@@ -57,12 +55,12 @@ class Progress:
             return []
         *lines, _ = self.path.read_bytes().split(b"\n")  # the last may be cut off
         try:
-            found = [strict_json.loads(line) for line in lines]
-            if not all(isinstance(one, dict) for one in found) or not all(one.keys() == _ENTRY for one in found[1:]):
+            entries = [json.loads(line) for line in lines]
+            if not all(isinstance(entry, dict) for entry in entries) or any(e.keys() != _ENTRY for e in entries[1:]):
                 raise ValueError
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LavtError(f"{self.path} is damaged: remove it, and all images are segmented again") from error
-        return found
+        return entries
 
     def add(self, entry: dict[str, Any]) -> None:
         self.done[entry["file_name"]] = entry
@@ -74,7 +72,7 @@ class Progress:
 
 
 def state_of(path: Path) -> list[int]:
-    """A file's size in bytes and the time of its last change in ns; of none that can be had, nothing."""
+    """A file's size in bytes and the time of its last change in ns; nothing if it cannot be read."""
     try:
         status = path.stat()
     except OSError:  # reading the image says why
@@ -108,7 +106,7 @@ def dataset(images: list[Path], sentences: list[str], done: dict[str, dict[str, 
             for number, entry in enumerate(entries, start=1)
         ],
         "categories": [{"id": number, "name": text} for number, text in enumerate(sentences, start=1)],
-        "annotations": [{"id": number, **one} for number, one in enumerate(annotations, start=1)],
+        "annotations": [{"id": number, **mask} for number, mask in enumerate(annotations, start=1)],
     }
 
 
@@ -151,11 +149,12 @@ def run(options: argparse.Namespace) -> int:
             for index, results in enumerate(segmenter.stream(readable, options.sentences)):
                 height, width = results[0].mask.shape
                 name, state = readable.read[index]
-                masks = [encode(one) for one in results]
+                masks = [encode(result) for result in results]
                 progress.add({"file_name": name, "state": state, "width": width, "height": height, "masks": masks})
         finally:
             progress.close()
-    write_whole(options.output, json.dumps(dataset(images, options.sentences, progress.done)).encode())
+    with whole_file(options.output) as partial:
+        partial.write_text(json.dumps(dataset(images, options.sentences, progress.done)))
     progress.path.unlink()
     for problem in readable.problems:
         print(f"error: {problem}", file=sys.stderr)

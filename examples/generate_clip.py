@@ -17,12 +17,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from lavt_edge._base.exits import run_main
-from lavt_edge._base.files import whole_file
 from lavt_edge.data.shapes.objects import COLOURS, SHAPES
 from lavt_edge.data.shapes.scenes import HELD_OUT, Scene, SceneObject
+from lavt_edge.runtime import run_main
 from numpy.typing import NDArray
 from video_file import FOURCC, VideoFile
+from whole_file import whole_file
 
 FPS = 25.0
 _CORNERS = tuple(product((0.18, 0.82), (0.22, 0.78)))  # of the image's width and height
@@ -51,11 +51,11 @@ def make_clip(seed: int, frames: int, size: tuple[int, int] = (320, 240)) -> Cli
     """A clip of `frames` frames of (width, height); the same seed gives the same clip."""
     scene = _scene(random.Random(seed), size)
     path = [_on_path(scene.objects[-1], size, step / frames) for step in range(frames)]
-    scenes = [replace(scene, objects=(*scene.objects[:-1], one)) for one in path]
-    masks = np.stack([one.masks() for one in scenes], axis=1)
-    names = [f"the {one.colour} {one.shape}" for one in scene.objects]
+    scenes = [replace(scene, objects=(*scene.objects[:-1], item)) for item in path]
+    masks = np.stack([scene.masks() for scene in scenes], axis=1)
+    names = [f"the {item.colour} {item.shape}" for item in scene.objects]
     truth = dict(reversed(list(zip(names, masks, strict=True))))
-    return Clip(np.stack([one.render() for one in scenes]), truth)
+    return Clip(np.stack([scene.render() for scene in scenes]), truth)
 
 
 def _scene(dice: random.Random, size: tuple[int, int]) -> Scene:

@@ -1,6 +1,8 @@
 """The torch-free runtime: masks from a bundle with numpy, Pillow, tokenizers and one inference backend."""
 
+from .._base.exits import run_main
 from ..errors import BackendError, BundleError, ImageError, LavtError, PromptError
+from .images import to_rgb_array
 from .prompt import Prompt, TruncationWarning
 from .segmenter import Result, Segmenter
 from .tensorrt.record import PowerModeWarning, UnusedEngineWarning, UnverifiedEngineWarning
@@ -18,4 +20,6 @@ __all__ = [
     "TruncationWarning",
     "UnusedEngineWarning",
     "UnverifiedEngineWarning",
+    "run_main",
+    "to_rgb_array",
 ]

@@ -1,4 +1,4 @@
-"""Is there a CUDA device? Asked of the driver, so that the answer costs no library of CUDA and prints nothing."""
+"""CUDA devices, asked of the driver: that needs no other library of CUDA and prints nothing."""
 
 from __future__ import annotations
 
@@ -7,23 +7,8 @@ import sys
 from dataclasses import dataclass
 
 _DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
-# CUdevice_attribute
-_MAJOR, _MINOR, _INTEGRATED, _CAN_MAP, _MULTIPROCESSORS = 75, 76, 18, 19, 16
-
-
-def cuda_device_count() -> int:
-    """The number of CUDA devices that this process may use; 0 without a driver.
-
-    See cuInit and cuDeviceGetCount of the CUDA Driver API.
-    """
-    try:
-        driver = ctypes.CDLL(_DRIVERS[sys.platform])
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-            return 0
-    except (KeyError, OSError, AttributeError):
-        return 0
-    return count.value
+# CUdevice_attribute: compute capability, major and minor; integrated; can map host memory; multiprocessors
+_ATTRIBUTES = (75, 76, 18, 19, 16)
 
 
 @dataclass(frozen=True)
@@ -43,7 +28,7 @@ class CudaDevice:
 
 
 class _Driver:
-    """Calls of the CUDA Driver API on the first device. Raises OSError where one fails or there is no driver."""
+    """The CUDA Driver API, initialised. Calls raise OSError if they fail, as does the constructor without a driver."""
 
     def __init__(self) -> None:
         name = _DRIVERS.get(sys.platform)
@@ -51,31 +36,38 @@ class _Driver:
             raise OSError(f"no CUDA on {sys.platform}")
         self._library = ctypes.CDLL(name)
         self.call("cuInit", 0)
-        self.device = ctypes.c_int()
-        self.call("cuDeviceGet", ctypes.byref(self.device), 0)
 
     def call(self, name: str, *arguments: object) -> None:
         status = getattr(self._library, name)(*arguments)
         if status != 0:
             raise OSError(f"{name} failed with {status}")
 
-    def attribute(self, attribute: int) -> int:
+    def integer(self, name: str, *arguments: object) -> int:
+        """What a call gives as its first argument."""
         value = ctypes.c_int()
-        self.call("cuDeviceGetAttribute", ctypes.byref(value), attribute, self.device)
+        self.call(name, ctypes.byref(value), *arguments)
         return value.value
 
 
-def find_device() -> CudaDevice | None:
-    """The first CUDA device, or None; asked of the driver, so that no library of CUDA need be installed."""
+def cuda_device_count() -> int:
+    """The number of CUDA devices that this process may use; 0 without a driver."""
     try:
-        driver = _Driver()
-        name = ctypes.create_string_buffer(256)
-        driver.call("cuDeviceGetName", name, len(name), driver.device)
+        return _Driver().integer("cuDeviceGetCount")
+    except (OSError, AttributeError):
+        return 0
+
+
+def find_device() -> CudaDevice | None:
+    """The first CUDA device, or None."""
+    try:
+        driver, name = _Driver(), ctypes.create_string_buffer(256)
+        device = driver.integer("cuDeviceGet", 0)
+        driver.call("cuDeviceGetName", name, len(name), device)
+        major, minor, integrated, can_map, multiprocessors = (
+            driver.integer("cuDeviceGetAttribute", attribute, device) for attribute in _ATTRIBUTES
+        )
         return CudaDevice(
-            name=name.value.decode(errors="replace"),
-            compute_capability=f"{driver.attribute(_MAJOR)}.{driver.attribute(_MINOR)}",
-            shares_memory=bool(driver.attribute(_INTEGRATED) and driver.attribute(_CAN_MAP)),
-            multiprocessors=driver.attribute(_MULTIPROCESSORS),
+            name.value.decode(errors="replace"), f"{major}.{minor}", bool(integrated and can_map), multiprocessors
         )
     except (OSError, AttributeError):
         return None
@@ -85,14 +77,15 @@ def free_device_memory() -> int | None:
     """Bytes that are free on the first CUDA device, or None. Takes its primary context for a moment."""
     try:
         driver = _Driver()
+        device = driver.integer("cuDeviceGet", 0)
         context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
-        driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), driver.device)
+        driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         try:
             driver.call("cuCtxPushCurrent_v2", context)
             driver.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
             driver.call("cuCtxPopCurrent_v2", ctypes.byref(context))
         finally:
-            driver.call("cuDevicePrimaryCtxRelease_v2", driver.device)
+            driver.call("cuDevicePrimaryCtxRelease_v2", device)
         return free.value
     except (OSError, AttributeError):
         return None

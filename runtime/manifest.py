@@ -6,19 +6,22 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from .._base import strict_json
 from ..errors import BundleError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "lavt.json"
+_OPTIONAL = ("precisions", "engines")
 GRAPH_ROLES = ("text_encoder", "segmenter")
 EXPORT_AGAIN = "export it again with lavt-export onnx"
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+\-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[a-z0-9][a-z0-9_\-]{0,63}")
+
+JsonObject: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,14 @@ class Manifest:
     it was built from and for; both are plain JSON objects, and empty in a bundle that has neither.
     """
 
-    generator: Mapping[str, Any]
-    model: Mapping[str, Any]
+    generator: JsonObject
+    model: JsonObject
     input: InputSpec
     checkpoint: CheckpointInfo
     files: Mapping[str, FileEntry]
-    parity: Mapping[str, Any]
-    precisions: Mapping[str, Any] = field(default_factory=dict)
-    engines: Mapping[str, Any] = field(default_factory=dict)
+    parity: JsonObject
+    precisions: JsonObject = field(default_factory=dict)
+    engines: JsonObject = field(default_factory=dict)
 
     @classmethod
     def parse(cls, data: object) -> Manifest:
@@ -107,7 +110,7 @@ class Manifest:
 
     @classmethod
     def parse_json(cls, text: bytes | str) -> Manifest:
-        """`parse` from JSON text. Raises BundleError where it is not JSON, as well."""
+        """`parse` from JSON text. Raises BundleError if it is not JSON, as well."""
         try:
             data = strict_json.loads(text)
         except ValueError as error:
@@ -115,23 +118,19 @@ class Manifest:
         return cls.parse(data)
 
     def to_json(self) -> str:
-        """The text of `lavt.json`. Raises BundleError where `parse` would refuse it."""
-        fields = {
+        """The text of `lavt.json`. Raises BundleError if `parse` would refuse it."""
+        files = {name: asdict(entry) for name, entry in self.files.items()}
+        content = {
             "format_version": FORMAT_VERSION,
-            "generator": dict(self.generator),
-            "model": dict(self.model),
+            **{key: value for key, value in vars(self).items() if value or key not in _OPTIONAL},
             "input": asdict(self.input),
             "checkpoint": asdict(self.checkpoint),
             "files": {
-                name: {key: value for key, value in asdict(entry).items() if value is not None}
-                for name, entry in self.files.items()
+                name: {key: value for key, value in entry.items() if value is not None} for name, entry in files.items()
             },
-            "parity": dict(self.parity),
-            **({"precisions": dict(self.precisions)} if self.precisions else {}),
-            **({"engines": dict(self.engines)} if self.engines else {}),
         }
         try:
-            text = json.dumps(fields, indent=1, allow_nan=False) + "\n"
+            text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise BundleError(f"{MANIFEST_NAME} cannot be written: {error}") from None
         self.parse_json(text)
@@ -164,26 +163,26 @@ def _refused(where: str, problem: str) -> BundleError:
     return BundleError(f"{MANIFEST_NAME}: {where}: {problem}; {EXPORT_AGAIN}")
 
 
-def _mapping(value: object, where: str) -> dict[str, Any]:
+def _mapping(value: object, where: str) -> JsonObject:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise _refused(where, f"expected an object, found {_shown(value)}")
     return value
 
 
-def _objects(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _objects(fields: JsonObject, key: str) -> JsonObject:
     """An object of objects; empty where it is missing."""
     found = _mapping(fields.get(key, {}), key)
     return {name: _mapping(value, f"{key}.{_shown(name)}") for name, value in found.items()}
 
 
-def _integer(fields: Mapping[str, Any], key: str, low: int, high: int) -> int:
+def _integer(fields: JsonObject, key: str, low: int, high: int) -> int:
     value = fields.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise _refused(key, f"expected an integer from {low} to {high}, found {_shown(value)}")
     return value
 
 
-def _string(fields: Mapping[str, Any], key: str, pattern: re.Pattern[str] | None = None, what: str = "text") -> str:
+def _string(fields: JsonObject, key: str, pattern: re.Pattern[str] | None = None, what: str = "text") -> str:
     value = fields.get(key)
     if not isinstance(value, str) or len(value) > 4096 or (pattern is not None and not pattern.fullmatch(value)):
         raise _refused(key, f"expected {what}, found {_shown(value)}")
