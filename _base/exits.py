@@ -48,7 +48,7 @@ _EXTRAS = {
 
 
 def run_main(body: Callable[[], object]) -> NoReturn:
-    """Runs a program's body and ends the process: with 0, or with one line on stderr and a code of `errors.ExitCode`."""
+    """Runs a program's body and ends the process: with 0, or one line on stderr and a code of `errors.ExitCode`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -33,7 +33,7 @@ _ENCODINGS = {
 def image_to_array(message: Any) -> NDArray[np.uint8]:
     """A sensor_msgs/Image as uint8 RGB (H, W, 3). Rows may be padded (`step`), mono16 be of either byte order.
 
-    Raises ValueError for another encoding, and where the message's sizes contradict each other.
+    Raises ValueError for another encoding, or if the message's sizes contradict each other.
     """
     if message.encoding not in _ENCODINGS:
         raise ValueError(f"images of encoding {message.encoding!r} are not supported: publish {', '.join(_ENCODINGS)}")

@@ -46,10 +46,10 @@ class Backend(Protocol):
 
     @property
     def max_batch(self) -> int | None:
-        """The largest batch that runs at once, of a graph with a dynamic batch that has a limit; else None."""
+        """The largest batch that runs at once, if its batch is dynamic and has a limit; else None."""
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
-        """The named outputs for these inputs. Raises BackendError where the graph cannot be run on them."""
+        """The named outputs for these inputs. Raises BackendError if the graph cannot be run on them."""
 
 
 def create_session(
@@ -93,7 +93,7 @@ class OnnxRuntimeBackend:
 
     Args:
         path: an .onnx file; its external data lies beside it.
-        device: "cpu", "cuda", or "auto": CUDA where there is a device and ONNX Runtime can use it, else the CPU.
+        device: "cpu", "cuda", or "auto": CUDA if there is a device and ONNX Runtime can use it, else the CPU.
         threads: threads within an operator on the CPU (None: one per core).
 
     Raises:
@@ -117,11 +117,11 @@ class OnnxRuntimeBackend:
                 outputs=tuple(_tensor_spec(argument) for argument in self._session.get_outputs()),
             )
         except UnicodeDecodeError as error:
-            raise BundleError(f"{path} has an input or output whose name is no text: {EXPORT_AGAIN}") from error
+            raise BundleError(f"{path} has an input or output whose name is not text: {EXPORT_AGAIN}") from error
         _LOGGER.info("%s runs on %s (%s)", path.name, self.device, self.name)
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
-        """The named outputs for these inputs. Raises BackendError where ONNX Runtime fails on them."""
+        """The named outputs for these inputs. Raises BackendError if ONNX Runtime fails on them."""
         try:
             return [np.asarray(output) for output in self._session.run(list(outputs), dict(feeds))]
         except Exception as error:  # the classes of ONNX Runtime's errors derive from Exception alone
@@ -171,7 +171,7 @@ def _no_onnxruntime(reason: str) -> Any:
 
 
 def _preload_cuda_libraries(runtime: Any) -> None:
-    """Let ONNX Runtime find CUDA and cuDNN where they came as Python packages; it prints what it misses, to stdout."""
+    """Let ONNX Runtime find CUDA and cuDNN if they came as Python packages; it prints what it misses, to stdout."""
     if hasattr(runtime, "preload_dlls"):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):

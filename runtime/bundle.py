@@ -44,7 +44,7 @@ def file_entry(path: str | os.PathLike[str], role: str, precision: str | None = 
 class Bundle:
     """A bundle that was opened: its folder, its manifest, and its files once they are verified.
 
-    `selected` is the file name where a file inside the bundle was opened instead of the folder.
+    `selected` is the file name if a file inside the bundle was opened instead of the folder.
     """
 
     def __init__(self, root: Path, manifest: Manifest, selected: str | None = None) -> None:
@@ -70,7 +70,7 @@ class Bundle:
     def file(self, role: str, precision: str | None = "fp32") -> Path:
         """The path of a file, after its size and SHA-256, and those of its external weights, are verified (once).
 
-        `precision` counts for graphs alone. Raises BundleError where the file is not listed, missing or altered.
+        `precision` counts for graphs alone. Raises BundleError if the file is not listed, missing or altered.
         """
         name = self.manifest.find(role, None if role == "tokenizer" else precision)
         if name is None:
@@ -89,7 +89,7 @@ class Bundle:
     def engine_bytes(self, name: str, remedy: str) -> bytes:
         """The content of an engine file that the manifest lists; it is these very bytes that were verified.
 
-        Raises BundleError, which ends with `remedy`, where the file is missing or altered.
+        Raises BundleError, which ends with `remedy`, if the file is missing or altered.
         """
         with self._reading(name, remedy) as path:
             data = path.read_bytes()

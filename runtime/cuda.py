@@ -14,7 +14,7 @@ _ATTRIBUTES = (75, 76, 18, 19, 16)
 @dataclass(frozen=True)
 class CudaDevice:
     """A CUDA device: its name, its compute capability such as "8.7", whether it can share the host's memory, and its
-    number of multiprocessors, None where it is not known."""
+    number of multiprocessors, None if it is not known."""
 
     name: str
     compute_capability: str

@@ -59,7 +59,7 @@ def open_graphs(bundle: Bundle, *, device: str, threads: int | None, precision: 
 
 def _refuse_unless(role: str, of: str | None, precision: str | None, file: str) -> None:
     if role != "segmenter" or of is None:
-        raise BundleError(f"{file} is the bundle's {role}, no image graph: give the bundle's folder")
+        raise BundleError(f"{file} is the bundle's {role}, not an image graph: give the bundle's folder")
     if precision not in (None, of):
         raise BundleError(f"{file} is of precision {of}, not {precision}: give one of the two")
 
@@ -102,7 +102,7 @@ def _readable(bundle: Bundle, names: list[str], role: str = "segmenter") -> list
 
 
 def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, device: str, threads: int | None) -> Graphs:
-    """The text graph beside an image engine: its engine where that runs here, else ONNX Runtime."""
+    """The text graph beside an image engine: its engine if that runs here, else ONNX Runtime."""
     names = [name for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
     text_record = text_engine_for(record, _readable(bundle, names, "text_encoder"))
     text: Backend | None = None
@@ -145,7 +145,7 @@ def _onnx(bundle: Bundle, precision: str, device: str, threads: int | None) -> G
 def _onnx_graph(
     bundle: Bundle, role: str, precision: str, device: str, threads: int | None
 ) -> tuple[OnnxRuntimeBackend, str]:
-    """A graph and its file's name; the text encoder is of fp32 where the bundle has none of this precision."""
+    """A graph and its file's name; the text encoder is of fp32 if the bundle has none of this precision."""
     if role == "text_encoder" and not bundle.has(role, precision):
         precision = "fp32"
     file = bundle.file(role, precision)

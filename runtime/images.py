@@ -77,10 +77,10 @@ def foreground(
     """The object's mask, bool (height, width), and probability, float32 (height, width), from logits (2, h, w).
 
     softmax((l0, l1))[1] = sigmoid(l1 - l0), so the difference alone is resized: bilinear with half-pixel centres, and
-    antialiased where the image is smaller than the logits (a pixel then weighs all the logits it covers).
+    antialiased if the image is smaller than the logits (a pixel then weighs all the logits it covers).
     The mask is `probability > 0.5`. At equal size it is the argmax of the logits; a tie is background.
 
-    Raises BackendError where a logit is not finite, as it happens when a graph of low precision overflows.
+    Raises BackendError if a logit is not finite, as it happens when a graph of low precision overflows.
     """
     difference = logits[1] - logits[0]
     if not np.isfinite(difference).all():
@@ -108,7 +108,7 @@ def _checked_array(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if array.size == 0:
         raise ImageError(f"the image has no pixels: {array.shape}")
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and array.shape[0] * array.shape[1] > 2 * limit:  # where Pillow refuses a file
+    if limit is not None and array.shape[0] * array.shape[1] > 2 * limit:  # which Pillow refuses in a file
         raise ImageError(f"the image {array.shape} has more than {2 * limit} pixels: make it smaller")
     return np.ascontiguousarray(array)
 

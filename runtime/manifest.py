@@ -170,7 +170,7 @@ def _mapping(value: object, where: str) -> JsonObject:
 
 
 def _objects(fields: JsonObject, key: str) -> JsonObject:
-    """An object of objects; empty where it is missing."""
+    """An object of objects; empty if it is missing."""
     found = _mapping(fields.get(key, {}), key)
     return {name: _mapping(value, f"{key}.{_shown(name)}") for name, value in found.items()}
 

@@ -25,7 +25,7 @@ def overlay(image: ImageLike, mask: npt.NDArray[np.bool_], sentence: str) -> Ima
     """Draw a mask, bool (H, W), and its sentence over an image, RGB of the same size.
 
     The caption is a strip below. An image smaller than 320 pixels is enlarged by a whole factor, for legibility.
-    Raises ImageError where the mask has another size than the image.
+    Raises ImageError if the mask has another size than the image.
     """
     pixels = to_rgb_array(image)
     if mask.shape != pixels.shape[:2]:

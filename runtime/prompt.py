@@ -45,7 +45,7 @@ class Prompt:
 class PromptCache:
     """The `capacity` prompts used last (0: none), by their token ids.
 
-    Thread-safe; where several threads ask for the same prompt, one computes it.
+    Thread-safe; if several threads ask for the same prompt, one computes it.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -60,7 +60,7 @@ class PromptCache:
         return len(self._prompts)
 
     def get(self, key: bytes, sentence: str, compute: Callable[[], Prompt]) -> Prompt:
-        """The prompt with this key, computed where it is not there. A hit does not wait for another's computation."""
+        """The prompt with this key, computed if it is not there. A hit does not wait for another's computation."""
         cached = self._lookup(key, sentence)
         if cached is not None:
             return cached

@@ -96,21 +96,21 @@ class Segmenter:
         """Load a bundle; its files are verified first.
 
         Of a folder the best engine that fits this machine is taken: verified ones before unverified ones, then fp16,
-        int8, fp32. It must be for this TensorRT, version and GPU. Where none fits, or on the CPU, it is the ONNX graph.
+        int8, fp32. It must be for this TensorRT, version and GPU. If none fits, or on the CPU, it is the ONNX graph.
 
         Args:
             path: the bundle's folder, or one of the image graphs (.engine, .onnx) inside it.
-            device: "cpu", "cuda", or "auto": CUDA where it can be used, else the CPU; `device` says which.
+            device: "cpu", "cuda", or "auto": CUDA if it can be used, else the CPU; `device` says which.
             threads: threads within an operator on the CPU (None: one per core).
             precision: of the image graph (None: that of the given file or the best engine, else fp32). The text encoder
-                has the same where the bundle has one, else fp32.
+                has the same if the bundle has one, else fp32.
             prompt_cache: how many encoded sentences are kept (80 bytes per prompt channel each; 0: none).
 
         Warns of an engine that was never compared with its graph (UnverifiedEngineWarning), of one that was built in
         another power mode (PowerModeWarning), and of each that is there and not used (UnusedEngineWarning).
 
         Raises:
-            BundleError: no bundle, or one that is damaged, incomplete or of another format version.
+            BundleError: not a bundle, or one that is damaged, incomplete or of another format version.
             BackendError: the backend or the device is not available, or the engine is for another.
         """
         bundle = open_bundle(path)
@@ -133,7 +133,7 @@ class Segmenter:
         """Encode a sentence, for any number of images. The prompts used last are cached.
 
         A sentence of more tokens than the model reads is cut, with a TruncationWarning.
-        Raises PromptError where it has no word.
+        Raises PromptError if it has no word.
         """
         return self._encode(sentence, self._open_backends()[0])
 

@@ -56,7 +56,7 @@ class SentenceTokenizer:
 
     @classmethod
     def from_json(cls, data: bytes, max_words: int = 20) -> SentenceTokenizer:
-        """From the content of `tokenizer.json`. Raises BundleError where that is not a BERT tokenizer."""
+        """From the content of `tokenizer.json`. Raises BundleError if that is not a BERT tokenizer."""
         with _sound():
             tokenizer = Tokenizer.from_str(data.decode("utf-8"))
             made = cls(tokenizer, max_words)
@@ -69,7 +69,7 @@ class SentenceTokenizer:
     def encode(self, sentence: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
         """Returns input_ids (max_words,), attention_mask (max_words,) of 1 and 0, and whether ids were cut off.
 
-        Raises PromptError where the sentence is not text, has no word, or holds a lone surrogate.
+        Raises PromptError if the sentence is not text, has no word, or holds a lone surrogate.
         """
         if not isinstance(sentence, str):
             raise PromptError(f"a sentence must be text (str), not {type(sentence).__name__}")
@@ -105,7 +105,7 @@ class SentenceTokenizer:
 
 @contextmanager
 def _sound() -> Iterator[None]:
-    """Turns what tokenizers raises, with a file that is none of its own, into BundleError."""
+    """Turns what tokenizers raises, for a file that is not its own, into BundleError."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):

@@ -76,7 +76,7 @@ class BundleUpdate:
 def update_bundle(root: Path) -> Iterator[BundleUpdate]:
     """The right to change the bundle in folder `root`, for as long as the context lasts.
 
-    Raises BundleError where `root` is no bundle, cannot be written, or is being changed by another process.
+    Raises BundleError if `root` is not a bundle, cannot be written, or is being changed by another process.
     """
     _read(root)
     with ExitStack() as locks:

@@ -259,7 +259,7 @@ def test_without_a_device_a_bundle_runs_on_onnx_runtime_and_its_engine_does_not(
 
 
 def test_only_the_image_graphs_engine_of_the_asked_precision_can_be_named(machine: Machine, bundle: Path) -> None:
-    with pytest.raises(BundleError, match="is the bundle's text_encoder, no image graph"):
+    with pytest.raises(BundleError, match="is the bundle's text_encoder, not an image graph"):
         Segmenter.load(bundle / "text_encoder.fp16.engine")
     with pytest.raises(BundleError, match="is of precision fp16, not int8"):
         Segmenter.load(bundle / "segmenter.fp16.engine", precision="int8")

@@ -32,7 +32,7 @@ class TensorRTBackend:
     """An engine, its buffers and its stream; implements `Backend`.
 
     Buffers are allocated once. Calls from several threads take turns. The first call of a batch size enqueues, the
-    second captures a CUDA graph, which the next ones launch; where that fails they go on enqueueing, with a log line.
+    second captures a CUDA graph, which the next ones launch; if that fails they go on enqueueing, with a log line.
     TensorRT for RTX captures by itself. An input that is the read-only array of the call before is not copied again.
 
     Args:
@@ -87,7 +87,7 @@ class TensorRTBackend:
         return self._held.graph is not None
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
-        """The named outputs for these inputs. Raises BackendError where the engine cannot be run on them."""
+        """The named outputs for these inputs. Raises BackendError if the engine cannot be run on them."""
         with self._lock:
             if not self._close.alive:
                 raise BackendError(f"{self._file} is closed: load it again")
@@ -186,7 +186,7 @@ def _deserialise(data: bytes, record: EngineRecord, flavor: Flavor) -> tuple[ten
 def ask_rtx(data: bytes, record: EngineRecord, flavor: Flavor, runtime: Any) -> None:
     """Let TensorRT for RTX judge an engine by its header, see IRuntime::getEngineValidity.
 
-    Raises BackendError where it finds it invalid, with its reasons.
+    Raises BackendError if it finds it invalid, with its reasons.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return
@@ -211,7 +211,7 @@ def _plan(engine: tensorrt.ICudaEngine, record: EngineRecord) -> BufferPlan:
     try:
         return plan_buffers(engine)
     except ValueError as error:
-        raise BackendError(f"{record.name} is no engine of a bundle's graph ({error}): {record.rebuild}") from None
+        raise BackendError(f"{record.name} is not an engine of a bundle's graph ({error}): {record.rebuild}") from None
 
 
 def _refused(record: EngineRecord, flavor: Flavor, what: str) -> BackendError:

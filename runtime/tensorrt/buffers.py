@@ -59,7 +59,7 @@ class BufferPlan:
 
     @property
     def signature(self) -> Signature:
-        """The inputs and outputs; the batch is None where it is dynamic."""
+        """The inputs and outputs; the batch is None if it is dynamic."""
         outputs = tuple(tensor.spec for tensor in self.tensors if not tensor.is_input)
         return Signature(inputs=tuple(tensor.spec for tensor in self.inputs), outputs=outputs)
 
@@ -72,7 +72,7 @@ class BufferPlan:
 def plan_buffers(engine: tensorrt.ICudaEngine) -> BufferPlan:
     """The plan of a deserialised engine with one optimisation profile.
 
-    Raises ValueError where an input or output has a type that numpy lacks, or another dimension than the first is
+    Raises ValueError if an input or output has a type that numpy lacks, or another dimension than the first is
     dynamic.
     """
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -112,7 +112,7 @@ def _sizes(shape: tensorrt.Dims) -> tuple[int, ...]:
 
 
 def validate_feeds(plan: BufferPlan, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> int:
-    """The batch size of a call's inputs. Raises ValueError where a name, a type or a shape does not fit the plan."""
+    """The batch size of a call's inputs. Raises ValueError if a name, a type or a shape does not fit the plan."""
     wanted = {tensor.spec.name: tensor for tensor in plan.inputs}
     known = {tensor.name for tensor in plan.signature.outputs}
     for name in (*feeds.keys() - wanted.keys(), *(name for name in outputs if name not in known)):
@@ -137,5 +137,5 @@ def pieces(rows: int, max_batch: int) -> Iterator[slice]:
 
 
 def is_immutable(array: npt.NDArray[Any]) -> bool:
-    """Whether the array cannot change: read-only, and no view of another. A copy on the device then stays good."""
+    """Whether the array cannot change: read-only, and not a view of another. A copy on the device then stays good."""
     return not array.flags.writeable and bool(array.flags.owndata)

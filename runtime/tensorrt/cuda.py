@@ -21,7 +21,7 @@ _MODULES = ("cuda.bindings.runtime", "cuda.cudart")
 
 
 def import_cuda_runtime() -> Any:
-    """The module of cuda-python with the runtime API. Raises BackendError where there is none."""
+    """The module of cuda-python with the runtime API. Raises BackendError if there is none."""
     problem = ""
     for name in _MODULES:
         try:
@@ -32,7 +32,7 @@ def import_cuda_runtime() -> Any:
 
 
 class Cuda:
-    """The CUDA runtime on one device. Every method raises BackendError where CUDA reports an error."""
+    """The CUDA runtime on one device. Every method raises BackendError if CUDA reports an error."""
 
     def __init__(self, device: int = 0, api: Any = None) -> None:
         self._api = import_cuda_runtime() if api is None else api
@@ -44,7 +44,7 @@ class Cuda:
         self._call(self._api.cudaSetDevice, self._device)
 
     def device(self) -> CudaDevice:
-        """What the device is. Memory is shared where it is the host's own and can be mapped, as on a Jetson."""
+        """What the device is. Memory is shared if it is the host's own and can be mapped, as on a Jetson."""
         properties = self._call(self._api.cudaGetDeviceProperties, self._device)
         attributes = self._api.cudaDeviceAttr
         shares = all(
@@ -99,7 +99,7 @@ class Cuda:
         self._call(self._api.cudaStreamSynchronize, stream)
 
     def capture(self, stream: Any, work: Callable[[], bool]) -> Any:
-        """What `work` gives the stream, as a graph to launch. Raises BackendError where that cannot be captured.
+        """What `work` gives the stream, as a graph to launch. Raises BackendError if that cannot be captured.
 
         Other threads may use CUDA meanwhile.
         """
@@ -132,10 +132,10 @@ class Cuda:
         return self._api.cudaMemcpyKind
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """A function's value, a tuple where it has several; cuda-python returns (error, values...)."""
+        """A function's value, a tuple if it has several; cuda-python returns (error, values...)."""
         try:
             error, *values = function(*arguments)
-        except RuntimeError as failure:  # cuda-python 12 where it finds no driver
+        except RuntimeError as failure:  # cuda-python 12 if it finds no driver
             raise BackendError(f"no usable CUDA device ({reason_of(failure)})") from failure
         if int(error) != 0:
             self._api.cudaGetLastError()

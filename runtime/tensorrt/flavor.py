@@ -23,7 +23,7 @@ class Flavor:
 def find_flavor(name: str | None = None) -> Flavor:
     """The TensorRT to use: the one named, or the first of FLAVORS that can be imported.
 
-    Raises BackendError where the name is unknown or nothing can be imported.
+    Raises BackendError if the name is unknown or nothing can be imported.
     """
     if name is not None and name not in FLAVORS:
         raise BackendError(f"unknown TensorRT flavor {name!r}: give one of {', '.join(FLAVORS)}")

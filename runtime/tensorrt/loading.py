@@ -55,7 +55,7 @@ def load_engine(bundle: Bundle, record: EngineRecord, *, cuda_graphs: bool = Tru
 
 
 def _flavor_for(record: EngineRecord) -> Flavor:
-    """The engine's flavour, or where that is missing the one that is here, to be named as the difference."""
+    """The engine's flavour, or if that is missing the one that is here, to be named as the difference."""
     try:
         return find_flavor(record.flavor)
     except BackendError:

@@ -21,14 +21,15 @@ _MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 # Releases after these majors may have another magic; of them the SHA-256 alone says that the file is the one built.
 _LAST_KNOWN_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
 _HEADER_BYTES = 64
-# Nearest to the checkpoint first: int8 is taken where it is asked for, or where it is all there is.
+# Nearest to the checkpoint first: int8 is taken if it is asked for, or if it is all there is.
 _PREFERENCE = ("fp16", "int8", "fp32")
 # Such as 10.13.3.9.post1, which is a release of NVIDIA's.
-# What the fields of a record look like, where their type does not say it.
+# What the fields of a record look like, if their type does not say it.
 _PATTERNS = {
     "role": "|".join(GRAPH_ROLES),
     "flavor": "|".join(FLAVORS),
-    "version": r"[0-9]{1,5}(\.[0-9]{1,5}){1,3}",
+    # Such as 10.13.3.9.post1, which is a release of NVIDIA's.
+    "version": r"[0-9]{1,5}(\.[0-9]{1,5}){1,3}([.+-]?[a-z][a-z0-9.]{0,15})?",
     "compute_capability": r"[0-9]{1,2}\.[0-9]",
     "targets": r"sm[0-9]{2,3}",
     "max_batch": r"[1-9][0-9]{0,8}",
@@ -131,7 +132,7 @@ def engine_record(root: Path, manifest: Manifest, name: str) -> EngineRecord:
 
 
 def check_header(data: bytes, record: EngineRecord, path: Path) -> None:
-    """Refuse what is no engine of the recorded flavour and version, before anything deserialises it.
+    """Refuse what is not an engine of the recorded flavour and version, before anything deserialises it.
 
     A plan begins with its magic (4 bytes); bytes 16 to 23 of one for RTX are its size, bytes 24 to 27 the version.
     Raises BundleError.
