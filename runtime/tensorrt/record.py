@@ -23,7 +23,6 @@ _LAST_KNOWN_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
 _HEADER_BYTES = 64
 # Nearest to the checkpoint first: int8 is taken if it is asked for, or if it is all there is.
 _PREFERENCE = ("fp16", "int8", "fp32")
-# Such as 10.13.3.9.post1, which is a release of NVIDIA's.
 # What the fields of a record look like, if their type does not say it.
 _PATTERNS = {
     "role": "|".join(GRAPH_ROLES),
