@@ -17,8 +17,8 @@ from .._base.progress import Progress, Report, ignore
 from ..errors import BundleError, ExportError
 from ..export.graph import save_graph
 from ..export.rewrites.names import WEIGHTS
-from ..runtime.bundle import Bundle, FileEntry, file_entry, open_bundle
-from ..runtime.manifest import Manifest
+from ..runtime.bundle import Bundle, file_entry, open_bundle
+from ..runtime.manifest import FileEntry, Manifest
 from ..runtime.update import BundleUpdate, Change, update_bundle
 from .calibrate import apply_smoothing, calibrate, calibration_key, delete_state
 from .evaluator import Evaluator, Figures

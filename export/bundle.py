@@ -18,8 +18,8 @@ from ..errors import ExportError
 from ..reference.checkpoint import BERT_VOCABULARY
 from ..reference.config import LAVTConfig
 from ..reference.lavt import LAVT
-from ..runtime.bundle import CheckpointInfo, FileEntry, InputSpec, Manifest, file_entry
-from ..runtime.manifest import MANIFEST_NAME
+from ..runtime.bundle import file_entry
+from ..runtime.manifest import MANIFEST_NAME, CheckpointInfo, FileEntry, InputSpec, Manifest
 from ..runtime.tokenizer import SentenceTokenizer, build_tokenizer
 from ..runtime.update import BUSY
 from .graph import EXTERNAL_DATA_BYTES, OPSET, export_graph, save_graph

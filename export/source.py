@@ -11,7 +11,8 @@ from ..errors import CheckpointError
 from ..reference import LAVT, load_checkpoint
 from ..reference.checkpoint import BERT_VOCABULARY
 from ..reference.demo import DEMO_SIZE, DEMO_VOCABULARY, DEMO_WEIGHTS, load_demo
-from ..runtime.bundle import CheckpointInfo, Manifest, open_bundle, sha256_of
+from ..runtime.bundle import open_bundle, sha256_of
+from ..runtime.manifest import CheckpointInfo, Manifest
 from .bundle import ExportOptions, export_bundle
 
 

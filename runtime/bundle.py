@@ -9,19 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import BundleError
-from .manifest import EXPORT_AGAIN, MANIFEST_NAME, CheckpointInfo, FileEntry, InputSpec, Manifest
+from .manifest import EXPORT_AGAIN, MANIFEST_NAME, FileEntry, Manifest
 from .tokenizer import SentenceTokenizer
-
-__all__ = [
-    "Bundle",
-    "CheckpointInfo",
-    "FileEntry",
-    "InputSpec",
-    "Manifest",
-    "file_entry",
-    "open_bundle",
-    "sha256_of",
-]
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
 _CHUNK_BYTES = 2**20
@@ -75,8 +64,8 @@ class Bundle:
         name = self.manifest.find(role, None if role == "tokenizer" else precision)
         if name is None:
             available = sorted({entry.precision or "-" for entry in self.manifest.files.values() if entry.role == role})
-            found = f"it has {', '.join(available)}" if available else EXPORT_AGAIN
-            raise BundleError(f"{self.root} has no {role} of precision {precision}: {found}")
+            instead = f"it has {', '.join(available)}" if available else EXPORT_AGAIN
+            raise BundleError(f"{self.root} has no {role} of precision {precision}: {instead}")
         for part in (name, *self.manifest.weights_of(name)):
             self._verify(part)
         return self.root / name

@@ -66,8 +66,7 @@ def _refuse_unless(role: str, of: str | None, precision: str | None, file: str) 
 
 def _best_engine(bundle: Bundle, device: str, threads: int | None, precision: str | None) -> Graphs | None:
     """The first engine in the order of `preferred` that runs here, or None with a warning that says why."""
-    names = [name for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
-    names = [name for name in names if precision in (None, bundle.manifest.files[name].precision)]
+    names = _engine_names(bundle, precision)
     if not names or device not in _WITH_CUDA:
         return None
     if not cuda_device_count():
@@ -82,6 +81,11 @@ def _best_engine(bundle: Bundle, device: str, threads: int | None, precision: st
         return _with_text(bundle, record, image, device, threads)
     _warn_unused(f"no engine of {bundle.root} fits this machine: it runs on ONNX Runtime")
     return None
+
+
+def _engine_names(bundle: Bundle, precision: str | None = None) -> list[str]:
+    engines = {name: entry for name, entry in bundle.manifest.files.items() if entry.role == "engine"}
+    return [name for name, entry in engines.items() if precision in (None, entry.precision)]
 
 
 def _warn_unused(message: str) -> None:
@@ -103,21 +107,19 @@ def _readable(bundle: Bundle, names: list[str], role: str = "segmenter") -> list
 
 def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, device: str, threads: int | None) -> Graphs:
     """The text graph beside an image engine: its engine if that runs here, else ONNX Runtime."""
-    names = [name for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
-    text_record = text_engine_for(record, _readable(bundle, names, "text_encoder"))
+    text_record = text_engine_for(record, _readable(bundle, _engine_names(bundle), "text_encoder"))
     text: Backend | None = None
     if text_record is not None:
         try:
             text = _load_engine(bundle, text_record, text_signature(bundle.manifest.input))
         except LavtError as error:
             _warn_unused(f"{text_record.name} is not used, the text encoder runs on ONNX Runtime: {error}")
-    used = [record]
-    if text is None:
+    engines = [record]
+    if text is None or text_record is None:
         text, file = _onnx_graph(bundle, "text_encoder", record.precision, device, threads)
     else:
-        assert text_record is not None
-        used, file = [text_record, record], text_record.name
-    unverified = [one.name for one in used if not one.verified]
+        engines, file = [text_record, record], text_record.name
+    unverified = [engine.name for engine in engines if not engine.verified]
     if unverified:
         warn_caller(
             f"{' and '.join(unverified)} of {bundle.root}: outputs were never compared with the graph's, "

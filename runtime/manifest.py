@@ -171,8 +171,8 @@ def _mapping(value: object, where: str) -> JsonObject:
 
 def _objects(fields: JsonObject, key: str) -> JsonObject:
     """An object of objects; empty if it is missing."""
-    found = _mapping(fields.get(key, {}), key)
-    return {name: _mapping(value, f"{key}.{_shown(name)}") for name, value in found.items()}
+    objects = _mapping(fields.get(key, {}), key)
+    return {name: _mapping(value, f"{key}.{_shown(name)}") for name, value in objects.items()}
 
 
 def _integer(fields: JsonObject, key: str, low: int, high: int) -> int:

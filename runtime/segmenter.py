@@ -266,8 +266,8 @@ class Segmenter:
     def _results(self, image: PreparedImage, prompts: list[Prompt], graph: Backend) -> list[Result]:
         logits = self._logits(image.pixels, prompts, graph)
         return [
-            Result(*foreground(one, image.height, image.width), sentence=prompt.sentence)
-            for prompt, one in zip(prompts, logits, strict=False)
+            Result(*foreground(values, image.height, image.width), sentence=prompt.sentence)
+            for prompt, values in zip(prompts, logits, strict=False)
         ]
 
     def _logits(

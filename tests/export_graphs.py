@@ -15,7 +15,7 @@ from lavt_edge.export.rewrites.image_model import ImageModel
 from lavt_edge.export.rewrites.text_model import TextModel
 from lavt_edge.export.rewrites.words import prompt_channels
 from lavt_edge.reference import LAVT, LAVTConfig
-from lavt_edge.runtime.bundle import CheckpointInfo
+from lavt_edge.runtime.manifest import CheckpointInfo
 
 CHECKPOINT = CheckpointInfo("golden.pth", "0" * 64)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from lavt_edge.runtime.bundle import CheckpointInfo, FileEntry, InputSpec, Manifest, file_entry
+from lavt_edge.runtime.bundle import file_entry
+from lavt_edge.runtime.manifest import CheckpointInfo, FileEntry, InputSpec, Manifest
 from lavt_edge.runtime.tokenizer import build_tokenizer
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from lavt_edge.export import ExportOptions, export_bundle
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.bundle import Manifest
+from lavt_edge.runtime.manifest import Manifest
 from lavt_edge.tests.export_graphs import CHECKPOINT, export_image, export_text, run_graph
 from lavt_edge.tests.golden import Case, byte_patches, golden_lavt
 from onnx.utils import Extractor

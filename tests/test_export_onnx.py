@@ -26,7 +26,8 @@ from lavt_edge.export.rewrites.text_model import TextModel
 from lavt_edge.export.rewrites.words import prompt_channels
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.bundle import Manifest, sha256_of
+from lavt_edge.runtime.bundle import sha256_of
+from lavt_edge.runtime.manifest import Manifest
 from lavt_edge.tests.base_export import CommandRun
 from lavt_edge.tests.export_graphs import CHECKPOINT, export_image, image_inputs, run_graph
 from lavt_edge.tests.golden import NO_TEXT, golden_lavt

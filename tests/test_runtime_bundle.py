@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lavt_edge.errors import BundleError, LavtError
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.bundle import FileEntry, Manifest, file_entry, open_bundle, sha256_of
+from lavt_edge.runtime.bundle import file_entry, open_bundle, sha256_of
+from lavt_edge.runtime.manifest import FileEntry, Manifest
 from lavt_edge.tests.runtime_bundle import manifest_for, write_bundle
 
 SHA = "a" * 64

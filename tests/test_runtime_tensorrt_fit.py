@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lavt_edge.errors import BundleError
 from lavt_edge.runtime.manifest import FileEntry
 from lavt_edge.runtime.tensorrt.record import (
     CudaDevice,
+    EngineRecord,
     check_header,
     device_misfit,
     engine_record,
@@ -128,6 +130,41 @@ def test_the_text_engine_beside_an_image_engine() -> None:
         assert found is not None
         assert found.precision == wanted
     assert text_engine_for(a_record(), [other, a_record()]) is None
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    record = a_record(targets=("sm86", "sm89"), multiprocessors=16, onnx_file="segmenter.onnx", onnx_sha256="a" * 64)
+    written = json.loads(json.dumps(record.to_dict()))
+    assert EngineRecord.read(record.name, record.rebuild, written) == record
+    assert not {"name", "rebuild"} & written.keys()
+    for key in ("gpu", "compute_capability", "multiprocessors", "onnx_file", "onnx_sha256"):
+        assert getattr(EngineRecord.read("x", "y", {**written, key: None}), key) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("role", "tokenizer"),
+        ("flavor", "tensorrt\n"),
+        ("version", "10"),
+        ("version", "10.3.0 or later"),
+        ("compute_capability", "87"),
+        ("targets", None),
+        ("targets", "sm86"),
+        ("targets", [86]),
+        ("targets", ["sm86", "sm86a"]),
+        ("max_batch", 0),
+        ("max_batch", True),
+        ("max_batch", 1.0),
+        ("multiprocessors", "16"),
+        ("verified", 1),
+        ("verified", None),
+        ("onnx_file", ["segmenter.onnx"]),
+    ],
+)
+def test_a_malformed_field_of_a_record_is_named(key: str, value: object) -> None:
+    with pytest.raises(BundleError, match=rf"engines\.x\.{key} is missing or malformed: build it again"):
+        EngineRecord.read("x", "build it again", {**a_record().to_dict(), key: value})
 
 
 FIELDS = ("role", "precision", "flavor", "version", "gpu", "compute_capability", "targets", "onnx_file", "onnx_sha256")

@@ -99,7 +99,7 @@ def make_bundle(subject: Subject, root: Path) -> None:
     from ...export import ExportOptions, export_bundle
     from ...export.source import open_source
     from ...reference import LAVT, LAVTConfig
-    from ...runtime.bundle import CheckpointInfo
+    from ...runtime.manifest import CheckpointInfo
 
     data = DataOptions(samples=subject.samples)
     if subject.swin is None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..._base.progress import Report, ignore
 from ...errors import ExportError
-from ...runtime.bundle import Bundle, FileEntry, file_entry, open_bundle
+from ...runtime.bundle import Bundle, file_entry, open_bundle
 from ...runtime.cuda import find_device, free_device_memory
-from ...runtime.manifest import Manifest
+from ...runtime.manifest import FileEntry, Manifest
 from ...runtime.tensorrt.flavor import Flavor, find_flavor
 from ...runtime.tensorrt.record import EngineRecord, device_misfit, rebuild_command
 from ...runtime.update import BundleUpdate, update_bundle

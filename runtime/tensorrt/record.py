@@ -150,7 +150,7 @@ def check_header(data: bytes, record: EngineRecord, path: Path) -> None:
     if flavor == "tensorrt_rtx" and int.from_bytes(data[16:24], "little") != len(data):
         raise BundleError(f"{path} has {len(data)} bytes, its header says otherwise: {record.rebuild}")
     built = tuple(data[24:28])
-    if any(found != said & 0xFF for found, said in zip(built, numbers(record.version), strict=False)):
+    if any(byte != number & 0xFF for byte, number in zip(built, numbers(record.version), strict=False)):
         version = ".".join(map(str, built))
         raise BundleError(f"{path} was built with {version}, {MANIFEST_NAME} says {record.version}: {record.rebuild}")
 
@@ -224,5 +224,5 @@ def preferred(records: Sequence[EngineRecord]) -> list[EngineRecord]:
 def text_engine_for(image: EngineRecord, records: Sequence[EngineRecord]) -> EngineRecord | None:
     """The text encoder's engine to use beside an image engine: of its flavour; its precision, else fp16, else any."""
     ranks = {precision: rank for rank, precision in enumerate((*_PREFERENCE[::-1], "fp16", image.precision))}
-    fitting = [one for one in records if one.role == "text_encoder" and one.flavor == image.flavor]
-    return max(fitting, key=lambda one: (ranks.get(one.precision, -1), one.verified), default=None)
+    fitting = [record for record in records if record.role == "text_encoder" and record.flavor == image.flavor]
+    return max(fitting, key=lambda record: (ranks.get(record.precision, -1), record.verified), default=None)
