@@ -17,7 +17,7 @@ from ..errors import BackendError, PromptError
 from .backend import Backend
 from .batches import PromptBatch, in_batches, stack_prompts, text_feeds
 from .bundle import Bundle, open_bundle
-from .graphs import open_graphs
+from .graphs import Graphs, open_graphs
 from .images import ImageLike, PreparedImage, foreground, prepare
 from .manifest import Manifest
 from .prompt import Prompt, PromptCache, TruncationWarning
@@ -61,27 +61,18 @@ class Segmenter:
         files: the bundle's files that run, of the text and the image graph.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        text: Backend,
-        image: Backend,
-        *,
-        precision: str = "fp32",
-        prompt_cache: int = 256,
-        files: tuple[str, ...] = (),
-    ) -> None:
-        self.files = files
+    def __init__(self, bundle: Bundle, graphs: Graphs, prompt_cache: int) -> None:
+        self.files = graphs.files
         self.manifest: Manifest = bundle.manifest
-        self.precision = precision
+        self.precision = graphs.precision
         self._spec = bundle.manifest.input
         self._fingerprint = bundle.fingerprint
         self._tokenizer = bundle.tokenizer()
         self._cache = PromptCache(prompt_cache)
-        self._backends: tuple[Backend, Backend] | None = (text, image)
+        self._backends: tuple[Backend, Backend] | None = (graphs.text, graphs.image)
         self._stacked: PromptBatch | None = None
-        self.device = image.device
-        self.runtime = image.name
+        self.device = graphs.image.device
+        self.runtime = graphs.image.name
 
     @classmethod
     def load(
@@ -115,14 +106,7 @@ class Segmenter:
         """
         bundle = open_bundle(path)
         graphs = open_graphs(bundle, device=device, threads=threads, precision=precision)
-        return cls(
-            bundle,
-            graphs.text,
-            graphs.image,
-            precision=graphs.precision,
-            prompt_cache=prompt_cache,
-            files=graphs.files,
-        )
+        return cls(bundle, graphs, prompt_cache)
 
     @property
     def input_size(self) -> tuple[int, int]:
