@@ -93,6 +93,13 @@ class _PlainUnpickler(_Unpickler):
         except UnicodeDecodeError:
             return value.decode("latin-1")
 
+    # Python's own let lone surrogates through.
+    def load_binunicode(self) -> None:
+        self.append(self.read(int.from_bytes(self.read(4), "little")).decode())
+
+    def load_short_binunicode(self) -> None:
+        self.append(self.read(self.read(1)[0]).decode())
+
     def load_setitem(self) -> None:
         _check_keys(self.stack[-2:-1])
         super().load_setitem()

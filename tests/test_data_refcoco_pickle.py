@@ -252,6 +252,8 @@ def test_dict_keys_other_than_text_are_refused(path: Path) -> None:
         b"](0e",
         b"t",
         b"X\x01\x00\x00\x00\xff",
+        b"X\x03\x00\x00\x00\xed\xa0\x80",
+        b"\x8c\x03\xed\xa0\x80",
     ],
 )
 def test_damaged_opcode_streams_are_refused(path: Path, body: bytes) -> None:
