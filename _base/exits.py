@@ -156,7 +156,9 @@ def _missing(error: BaseException, extra: str | None = None) -> str | None:
 def _system(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         return None
-    names = " to ".join(os.fsdecode(one) for one in (error.filename, error.filename2) if isinstance(one, (str, bytes)))
+    names = " to ".join(
+        os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))
+    )
     reason = error.strerror or str(error) or type(error).__name__
     remedy = _REMEDIES.get(error.errno or 0)
     return f"{names}: {reason}".removeprefix(": ") + (f"; {remedy}" if remedy else "")
@@ -180,7 +182,7 @@ def _say(line: str) -> None:
 
 
 def _give_up_stdout() -> None:
-    """Where stdout cannot be written, Python must not try again while it ends and replace the exit code."""
+    """If stdout cannot be written, Python must not try again while it ends and replace the exit code."""
     try:
         _flush()
     except (OSError, ValueError):

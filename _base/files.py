@@ -25,7 +25,7 @@ def sync(path: Path) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """`sync` of a folder whose entries changed, where its file system and its permissions have such a thing."""
+    """`sync` of a folder whose entries changed, if its file system and its permissions have such a thing."""
     try:
         sync(folder)
     except OSError as error:
@@ -36,7 +36,7 @@ def _sync_names(folder: Path) -> None:
 def partial_of(target: Path) -> Path:
     """A name beside `target` that says whose it is: .NAME.PID.RANDOM.partial"""
     if not target.name or target.name == "..":
-        raise IsADirectoryError(errno.EISDIR, f"{target} is no new name")
+        raise IsADirectoryError(errno.EISDIR, f"{target} is not the name of a new file")
     mark = secrets.token_hex(4)
     _marks.add(mark)
     return target.with_name(f".{target.name}.{os.getpid()}.{mark}.partial")
@@ -101,7 +101,7 @@ def _make_folder(path: Path) -> None:
 def locked_folder(path: Path) -> Iterator[int]:
     """Holds the lock of the folder that `path` names, until the context or the process ends; gives its descriptor.
 
-    Raises BlockingIOError where another holds it, OSError where the folder cannot be read.
+    Raises BlockingIOError if another process holds it, OSError if the folder cannot be read.
     """
     with _locked(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         yield descriptor
@@ -148,7 +148,7 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A new folder to fill, which becomes `target` at the end; on any error nothing of it is left.
 
     With `replace`, what `target` is at the start gives way at the last moment. A symbolic link is followed. Raises
-    OSError: FileExistsError where the name is taken, at the start or at the end, BlockingIOError where another
+    OSError: FileExistsError if the name is taken, at the start or at the end, BlockingIOError if another
     process writes to it.
     """
     target = Path(os.path.realpath(target)) if target.is_symlink() else target
@@ -203,7 +203,7 @@ def _give_name(partial: Path, target: Path, old: os.stat_result | None) -> None:
 def whole_file(target: Path) -> Iterator[Path]:
     """A path beside `target` to write to, which replaces `target` at the end; on any error nothing of it is left.
 
-    A symbolic link is followed. Raises OSError for what is no regular file, such as a device.
+    A symbolic link is followed. Raises OSError for what is not a regular file, such as a device.
     """
     target = Path(os.path.realpath(target)) if target.is_symlink() else target
     if target.exists() and not target.is_file():

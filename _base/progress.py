@@ -1,4 +1,4 @@
-"""How long work tells its caller where it is."""
+"""How work that takes long tells its caller how far it is."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ Progress = Callable[[int, int], None]
 
 
 def ignore(*_: object) -> None:
-    """The caller who need not know."""
+    """For a caller who need not know."""

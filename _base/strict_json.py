@@ -8,7 +8,7 @@ from typing import Any
 
 
 def loads(text: bytes | str) -> Any:
-    """The value of a JSON text. Raises ValueError: no JSON, NaN, a number that no float holds, or nested too deeply."""
+    """The value of a JSON text. Raises ValueError for NaN, a number that no float holds, deep nesting."""
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
@@ -16,7 +16,7 @@ def loads(text: bytes | str) -> Any:
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _finite(text: str) -> float:

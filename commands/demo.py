@@ -23,7 +23,7 @@ ROWS, COLUMNS, SCENES = 4, 2, 60
 def segment_scenes(bundle: Path) -> tuple[list[NDArray[np.uint8]], dict[str, float]]:
     """Panels (image, target, prediction) of the first scenes, and the figures over all."""
     from ..data.metrics import ReferringMetrics
-    from ..data.shapes.scenes import scene_at
+    from ..data.shapes import scene_at
     from ..runtime import Segmenter
     from ..runtime.overlay import overlay
 

@@ -54,7 +54,7 @@ def parse_segmentation(value: object) -> Segmentation:
 def rasterise(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
     """The mask of a segmentation, bool (height, width).
 
-    Each part is rasterised by itself and the parts are summed; a pixel belongs to the mask where the sum is exactly 1.
+    Each part is rasterised by itself and the parts are summed; a pixel belongs to the mask if the sum is exactly 1.
     So where polygons overlap there is a hole, and published figures depend on it. No parts give an empty mask.
 
     Raises:

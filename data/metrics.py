@@ -48,7 +48,7 @@ class ReferringMetrics:
         return intersection, union
 
     def add(self, intersection: int, union: int) -> None:
-        """Adds one sentence by its pixel counts. Where the union is empty its IoU is 0.
+        """Adds one sentence by its pixel counts. If the union is empty its IoU is 0.
 
         Raises:
             InputError: not 0 <= intersection <= union.

@@ -42,7 +42,7 @@ class ReferredObject:
     sentence_ids: tuple[int, ...]
     segmentation: Segmentation = field(repr=False)
     kinds: tuple[str, ...] = ()
-    """Of generated data: what each sentence goes by (see `shapes_objects.KINDS`). Empty where the file does not say."""
+    """Of generated data: what each sentence goes by (see `shapes.objects.KINDS`). Empty if the file does not say."""
 
     @property
     def image(self) -> Image.Image:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from lavt_edge.data.shapes import HELD_OUT, Scene, SceneObject
 from lavt_edge.data.shapes.objects import COLOURS, SHAPES
-from lavt_edge.data.shapes.scenes import HELD_OUT, Scene, SceneObject
 from lavt_edge.runtime import run_main
 from numpy.typing import NDArray
 from video_file import FOURCC, VideoFile

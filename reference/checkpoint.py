@@ -33,7 +33,7 @@ def load_checkpoint(path: str | Path, *, fusion_heads: tuple[int, int, int, int]
     """Reads an official checkpoint (`lavt` or `lavt_one`) into a LAVT in eval mode, float32, on the CPU.
 
     Swin type and window come from the shapes, the PWAM heads from the checkpoint's own `args.mha`. `fusion_heads`
-    says the heads where the file holds no `args`. The file is memory-mapped, so optimizer state costs no memory.
+    says the heads if the file holds no `args`. The file is memory-mapped, so optimizer state costs no memory.
 
     Raises CheckpointError for anything that is not such a file, naming the first missing or mis-shaped key.
     """

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from ..data.shapes.scenes import VOCABULARY
+from ..data.shapes import VOCABULARY
 from ..errors import CheckpointError, reason_of
 from .config import LAVTConfig, TextConfig
 from .lavt import LAVT
@@ -32,7 +32,7 @@ DEMO_CONFIG: Final = LAVTConfig(
 def load_demo(path: str | Path = DEMO_WEIGHTS) -> LAVT:
     """The demo model in eval mode, float32, on the CPU, with the configuration that its file holds.
 
-    Raises CheckpointError where the file is missing or is not such a file.
+    Raises CheckpointError if the file is missing or is not such a file.
     """
     path = Path(path)
     try:
@@ -53,7 +53,7 @@ def load_demo(path: str | Path = DEMO_WEIGHTS) -> LAVT:
 
 
 def _check_shapes(config: LAVTConfig, state: dict[str, torch.Tensor]) -> None:
-    """Raises ValueError where the configuration asks for other tensors than the file has, before they take memory."""
+    """Raises ValueError if the configuration asks for other tensors than the file has, before they take memory."""
     with torch.device("meta"):
         expected = LAVT(config).state_dict()
     if {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in expected.items()}:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lavt_edge import cli
 from lavt_edge.data.shapes import cached as generated
-from lavt_edge.data.shapes.scenes import scene_at
+from lavt_edge.data.shapes import scene_at
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.reference import LAVT, LAVTConfig
 from lavt_edge.tests.golden import official_content

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from lavt_edge.data.shapes.scenes import Scene
+from lavt_edge.data.shapes import Scene
 
 WORDS = {
     "shape": {

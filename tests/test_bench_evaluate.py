@@ -15,7 +15,7 @@ from lavt_edge.benchmarks.evaluation.evaluate import HEADER, evaluate
 from lavt_edge.benchmarks.evaluation.predictors import BundlePredictor, load_bundle, object_masks
 from lavt_edge.data.metrics import ReferringMetrics
 from lavt_edge.data.sentences import Split, open_split
-from lavt_edge.data.shapes.scenes import KINDS
+from lavt_edge.data.shapes import KINDS
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import BackendError, DatasetError
 from lavt_edge.tests.bench_results import MINI, counts_in, expected_counts, lines, mini, refusal, stop_after

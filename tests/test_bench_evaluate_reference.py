@@ -11,7 +11,7 @@ from lavt_edge.benchmarks.evaluation.evaluate import Evaluation, evaluate
 from lavt_edge.benchmarks.evaluation.predictors import load_bundle
 from lavt_edge.benchmarks.evaluation.reference import ReferencePredictor, load_reference
 from lavt_edge.data.sentences import open_split
-from lavt_edge.data.shapes.scenes import VOCABULARY
+from lavt_edge.data.shapes import VOCABULARY
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 from lavt_edge.runtime.tokenizer import build_tokenizer

@@ -18,7 +18,7 @@ from lavt_edge.calibration.observers import Session, add_range_outputs
 from lavt_edge.calibration.products import candidates, find_products
 from lavt_edge.calibration.qdq import quantize_products
 from lavt_edge.calibration.smoothing import Pair, smooth
-from lavt_edge.data.shapes.scenes import scene_at
+from lavt_edge.data.shapes import scene_at
 from lavt_edge.errors import BackendError
 from lavt_edge.export.macs import count_macs
 from lavt_edge.runtime import Segmenter

@@ -10,10 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lavt_edge.data import RefCOCO
-from lavt_edge.data.shapes import queries as shapes_queries
-from lavt_edge.data.shapes import write as shapes_write
-from lavt_edge.data.shapes.objects import COLOURS, SHAPES
-from lavt_edge.data.shapes.scenes import (
+from lavt_edge.data.shapes import (
     HELD_OUT,
     KINDS,
     SPLITS,
@@ -26,6 +23,9 @@ from lavt_edge.data.shapes.scenes import (
     sentence_kind,
     swapped,
 )
+from lavt_edge.data.shapes import queries as shapes_queries
+from lavt_edge.data.shapes import write as shapes_write
+from lavt_edge.data.shapes.objects import COLOURS, SHAPES
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import DatasetError
 from lavt_edge.tests.shapes_reader import GRAMMAR, KIND, Picture, holds_for, parse

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lavt_edge.data.shapes import scene_at, swapped
 from lavt_edge.data.shapes.queries import Relation
-from lavt_edge.data.shapes.scenes import scene_at, swapped
 from lavt_edge.errors import CheckpointError
 from lavt_edge.reference.demo import DEMO_CONFIG, DEMO_VOCABULARY, DEMO_WEIGHTS, demo_bytes, load_demo
 from lavt_edge.reference.training import batches as train_data

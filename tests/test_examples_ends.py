@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from lavt_edge._base.exits import run_main
-from lavt_edge.data.shapes.scenes import scene_at
+from lavt_edge.data.shapes import scene_at
 from lavt_edge.errors import ExitCode, LavtError
 from lavt_edge.tests.example_runs import EXAMPLES, run
 from lavt_edge.tests.example_runs import example as example  # a fixture

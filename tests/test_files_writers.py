@@ -96,7 +96,7 @@ import sys, time
 from pathlib import Path
 from lavt_edge._base.files import whole_folder
 target, mine, end = Path(sys.argv[1]), sys.argv[2], time.monotonic() + 1.0
-time.sleep(float(sys.argv[3]) - time.time())
+time.sleep(max(0.0, float(sys.argv[3]) - time.time()))
 done = 0
 while time.monotonic() < end or not done:
     try:

@@ -21,7 +21,7 @@ from lavt_edge.calibration.products import Product, candidates, int8_macs
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle, quantized_graph
 from lavt_edge.calibration.record import read_calibration
 from lavt_edge.calibration.sample import DataOptions, draw_sample
-from lavt_edge.data.shapes.scenes import scene_at
+from lavt_edge.data.shapes import scene_at
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import BundleError, ExportError
 from lavt_edge.export.engines.bundle import build_engines

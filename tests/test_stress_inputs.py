@@ -191,7 +191,7 @@ def test_an_infinite_number_in_a_manifest_is_refused_when_it_is_read(tmp_path: P
     bundle = write_bundle(tmp_path / "bundle")
     text = (bundle / "lavt.json").read_text()
     (bundle / "lavt.json").write_text(text.replace('"cases": 6', '"cases": 1e999'))
-    with pytest.raises(BundleError, match="1e999 is no JSON number"):
+    with pytest.raises(BundleError, match="1e999 is not a JSON number"):
         open_bundle(bundle)
     (bundle / "lavt.json").write_text(text.replace('"segmenter": {\n   "rel', '"x": 5, "segmenter": {\n   "rel'))
     with pytest.raises(BundleError, match=r"parity\.'x': expected an object"):

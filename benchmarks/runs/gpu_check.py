@@ -29,7 +29,7 @@ from rich.table import Table
 from ..._base.exits import run_main
 from ..._base.files import write_whole
 from ...data.metrics import pixel_agreement, relative_error
-from ...data.shapes.scenes import scene_at
+from ...data.shapes import scene_at
 from ...errors import ExitCode, LavtError
 from ...runtime import Segmenter, UnverifiedEngineWarning
 from ...runtime.batches import stack_prompts

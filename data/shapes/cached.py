@@ -19,8 +19,8 @@ _PAUSE = 0.1  # seconds between looks at what another process writes
 def generated_root(split: str, progress: Progress = ignore) -> Path:
     """The folder of the generated data (seed 0, default scenes) that holds a split, in RefCOCO's layout.
 
-    Where it is not there yet it is written, whole or not at all: scenes do not depend on each other, so a split can be
-    had without the others. Where another process is writing it, this one waits for it. `progress` is called with
+    If it is not there yet it is written, whole or not at all: scenes do not depend on each other, so a split can be
+    had without the others. If another process is writing it, this one waits for it. `progress` is called with
     (scenes written, scenes in all).
 
     Raises:

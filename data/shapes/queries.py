@@ -32,7 +32,7 @@ OVERLAP_MARGIN: Final = 0.06
 
 @dataclass(frozen=True)
 class Descriptor:
-    """The attributes that a noun phrase names; None where it does not."""
+    """The attributes that a noun phrase names; None if it does not."""
 
     size: str | None = None
     texture: str | None = None
@@ -145,13 +145,13 @@ def in_region(view: View, index: int, region: str) -> bool | None:
 
 def _related(view: View, index: int, anchor: int, relation: str) -> bool | None:
     """Whether an object stands in a relation (any but "nearest") to another one."""
-    one, other = view.objects[index], view.objects[anchor]
+    item, other = view.objects[index], view.objects[anchor]
     if relation in ("front", "behind"):
-        covered = other.covered_by[index] if relation == "front" else one.covered_by[anchor]
+        covered = other.covered_by[index] if relation == "front" else item.covered_by[anchor]
         return True if covered >= OVERLAP_MARGIN else False if covered == 0 else None
     direction = {"above": "top", "below": "bottom"}.get(relation, relation)
     gap = view.along(anchor, direction) - view.along(index, direction)
-    dx, dy = abs(one.centre[0] - other.centre[0]), abs(one.centre[1] - other.centre[1])
+    dx, dy = abs(item.centre[0] - other.centre[0]), abs(item.centre[1] - other.centre[1])
     ahead, aside = (dx, dy) if relation in ("left", "right") else (dy, dx)
     if gap <= 0.03:
         return False

@@ -99,8 +99,8 @@ def stencil(item: SceneObject) -> Stencil:
 def owners(stencils: Sequence[Stencil], size: Size) -> NDArray[np.uint8]:
     """Which object shows at each drawing pixel: uint8 (SCALE H, SCALE W), 0 background, k for object k - 1."""
     canvas = Image.new("L", (size[0] * SCALE, size[1] * SCALE))
-    for index, one in enumerate(stencils):
-        canvas.paste(index + 1, one.corner, one.mask)
+    for index, stencil in enumerate(stencils):
+        canvas.paste(index + 1, stencil.corner, stencil.mask)
     return np.asarray(canvas)
 
 
@@ -136,9 +136,9 @@ def _background(size: Size, dice: random.Random, noise: np.random.Generator) -> 
     return image
 
 
-def _paint(item: SceneObject, one: Stencil) -> Image.Image:
+def _paint(item: SceneObject, outline: Stencil) -> Image.Image:
     """The object's surface, covering its silhouette: plain, striped or dotted, at SCALE."""
-    box = one.mask.size
+    box = outline.mask.size
     surface = Image.new("RGB", box, item.rgb)
     if item.texture == "plain":
         return surface
@@ -159,8 +159,8 @@ def _paint(item: SceneObject, one: Stencil) -> Image.Image:
             x, y, r = middle_x + c * u - s * v, middle_y + s * u + c * v, period * 0.27
             if -r < x < box[0] + r and -r < y < box[1] + r:
                 draw.ellipse((x - r, y - r, x + r, y + r), fill=item.shade)
-    # A rim in the object's own colour keeps its outline whole where the texture is as dark as the background.
-    for edge in one.edges:
+    # A rim in the object's own colour keeps its outline whole if the texture is as dark as the background.
+    for edge in outline.edges:
         draw.line(edge + edge[:4], fill=item.rgb, width=2 * RIM * SCALE)
     return surface
 
@@ -171,8 +171,8 @@ def render(objects: Sequence[SceneObject], size: Size, seed: int) -> NDArray[np.
     noise = np.random.default_rng(seed)
     canvas = _background(size, dice, noise)
     for item in objects:
-        one = stencil(item)
-        canvas.paste(_paint(item, one), one.corner, one.mask)
+        outline = stencil(item)
+        canvas.paste(_paint(item, outline), outline.corner, outline.mask)
     # Triangular noise, one part grey and one coloured: cheaper than normal and as good here. The table sets the
     # exposure and takes the noise's mean off; the sum saturates.
     strength = dice.randrange(6, 26)

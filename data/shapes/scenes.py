@@ -1,8 +1,4 @@
-"""Generated referring segmentation: scenes of simple objects with sentences that each single one object out.
-
-The same seed gives the same scene. `testB` shows pairs of colour and shape (`HELD_OUT`) that no other split shows, and
-its sentences speak of those objects only. Segmentations are exact pixel masks of what is visible of each object.
-"""
+"""Scenes of simple objects: what is in them, where it lies, what can be seen of it and what is said of it."""
 
 from __future__ import annotations
 
@@ -34,24 +30,7 @@ from .objects import (
     SceneObject,
 )
 from .queries import View
-from .sentences import SceneSentence, sentence_kind, swapped, write_sentences
-from .words import VOCABULARY
-
-__all__ = [
-    "HELD_OUT",
-    "KINDS",
-    "SPLITS",
-    "VOCABULARY",
-    "Scene",
-    "SceneObject",
-    "SceneSentence",
-    "generate_scene",
-    "sample",
-    "scene_at",
-    "scene_rng",
-    "sentence_kind",
-    "swapped",
-]
+from .sentences import SceneSentence, write_sentences
 
 _TEXTURE_WEIGHTS: Final = (50, 25, 25)
 _PLACES: Final = 40  # positions tried for an object before the scene is given up
@@ -82,8 +61,8 @@ class Scene:
 
     def sentences(self) -> list[SceneSentence]:
         """Sentences that hold for exactly one object each; those of a testB scene are about held-out pairs."""
-        found = write_sentences(View(self.objects, self.size), random.Random(self.seed ^ 0x5EED))
-        return [one for one in found if self.split != "testB" or self.objects[one.object_index].held_out]
+        sentences = write_sentences(View(self.objects, self.size), random.Random(self.seed ^ 0x5EED))
+        return [item for item in sentences if self.split != "testB" or self.objects[item.object_index].held_out]
 
 
 def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
@@ -176,10 +155,10 @@ def _measured(items: list[SceneObject], size: tuple[int, int]) -> tuple[SceneObj
     fine = drawing.owners(stencils, size)
     step = drawing.SCALE
     measured = []
-    silhouettes = [np.asarray(one.mask) > 0 for one in stencils]
-    wholes = [int(np.count_nonzero(one)) for one in silhouettes]
-    for index, (item, one) in enumerate(zip(items, stencils, strict=True)):
-        (x, y), (height, width) = one.corner, silhouettes[index].shape
+    silhouettes = [np.asarray(stencil.mask) > 0 for stencil in stencils]
+    wholes = [int(np.count_nonzero(silhouette)) for silhouette in silhouettes]
+    for index, (item, stencil) in enumerate(zip(items, stencils, strict=True)):
+        (x, y), (height, width) = stencil.corner, silhouettes[index].shape
         window = fine[y : y + height, x : x + width]
         shown = np.bincount(window[silhouettes[index]], minlength=len(items) + 1)
         own = int(shown[index + 1])
@@ -228,7 +207,7 @@ def sample(
         scene = generate_scene(rng, split=split, size=size)
         sentences = scene.sentences()
         wanted = KINDS[int(rng.integers(len(KINDS)))]
-        fit = [one for one in sentences if one.kind == wanted]
+        fit = [sentence for sentence in sentences if sentence.kind == wanted]
         if fit:
             chosen = fit[int(rng.integers(len(fit)))]
             return scene.render(), scene.masks()[chosen.object_index], chosen.text, chosen.kind

@@ -74,21 +74,21 @@ class _Speaker:
 
     def unique(self, index: int) -> list[Descriptor]:
         """Descriptors that fit this object alone, shortest first."""
-        found = []
+        descriptors = []
         for count in range(1, len(ATTRIBUTES) + 1):
             for names in combinations(ATTRIBUTES, count):
                 descriptor = self.describe(index, names)
                 if descriptor is not None and self.view.matching(descriptor) == [index]:
-                    found.append(descriptor)
-        return found
+                    descriptors.append(descriptor)
+        return descriptors
 
     def attribute(self, index: int) -> Iterator[Query]:
         """Mostly no longer than needed, sometimes by one word; with the shape, if that is as short."""
-        found = self.unique(index)
-        if not found:
+        descriptors = self.unique(index)
+        if not descriptors:
             return
-        limit = found[0].named + (self.dice.random() < 0.35)
-        fit = [descriptor for descriptor in found if descriptor.named <= limit]
+        limit = descriptors[0].named + (self.dice.random() < 0.35)
+        fit = [descriptor for descriptor in descriptors if descriptor.named <= limit]
         with_shape = [descriptor for descriptor in fit if descriptor.shape]
         yield Attribute(self.dice.choice(with_shape if with_shape and self.dice.random() < 0.75 else fit))
 
@@ -118,8 +118,8 @@ class _Speaker:
         for target in self.targets(index):
             # Occlusion is rare, so where there is some, it is spoken of more often than chance would.
             other = self.dice.choice(meeting if meeting and self.dice.random() < 0.5 else anchors)
-            found = names[other]
-            anchor = self.dice.choice([descriptor for descriptor in found if descriptor.named == found[0].named])
+            options = names[other]
+            anchor = self.dice.choice([option for option in options if option.named == options[0].named])
             if len(self.view.matching(target)) < 2 and self.dice.random() < 0.7:
                 continue  # the relation would add nothing
             relations = list(RELATIONS)
@@ -159,7 +159,7 @@ def swapped(owners: Sequence[tuple[int, int]], kinds: Sequence[str] | None = Non
     """Pair every sentence with one about another object of its scene, of the same kind if there is one.
 
     `owners` holds (scene or image id, object or ref id) of each sentence. Returns the index of each sentence's
-    partner, None where its scene speaks of one object only. Segmenting the partner's words and scoring against the
+    partner, None if its scene speaks of one object only. Segmenting the partner's words and scoring against the
     sentence's own mask shows whether a model reads the words.
     """
     scenes: dict[int, list[int]] = {}

@@ -33,7 +33,7 @@ EXTREME_FORMS: Final[dict[str, tuple[str, ...]]] = {
     "top": ("the topmost {}", "topmost {}", "the highest {}", "the uppermost {}"),
     "bottom": ("the bottommost {}", "bottommost {}", "the lowest {}", "the lowermost {}"),
 }
-# Only where exactly two objects match.
+# Only if exactly two objects match.
 PAIR_FORMS: Final[dict[str, tuple[str, ...]]] = {
     "left": ("the left {}", "left {}"),
     "right": ("the right {}", "right {}"),

@@ -16,8 +16,8 @@ from PIL import Image
 from ..._base.files import whole_folder
 from ..._base.progress import Progress, ignore
 from ...errors import DatasetError
-from .objects import SHAPES
-from .scenes import KINDS, SPLITS, Scene, scene_at
+from .objects import KINDS, SHAPES, SPLITS
+from .scenes import Scene, scene_at
 
 DEFAULT_SCENES: Final[dict[str, int]] = {"train": 2000, "val": 150, "testA": 150, "testB": 150}
 IMAGES: Final = Path("images", "mscoco", "images", "train2014")
@@ -54,18 +54,18 @@ def _refs(scene: Scene, image_id: int, first_ann: int, name: str) -> Iterator[di
         ann_id = first_ann + index
         mine = [
             {
-                "tokens": one.text.split(),
-                "raw": one.text,
-                "sent": one.text,
-                "sent_id": ann_id * len(KINDS) + KINDS.index(one.kind),
-                "kind": one.kind,
+                "tokens": sentence.text.split(),
+                "raw": sentence.text,
+                "sent": sentence.text,
+                "sent_id": ann_id * len(KINDS) + KINDS.index(sentence.kind),
+                "kind": sentence.kind,
             }
-            for one in sentences
-            if one.object_index == index
+            for sentence in sentences
+            if sentence.object_index == index
         ]
         if mine:
             yield {
-                "sent_ids": [one["sent_id"] for one in mine],
+                "sent_ids": [sentence["sent_id"] for sentence in mine],
                 "file_name": f"{name}_{index}.jpg",
                 "ann_id": ann_id,
                 "ref_id": ann_id,
@@ -125,8 +125,7 @@ def write_refcoco(
 ) -> Path:
     """Write generated scenes in RefCOCO's layout and return the folder.
 
-    `scenes` says how many each split gets (DEFAULT_SCENES if None); scenes take `sizes`
-    (width, height) in turn;
+    `scenes` says how many each split gets (DEFAULT_SCENES if None); scenes take `sizes` (width, height) in turn;
     `progress` is called with (scenes written, scenes in all). Segmentations are uncompressed RLE, which is exact where
     polygons are not (rings, objects cut in two). Each sentence dict also has its "kind". The folder appears whole or
     not at all; the same arguments give the same bytes.

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ...data.shapes import KINDS, VOCABULARY, Scene, SceneSentence, scene_at
 from ...data.shapes.objects import COLOURS, SHAPES, SIZES, TEXTURES
 from ...data.shapes.queries import (
     DIRECTIONS,
@@ -28,7 +29,6 @@ from ...data.shapes.queries import (
     Relation,
     View,
 )
-from ...data.shapes.scenes import KINDS, VOCABULARY, Scene, SceneSentence, scene_at
 from ...data.shapes.words import ORDINALS
 from ...runtime.tokenizer import SentenceTokenizer, build_tokenizer
 
@@ -78,14 +78,15 @@ def as_jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
 
 def _chosen(sentences: list[SceneSentence], wanted: int, rng: np.random.Generator) -> list[SceneSentence]:
     """Sentences of as many kinds and about as many objects as there are."""
-    found: list[SceneSentence] = []
+    chosen: list[SceneSentence] = []
     kinds = [KINDS[i] for i in rng.permutation(len(KINDS))]
     for turn in range(wanted):
-        left = [one for one in sentences if one not in found] or sentences
-        fit = [one for one in left if one.kind == kinds[turn % len(kinds)]] or left
-        new = [one for one in fit if one.object_index not in {other.object_index for other in found}] or fit
-        found.append(new[int(rng.integers(len(new)))])
-    return found
+        left = [sentence for sentence in sentences if sentence not in chosen] or sentences
+        fit = [sentence for sentence in left if sentence.kind == kinds[turn % len(kinds)]] or left
+        spoken_of = {sentence.object_index for sentence in chosen}
+        new = [sentence for sentence in fit if sentence.object_index not in spoken_of] or fit
+        chosen.append(new[int(rng.integers(len(new)))])
+    return chosen
 
 
 def _attributes(scene: Scene, owners: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -130,8 +131,8 @@ def make_batch(seed: int, step: int, scenes: int, sentences: int) -> Batch:
     numbers = count(step * _SCENES)
     while len(images) < scenes:
         scene = scene_at(seed, "train", next(numbers))
-        found = scene.sentences()
-        if len(found) < sentences:
+        said_of = scene.sentences()
+        if len(said_of) < sentences:
             continue
         image = scene.render()
         images.append(as_jpeg(image, int(rng.integers(70, 97))) if rng.random() < 0.8 else image)
@@ -140,13 +141,13 @@ def make_batch(seed: int, step: int, scenes: int, sentences: int) -> Batch:
         owners = np.where(shown.any(axis=0), shown.argmax(axis=0), NOTHING)
         attributes.append(_attributes(scene, owners))
         view = View(scene.objects, scene.size)
-        for one in _chosen(found, sentences, rng):
+        for one in _chosen(said_of, sentences, rng):
             tokens.append(demo_tokenizer().encode(one.text)[:2])
             masks.append(visible[one.object_index])
             hints.append(_hints(one, view, owners))
-        for i in rng.integers(len(found), size=SAID):
-            said.append(demo_tokenizer().encode(found[i].text)[:2])
-            meanings.append(meaning(found[i].query))
+        for i in rng.integers(len(said_of), size=SAID):
+            said.append(demo_tokenizer().encode(said_of[i].text)[:2])
+            meanings.append(meaning(said_of[i].query))
     ids, attention = (torch.from_numpy(np.stack(part)) for part in zip(*tokens, strict=True))
     said_ids, said_mask = (torch.from_numpy(np.stack(part)) for part in zip(*said, strict=True))
     return Batch(
@@ -189,12 +190,13 @@ class Example:
 
 def examples(seed: int, split: str, wanted: int) -> list[Example]:
     """The first `wanted` sentences of a split, as `write_refcoco` stores them (JPEG included)."""
-    found: list[Example] = []
+    drawn: list[Example] = []
     number = 0
-    while len(found) < wanted:
+    while len(drawn) < wanted:
         scene = scene_at(seed, split, number)
         image, masks = as_jpeg(scene.render(), 92), scene.masks()
-        for one in scene.sentences():
-            found.append(Example(image, masks[one.object_index], one.text, one.kind, (number, one.object_index)))
+        for sentence in scene.sentences():
+            item = sentence.object_index
+            drawn.append(Example(image, masks[item], sentence.text, sentence.kind, (number, item)))
         number += 1
-    return found[:wanted]
+    return drawn[:wanted]

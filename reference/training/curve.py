@@ -13,9 +13,9 @@ _LOSS, _IOU, _INK, _GRID = (46, 112, 180), (214, 118, 44), (40, 40, 40), (225, 2
 
 
 def draw_loss_curve(log: Path, path: Path) -> None:
-    """Writes a PNG: the loss of each line (left axis) and, where it was measured, mean IoU in percent (right axis).
+    """Writes a PNG: the loss of each line (left axis) and, if it was measured, mean IoU in percent (right axis).
 
-    The loss jumps where a phase of training ends and the next asks for more (see train_step.Phase).
+    The loss jumps where a phase of training ends and the next asks for more (see step.Phase).
     """
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")

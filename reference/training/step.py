@@ -215,6 +215,6 @@ class Crew:
         ]
         results = [job.result() for job in jobs]
         for parameter, *grads in zip(self.parameters, *(grads for _, grads in results), strict=True):
-            found = [grad for grad in grads if grad is not None]
-            parameter.grad = torch.stack(found).sum(0) if found else None
+            parts = [grad for grad in grads if grad is not None]
+            parameter.grad = torch.stack(parts).sum(0) if parts else None
         return sum(loss for loss, _ in results)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from ..._base.files import write_whole
-from ...data.shapes.scenes import KINDS
+from ...data.shapes import KINDS
 from ...errors import CheckpointError
 from ..demo import DEMO_CONFIG, demo_bytes
 from ..lavt import LAVT, normalise
@@ -61,8 +61,8 @@ class Options:
 
 def _plain(options: Options) -> dict[str, Any]:
     """Options as plain lists and values, which a checkpoint may hold."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(options)))
-    return found
+    values: dict[str, Any] = json.loads(json.dumps(asdict(options)))
+    return values
 
 
 class Run:
@@ -144,7 +144,7 @@ def save(run: Run, path: Path) -> None:
 
 
 def load(run: Run, path: Path) -> None:
-    """Read a checkpoint. Raises CheckpointError where there is none, or one of another run."""
+    """Read a checkpoint. Raises CheckpointError if there is none, or it is another run's."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; there is nothing to resume")
     try:
@@ -152,7 +152,7 @@ def load(run: Run, path: Path) -> None:
         trained = {name: state["options"][name] for name in _plain(run.options)}
     except Exception as error:  # a damaged archive surfaces as almost any type
         raise CheckpointError(
-            f"{path}: no checkpoint of a training run, or damaged; begin in another folder"
+            f"{path}: not a checkpoint of a training run, or damaged; begin in another folder"
         ) from error
     for name, value in _plain(run.options).items():
         # The length may change: what is done stays done, the rate falls sooner or later.
@@ -168,23 +168,23 @@ def load(run: Run, path: Path) -> None:
 def predict(model: LAVT, chosen: list[Example], texts: list[str] | None = None, group: int = 8) -> list[float]:
     """IoU of each example's mask, segmented for its own sentence or for those given."""
     ious: list[float] = []
-    texts = [one.text for one in chosen] if texts is None else texts
+    texts = [example.text for example in chosen] if texts is None else texts
     for start in range(0, len(chosen), group):
         part = chosen[start : start + group]
         tokens = [demo_tokenizer().encode(text)[:2] for text in texts[start : start + group]]
-        ids, attention = (torch.from_numpy(np.stack(one)) for one in zip(*tokens, strict=True))
-        images = torch.from_numpy(np.stack([one.image for one in part]))
-        found = model(normalise(images), ids, attention).argmax(1).bool().numpy()
-        for one, mask in zip(part, found, strict=True):
-            union = int((mask | one.mask).sum())
-            ious.append(float((mask & one.mask).sum()) / union if union else 0.0)
+        ids, attention = (torch.from_numpy(np.stack(column)) for column in zip(*tokens, strict=True))
+        images = torch.from_numpy(np.stack([example.image for example in part]))
+        masks = model(normalise(images), ids, attention).argmax(1).bool().numpy()
+        for example, mask in zip(part, masks, strict=True):
+            union = int((mask | example.mask).sum())
+            ious.append(float((mask & example.mask).sum()) / union if union else 0.0)
     return ious
 
 
 def evaluate(model: LAVT, chosen: list[Example]) -> dict[str, float]:
     """Mean IoU in percent, of all examples and of each kind of sentence."""
     ious = np.array(predict(model, chosen))
-    kinds = np.array([one.kind for one in chosen])
+    kinds = np.array([example.kind for example in chosen])
     figures = {"all": float(ious.mean()) * 100}
     return {**figures, **{kind: float(ious[kinds == kind].mean()) * 100 for kind in KINDS if (kinds == kind).any()}}
 
@@ -201,7 +201,7 @@ def _open_log(path: Path, step: int) -> list[str]:
 def train(output: Path, options: Options, *, minutes: float, resume: bool, console: Console) -> None:
     """Train until all steps are done or the time is up.
 
-    Raises CheckpointError where `output` holds a run and `resume` is not given, or the other way round.
+    Raises CheckpointError if `output` holds a run and `resume` is not given, or the other way round.
     """
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from lavt_edge.data.shapes.scenes import scene_at
+from lavt_edge.data.shapes import scene_at
 from lavt_edge.runtime import Segmenter
 
 Picture: TypeAlias = npt.NDArray[np.float32]

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from lavt_edge.data.shapes.scenes import scene_at
+from lavt_edge.data.shapes import scene_at
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.images import ImageLike
 from lavt_edge.tests.stress.source import export_demo

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from lavt_edge.data.shapes.scenes import scene_at
+from lavt_edge.data.shapes import scene_at
 from lavt_edge.errors import BackendError
 from lavt_edge.runtime import Segmenter, TruncationWarning
 from lavt_edge.tests.stress.source import export_demo
