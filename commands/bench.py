@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,8 @@ from ..errors import ExitCode, LavtError
 from .common import Device, err, out, parse_heads, parse_size, print_table, progress_bar, refuse, warn
 
 if TYPE_CHECKING:
-    from ..benchmarks.timing.measure import Options
+    from .._base.progress import Progress, Report
+    from ..benchmarks.timing.result import FidelityRow, Options, Result
 
 bench_app = typer.Typer(add_completion=False)
 
@@ -27,14 +29,12 @@ _ACCURACY_OPTIONS = (
     "batch_size",
 )
 _DATA_OPTIONS = ("data_root", "split", "split_by", "limit")
-_MOST_LAYERS = 10
-
 
 _Engine = Annotated[Path | None, typer.Option(help="A bundle, or a segmenter .onnx inside one.")]
 _Against = Annotated[
     list[str] | None,
     typer.Option(
-        help="A peer, measured in turn with it; may be given again: torch, torch-compile, onnx-plain, openvino, "
+        help="A peer to measure in turn with it; may be given again: torch, torch-compile, onnx-plain, openvino, "
         "openvino-bf16, openvino-plain, openvino-plain-bf16, tensorrt-plain, or the path of a bundle, an .onnx or an "
         ".engine."
     ),
@@ -42,46 +42,47 @@ _Against = Annotated[
 _Checkpoint = Annotated[
     str | None,
     typer.Option(
-        help="An official checkpoint (.pth), or 'demo', the built-in model: what peers run that are no engines; "
+        help="An official checkpoint (.pth), or 'demo', the built-in model: what the peers in PyTorch run; "
         "with --dataset and no --engine, accuracy of PyTorch."
     ),
 ]
 _Image = Annotated[Path | None, typer.Option(help="An image to measure on; by default 640x480 of noise.")]
 _Text = Annotated[str, typer.Option(help="The sentence.")]
-_Warmup = Annotated[int, typer.Option(min=0, help="Rounds that do not count.")]
+_Warmup = Annotated[int, typer.Option(min=0, help="Rounds before those that count.")]
 _Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count.")]
-_Batch = Annotated[int, typer.Option(min=1, help="Images per call, where the graph is free.")]
-_SweepThreads = Annotated[str | None, typer.Option(help="Measure with other threads as well, such as 1,2,4.")]
-_SweepBatch = Annotated[str | None, typer.Option(help="Measure with other batches as well, such as 1,2,4.")]
-_Parts = Annotated[bool, typer.Option("--parts/--no-parts", help="Where the time goes, and the roofline.")]
+_Batch = Annotated[int, typer.Option(min=1, help="Images per call, if the bundle's batch is dynamic.")]
+_SweepThreads = Annotated[str | None, typer.Option(help="Also measure with these numbers of threads, such as 1,2,4.")]
+_SweepBatch = Annotated[str | None, typer.Option(help="Also measure with these batch sizes, such as 1,2,4.")]
+_Parts = Annotated[bool, typer.Option("--parts/--no-parts", help="The time of each part, and the roofline.")]
 _Estimate = Annotated[
-    str | None, typer.Option(help="The floor on a device: such as jetson-agx-orin; another name lists all.")
+    str | None,
+    typer.Option(help="Latency lower bound for a device, such as jetson-agx-orin; another name lists all."),
 ]
-_Layers = Annotated[bool, typer.Option("--layers", help="Where a graph of low precision parts company with FP32.")]
+_Layers = Annotated[bool, typer.Option("--layers", help="The first layer whose output diverges from FP32.")]
 _Fidelity = Annotated[bool, typer.Option("--fidelity", help="What each precision keeps of FP32's masks.")]
-_JsonFile = Annotated[Path | None, typer.Option("--json", help="A file for all figures.")]
-_Report = Annotated[Path | None, typer.Option(help="A self-contained HTML file.")]
+_JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")]
+_Report = Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")]
 _Baseline = Annotated[Path | None, typer.Option(help="An earlier --json file to compare with.")]
 _MaxSlowdown = Annotated[
-    float, typer.Option(min=1, help="Exit code 3 where the engine is surely slower than this times --baseline.")
+    float, typer.Option(min=1, help="Exit code 3 if the engine is surely slower than this times --baseline.")
 ]
 _Dataset = Annotated[
     str | None, typer.Option(help="Measure accuracy: refcoco, refcoco+, refcocog, or shapes, generated here.")
 ]
-_DataRoot = Annotated[Path | None, typer.Option(help="The folder with the data sets; shapes needs none.")]
+_DataRoot = Annotated[Path | None, typer.Option(help="The folder with the data sets; shapes does not need one.")]
 _Split = Annotated[str, typer.Option(help="val, test, testA, testB, train.")]
-_SplitBy = Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual.")]
-_Limit = Annotated[int | None, typer.Option(min=1, help="Only the first sentences, in the file's order.")]
+_SplitBy = Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual ones.")]
+_Limit = Annotated[int | None, typer.Option(min=1, help="Only this many sentences, the first in the file.")]
 _Swap = Annotated[bool, typer.Option("--swap", help="Control: each sentence is another object's, same image.")]
 _Results = Annotated[
-    Path | None, typer.Option(help="JSON lines with each sentence's result; a stopped run goes on from there.")
+    Path | None, typer.Option(help="A file of JSON lines with each sentence's result; a stopped run continues from it.")
 ]
-_Restart = Annotated[bool, typer.Option("--restart", help="Begin the results file again.")]
+_Restart = Annotated[bool, typer.Option("--restart", help="Begin the results file anew.")]
 _BatchSize = Annotated[int | None, typer.Option(min=1, help="With --dataset: images per call.")]
 _ImageSize = Annotated[
     str | None, typer.Option(help="Of a checkpoint: 480 or HEIGHTxWIDTH; by default 480, the demo model's 240.")
 ]
-_FusionHeads = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say, such as 4-4-4-4.")]
+_FusionHeads = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say: such as 4-4-4-4.")]
 _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
 
 
@@ -146,18 +147,18 @@ def _check_outputs(json_file: Path | None, report: Path | None) -> None:
     for path in (json_file, report):
         if path is None:
             continue
-        folder = next(one for one in path.resolve().parents if one.exists())
+        folder = next(parent for parent in path.resolve().parents if parent.exists())
         if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise LavtError(f"{path}: cannot be written; name another file")
 
 
 def _latency_options(asked: dict[str, Any]) -> Options:
-    from ..benchmarks.timing.measure import Options
+    from ..benchmarks.timing.result import Options
 
     same = ("checkpoint", "image", "text", "warmup", "rounds", "batch", "threads", "device")
     against = list(asked["against"] or ())
     if asked["fidelity"]:  # accuracy is shown beside time, so each precision is timed
-        against += [one for one in _precisions(asked["engine"]) if one not in against]
+        against += [path for path in _precisions(asked["engine"]) if path not in against]
     return Options(
         asked["engine"],
         tuple(against),
@@ -168,7 +169,7 @@ def _latency_options(asked: dict[str, Any]) -> Options:
 
 
 def _precisions(engine: Path) -> list[str]:
-    """The paths of a bundle's image graphs other than FP32, as peers; none where one graph was named."""
+    """The paths of a bundle's image graphs other than FP32, as peers; none if one graph was named."""
     with needs("export"):
         from ..benchmarks.evaluation.fidelity import chosen_precisions
     from ..runtime.bundle import open_bundle
@@ -181,15 +182,18 @@ def _precisions(engine: Path) -> list[str]:
 
 
 def _bench_latency(options: Options, asked: dict[str, Any]) -> None:
-    """Measures, prints, writes the files that were asked for, and exits with 3 where it is slower than the baseline."""
-    from ..benchmarks.report.terminal import tables
+    """Measures, prints, writes the files that were asked for, and exits with 3 if it is slower than the baseline."""
+    from ..benchmarks.report.terminal import terminal
     from ..benchmarks.timing.baseline import compare_with_baseline, read_result
 
     baseline = None if asked["baseline"] is None else read_result(asked["baseline"])
     result = _measure(options, asked)
-    for title, header, rows in tables(result, _MOST_LAYERS):
-        print_table(title, header, rows)
-    for line in result["warnings"]:
+    for shown in terminal(result):
+        if isinstance(shown, str):
+            out.print(shown)
+        else:
+            print_table(shown.title, shown.columns, shown.rows)
+    for line in result.warnings:
         warn(line)
     _write_files(result, asked["json_file"], asked["report"])
     if baseline is None:
@@ -206,25 +210,28 @@ def _bench_latency(options: Options, asked: dict[str, Any]) -> None:
         raise typer.Exit(ExitCode.SLOWER)
 
 
-def _measure(options: Options, asked: dict[str, Any]) -> dict[str, Any]:
-    from ..benchmarks.parts import measure as measure_parts
+def _measure(options: Options, asked: dict[str, Any]) -> Result:
+    from ..benchmarks.parts.measure import add_estimate, add_layers, add_parts, check
     from ..benchmarks.timing.measure import measure
 
+    device = asked["estimate"]
     with progress_bar() as (report, progress):
-        measure_parts.check(options, estimate=asked["estimate"], layers=asked["layers"])
+        check(options, parts=asked["parts"], estimate=device, layers=asked["layers"])
         result = measure(options, report=report, progress=progress)
         if asked["parts"]:
-            measure_parts.add_parts(result, options, report)
-        if asked["estimate"] is not None:
-            measure_parts.add_estimate(result, options, asked["estimate"], report)
+            result = add_parts(result, options, report)
+        if device is not None:
+            result = add_estimate(result, options, device, report)
         if asked["layers"]:
-            measure_parts.add_layers(result, options, report)
+            result = add_layers(result, options, report)
         if asked["fidelity"]:
-            result["fidelity"] = _measure_fidelity(options, asked, report, progress)
+            result = replace(result, fidelity=_measure_fidelity(options, asked, report, progress))
     return result
 
 
-def _measure_fidelity(options: Options, asked: dict[str, Any], report: Any, progress: Any) -> list[dict[str, Any]]:
+def _measure_fidelity(
+    options: Options, asked: dict[str, Any], report: Report, progress: Progress
+) -> tuple[FidelityRow, ...]:
     """What each precision keeps of PyTorch's masks, on generated scenes or the data set that was named."""
     with needs("export"):
         from ..benchmarks.evaluation.fidelity import DEFAULT_SENTENCES, measure_fidelity
@@ -235,16 +242,17 @@ def _measure_fidelity(options: Options, asked: dict[str, Any], report: Any, prog
     data = open_split(
         asked["dataset"] or "shapes", asked["split"], data_root=asked["data_root"], split_by=asked["split_by"]
     )
-    return measure_fidelity(
+    rows = measure_fidelity(
         options.engine,
         data.sentences[: asked["limit"] or DEFAULT_SENTENCES],
         checkpoint=reference_of(options),
         report=report,
         progress=progress,
     )
+    return tuple(rows)
 
 
-def _write_files(result: dict[str, Any], json_file: Path | None, report: Path | None) -> None:
+def _write_files(result: Result, json_file: Path | None, report: Path | None) -> None:
     import json
 
     from .._base.files import write_whole
@@ -254,7 +262,7 @@ def _write_files(result: dict[str, Any], json_file: Path | None, report: Path | 
             continue
         try:
             if path is json_file:
-                write_whole(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+                write_whole(path, (json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n").encode())
             else:
                 from ..benchmarks.report.page import write_report
 

@@ -109,11 +109,12 @@ def progress_bar(step: str = "starting") -> Iterator[tuple[Report, Progress]]:
         yield report, lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    out.print(title)
+    if title:
+        out.print(title)
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left")

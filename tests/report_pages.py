@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
+from lavt_edge._base.records import from_plain
+from lavt_edge.benchmarks.timing.result import Result
 from PIL import Image
 
 EVIL = "<script>throw new Error('ran')</script> & \"the man\" in 'red' </style>"
@@ -30,9 +33,12 @@ def make_side(name: str, median: float, precision: str | None, kind: str, seed: 
         "precision": precision,
         "size": [480, 480],
         "batch": 1,
+        "device": "cpu",
+        "runtime": "ONNX Runtime 1.24.4",
+        "file": None,
         "seconds": seconds,
         "summary": {**summary, "throughput": 1 / summary["median"]},
-        "memory": {"peak_bytes": 1_234_000_000},
+        "memory": {"peak_bytes": 1_234_000_000, "before_bytes": 100_000_000, "device_bytes": None},
         "split": {
             "decode": 0.004,
             "preprocess": 0.003,
@@ -59,7 +65,13 @@ def fidelity_rows() -> list[dict[str, Any]]:
             "iou_with_reference": 100 - drop,
             "against": "PyTorch",
             "overlays": [
-                {"case": i, "sentence": text, "pixel_agreement": 1 - drop / 9, "image_png_base64": picture(60 * i + 20)}
+                {
+                    "case": i,
+                    "sentence": text,
+                    "pixel_agreement": 1 - drop / 9,
+                    "iou_with_reference": 100 - drop,
+                    "image_png_base64": picture(60 * i + 20),
+                }
                 for i, text in enumerate(("the large red circle left of the small blue square", EVIL))
             ],
         }
@@ -93,34 +105,59 @@ def sweep_rows() -> list[dict[str, Any]]:
 
 
 def example() -> dict[str, Any]:
-    """A full run, as benchmarks/timing/measure.py gives it."""
+    """A full run, as `lavt-bench --json` writes it."""
     names = ["patch embedding", "text"]
     names += [f"stage{i} {what}" for i in range(1, 5) for what in ("attention", "MLP", "PWAM")]
     names += [f"decoder level {i}" for i in range(1, 4)]
     rng = np.random.default_rng(1)
     parts = [
-        {"part": name, "seconds": float(s), "macs": int(m * 1e9), "bytes": int(b * 1e7)}
+        {
+            "part": name,
+            "seconds": float(s),
+            "macs": int(m * 1e9),
+            "macs_by_precision": {"fp32": int(m * 1e9)},
+            "bytes": int(b * 1e7),
+            "weight_bytes": int(b * 1e6),
+            "peak_activation_bytes": int(b * 1e6),
+        }
         for name, s, m, b in zip(names, rng.gamma(2, 0.03, 17), rng.gamma(2, 5, 17), rng.gamma(2, 4, 17), strict=True)
     ]
     other = [{**part, "seconds": part["seconds"] * 0.5} for part in parts]
-    ceilings = {"macs_per_second": 2.1e11, "bytes_per_second": 1.6e10}
+    ceilings = {"macs_per_second": 2.1e11, "bytes_per_second": 1.6e10, "precision": "fp32", "threads": 2}
+    ceilings |= {"by_precision": {"fp32": 2.1e11}, "backend": "onnxruntime 1.24.4, CPU"}
     roofs = []
     for part in parts:
         floor = max(part["macs"] / 2.1e11, part["bytes"] / 1.6e10)
-        roofs.append({**part, "floor_seconds": floor, "seconds": 1.8 * floor, "efficiency": 1 / 1.8})
+        timed = {**part, "floor_seconds": floor, "seconds": 1.8 * floor, "efficiency": 1 / 1.8}
+        roofs.append({**timed, "bound": "compute", "macs_per_byte": part["macs"] / part["bytes"]})
     return {
         "format": 1,
         "machine": {
-            "cpu": {"model": "Example CPU @ 2.50GHz", "flags": ["avx2", "fma", "avx512f", "avx512_vnni"], "cores": 2},
+            "cpu": {
+                "model": "Example CPU @ 2.50GHz",
+                "flags": ["avx2", "fma", "avx512f", "avx512_vnni"],
+                "cores": 2,
+                "allowed": 2,
+                "quota": None,
+                "virtual": True,
+                "mhz": 2500.0,
+                "max_mhz": None,
+                "governor": None,
+            },
+            "threads": 2,
             "memory_bytes": 25_000_000_000,
             "gpu": None,
+            "jetson": None,
+            "system": "Linux 6.1 x86_64",
+            "python": "3.11.7",
+            "load": 0.1,
             "versions": {"onnxruntime": "1.24.4", "torch": "2.15.0"},
         },
-        "options": {"rounds": 20, "warmup": 3, "against": ["onnx-plain", "torch"]},
+        "options": {"engine": "bundle/segmenter.onnx", "rounds": 20, "warmup": 3, "against": ["onnx-plain", "torch"]},
         "sides": [
             make_side("bundle/segmenter.onnx", 0.921, "fp32", "bundle", 0),
             make_side("bundle/segmenter.int8.onnx", 0.412, "int8", "bundle", 1),
-            make_side("onnx-plain", 1.18, "fp32", "onnx-plain", 2),
+            make_side("onnx-plain", 1.18, "fp32", "onnx", 2),
             make_side(EVIL, 1.61, "fp32", "torch", 3),
         ],
         "ratios": [
@@ -130,18 +167,19 @@ def example() -> dict[str, Any]:
         ],
         "warnings": ["a virtual machine: its host's other guests share cores and caches", EVIL],
         "parts": [
-            {"side": "bundle/segmenter.onnx", "parts": parts},
-            {"side": "bundle/segmenter.int8.onnx", "parts": other},
+            {"side": "bundle/segmenter.onnx", "precision": "fp32", "parts": parts},
+            {"side": "bundle/segmenter.int8.onnx", "precision": "int8", "parts": other},
         ],
         "roofline": {"ceilings": ceilings, "parts": roofs},
         "fidelity": fidelity_rows(),
         "text": {"seconds": 0.0207, "macs": 1_770_000_000, "bytes": 350_000_000, "weight_bytes": 340_000_000},
         "estimate": {
+            "device": "jetson-example",
             "name": "Jetson Example",
             "source": "https://example.com/device",
             "note": "dense as published",
             "precision": "fp32",
-            "label": "floor from published peak rates, not a promise: no device reaches it",
+            "label": "lower bound from published peak rates, not a promise: no device reaches it",
             "parts": [{"part": name, "floor_seconds": 0.01, "bound": "memory"} for name in names],
             "floor_seconds": 0.17,
             "needed_bytes": 900_000_000,
@@ -151,6 +189,11 @@ def example() -> dict[str, Any]:
         "layers": layer_rows(),
         "sweeps": sweep_rows(),
     }
+
+
+def read(plain: dict[str, Any]) -> Result:
+    """A run as `--json` writes it, as the renderers take it."""
+    return from_plain(Result, json.loads(json.dumps(plain)))
 
 
 class Reader(HTMLParser):

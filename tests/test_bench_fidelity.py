@@ -7,12 +7,12 @@ import io
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from lavt_edge.benchmarks.evaluation.fidelity import mask_iou, measure_fidelity, most_disagreed, png_base64
+from lavt_edge.benchmarks.timing.result import FidelityRow
 from lavt_edge.data.sentences import Sentence, open_split
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import LavtError
@@ -52,42 +52,42 @@ def damaged(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def rows(damaged: Path, sentences: list[Sentence]) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in measure_fidelity(damaged, sentences, cases=2)}
+def rows(damaged: Path, sentences: list[Sentence]) -> dict[str, FidelityRow]:
+    return {row.name: row for row in measure_fidelity(damaged, sentences, cases=2)}
 
 
-def test_every_precision_has_a_row_and_fp32_is_first(rows: dict[str, dict[str, Any]]) -> None:
+def test_every_precision_has_a_row_and_fp32_is_first(rows: dict[str, FidelityRow]) -> None:
     assert list(rows) == ["fp32", "int8", "int8-cpu"]
-    assert all(row["sentences"] == SENTENCES for row in rows.values())
+    assert all(row.sentences == SENTENCES for row in rows.values())
 
 
-def test_an_equal_graph_loses_nothing(rows: dict[str, dict[str, Any]]) -> None:
+def test_an_equal_graph_loses_nothing(rows: dict[str, FidelityRow]) -> None:
     row = rows["int8-cpu"]
-    assert (row["drop"], row["relative_error"], row["pixel_agreement"], row["iou_with_reference"]) == (
+    assert (row.drop, row.relative_error, row.pixel_agreement, row.iou_with_reference) == (
         0.0,
         0.0,
         1.0,
         100.0,
     )
-    assert row["mean_iou"] == rows["fp32"]["mean_iou"] > 50
+    assert row.mean_iou == rows["fp32"].mean_iou > 50
 
 
 def test_pytorch_is_the_reference_of_a_known_checkpoint(damaged: Path, sentences: list[Sentence]) -> None:
     """A wrong FP32 graph shows, where its own masks as the reference would hide it."""
-    rows = {row["name"]: row for row in measure_fidelity(damaged, sentences, checkpoint="demo", cases=1)}
-    assert {row["against"] for row in rows.values()} == {"PyTorch"}
-    assert 0 < rows["fp32"]["relative_error"] < 1e-4
-    assert rows["fp32"]["pixel_agreement"] > 0.9999
-    assert rows["int8"]["relative_error"] > 1e-3
+    rows = {row.name: row for row in measure_fidelity(damaged, sentences, checkpoint="demo", cases=1)}
+    assert {row.against for row in rows.values()} == {"PyTorch"}
+    assert 0 < rows["fp32"].relative_error < 1e-4
+    assert rows["fp32"].pixel_agreement > 0.9999
+    assert rows["int8"].relative_error > 1e-3
     root = damaged.parent / "wrong"
     shutil.copytree(damaged, root)
     with update_bundle(root) as change:
         shutil.copyfile(root / "segmenter.int8.onnx", change.new("segmenter.onnx"))
         change.commit({"segmenter.onnx": file_entry(change.path("segmenter.onnx"), "segmenter", "fp32")})
     wrong = measure_fidelity(root, sentences, checkpoint="demo", precisions=["fp32"], cases=1)
-    assert wrong[0]["relative_error"] == pytest.approx(rows["int8"]["relative_error"], rel=1e-3)
+    assert wrong[0].relative_error == pytest.approx(rows["int8"].relative_error, rel=1e-3)
     own = measure_fidelity(root, sentences, precisions=["fp32"], cases=1)
-    assert (own[0]["against"], own[0]["relative_error"]) == ("the FP32 graph", 0.0)
+    assert (own[0].against, own[0].relative_error) == ("the FP32 graph", 0.0)
 
 
 def test_a_checkpoint_that_is_not_the_bundles_is_refused(
@@ -102,36 +102,36 @@ def test_a_checkpoint_that_is_not_the_bundles_is_refused(
         measure_fidelity(root, sentences, checkpoint="demo")
 
 
-def test_a_damaged_graph_shows_in_every_figure(rows: dict[str, dict[str, Any]]) -> None:
+def test_a_damaged_graph_shows_in_every_figure(rows: dict[str, FidelityRow]) -> None:
     row = rows["int8"]
-    assert row["relative_error"] > 1e-3
-    assert row["pixel_agreement"] < 1
-    assert row["iou_with_reference"] < 100
-    assert row["drop"] == pytest.approx(rows["fp32"]["mean_iou"] - row["mean_iou"])
+    assert row.relative_error > 1e-3
+    assert row.pixel_agreement < 1
+    assert row.iou_with_reference < 100
+    assert row.drop == pytest.approx(rows["fp32"].mean_iou - row.mean_iou)
 
 
 def test_each_row_shows_the_same_worst_cases_with_their_sentences(
-    rows: dict[str, dict[str, Any]], sentences: list[Sentence]
+    rows: dict[str, FidelityRow], sentences: list[Sentence]
 ) -> None:
-    shown = [[one["case"] for one in row["overlays"]] for row in rows.values()]
+    shown = [[one.case for one in row.overlays] for row in rows.values()]
     assert shown[0] == shown[1] == shown[2]
     assert 1 <= len(shown[0]) <= 2
     for row in rows.values():
-        for one in row["overlays"]:
-            assert one["sentence"] == sentences[one["case"]].text
-            picture = Image.open(io.BytesIO(base64.b64decode(one["image_png_base64"])))
+        for one in row.overlays:
+            assert one.sentence == sentences[one.case].text
+            picture = Image.open(io.BytesIO(base64.b64decode(one.image_png_base64)))
             assert picture.format == "PNG"
             assert picture.width <= 320
-    assert all(one["pixel_agreement"] == 1 for one in rows["int8-cpu"]["overlays"])
-    agreements = [one["pixel_agreement"] for one in rows["int8"]["overlays"]]
+    assert all(one.pixel_agreement == 1 for one in rows["int8-cpu"].overlays)
+    agreements = [one.pixel_agreement for one in rows["int8"].overlays]
     assert agreements == sorted(agreements)
     assert agreements[0] < 1
 
 
 def test_only_the_precisions_asked_for_are_run(damaged: Path, sentences: list[Sentence]) -> None:
     found = measure_fidelity(damaged, sentences[:1], precisions=["int8-cpu"])
-    assert [row["name"] for row in found] == ["fp32", "int8-cpu"]
-    assert found[1]["overlays"] == []  # no mask differs
+    assert [row.name for row in found] == ["fp32", "int8-cpu"]
+    assert found[1].overlays == ()  # no mask differs
 
 
 def test_a_precision_that_is_not_there_is_refused_with_those_that_are(damaged: Path, sentences: list[Sentence]) -> None:

@@ -1,8 +1,7 @@
-"""Where two graphs part company: a damaged scale is named, a sound graph is not accused."""
+"""The first layer whose output diverges: a damaged scale is named, a sound graph is not accused."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from lavt_edge.benchmarks.parts.layers import compare_layers, first_divergence
 from lavt_edge.benchmarks.parts.roofline import copy_graph
+from lavt_edge.benchmarks.timing.result import LayerError
 from lavt_edge.calibration.graphs import is_float
 from lavt_edge.calibration.half import find_islands, to_half
 from lavt_edge.calibration.observers import Session, add_range_outputs
@@ -82,8 +82,8 @@ def damaged(graph: Path, constant: str, factor: float) -> Path:
     return path
 
 
-def first(rows: list[dict[str, Any]]) -> list[str]:
-    return [row["node"] for row in rows if row["first"]]
+def first(rows: list[LayerError]) -> list[str]:
+    return [row.node for row in rows if row.first]
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,12 @@ class TestInt8:
     def test_a_sound_graph_has_no_first_layer(self, demo_bundle: Path, int8: Path, feeds: Feeds) -> None:
         rows = compare_layers(demo_bundle / "segmenter.onnx", int8, feeds, threads=2)
         assert first(rows) == []
-        errors = [row["relative_error"] for row in rows]
+        errors = [row.relative_error for row in rows]
         assert errors == sorted(errors, reverse=True)
         assert len(rows) > 300
         assert 0.001 < float(np.median(errors)) < 0.1
         # What smoothing scaled on purpose is no difference; the product behind it is compared again.
-        compared = {row["tensor"] for row in rows}
+        compared = {row.tensor for row in rows}
         assert PAIR.norm not in compared
         assert {PAIR.product, "logits"} <= compared
 
@@ -128,7 +128,7 @@ class TestHalf:
     def test_a_sound_graph_is_within_rounding(self, demo_bundle: Path, half: Path, feeds: Feeds) -> None:
         rows = compare_layers(demo_bundle / "segmenter.onnx", half, feeds, threads=2)
         assert first(rows) == []
-        assert 1e-5 < float(np.median([row["relative_error"] for row in rows])) < 2e-3
+        assert 1e-5 < float(np.median([row.relative_error for row in rows])) < 2e-3
 
     def test_an_overflow_is_found_where_it_happens(self, demo_bundle: Path, half: Path, feeds: Feeds) -> None:
         # In FP32, as ONNX Runtime on a CPU would compute it, nothing overflows here.
@@ -143,7 +143,7 @@ class TestHalf:
         ir.save(model, large)
         rows = compare_layers(demo_bundle / "segmenter.onnx", large, feeds, threads=2)
         assert first(rows) == ["stage1.pwam.mix/MatMul"]
-        assert rows[0]["relative_error"] == math.inf
+        assert rows[0].relative_error is None  # not finite
 
 
 def test_first_divergence_is_a_jump_beyond_what_came_before() -> None:

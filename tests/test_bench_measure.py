@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,17 @@ import pytest
 from lavt_edge.benchmarks.peers.process import RemoteSide, call_apart
 from lavt_edge.benchmarks.peers.sides import feeds_for, specify
 from lavt_edge.benchmarks.timing.baseline import compare_with_baseline, read_result
-from lavt_edge.benchmarks.timing.machine import machine_warnings, parse_gpu, parse_power_mode, run_warnings
-from lavt_edge.benchmarks.timing.measure import Options, measure
+from lavt_edge.benchmarks.timing.machine import (
+    describe_machine,
+    machine_warnings,
+    parse_gpu,
+    parse_power_mode,
+    run_warnings,
+)
+from lavt_edge.benchmarks.timing.measure import measure
+from lavt_edge.benchmarks.timing.result import Options
 from lavt_edge.errors import ExitCode, LavtError
+from lavt_edge.tests.report_pages import read
 from lavt_edge.tests.runtime_bundle import write_bundle
 
 
@@ -32,7 +41,8 @@ def result(bundle: Path) -> dict[str, Any]:
     bare = bundle.parent / "bare.onnx"
     bare.write_bytes((bundle / "segmenter.onnx").read_bytes())
     against = (str(bundle), str(bare))
-    return measure(Options(bundle, against, rounds=6, warmup=1, threads=1, sweep_batch=(2,), sweep_rounds=2))
+    options = Options(bundle, against, rounds=6, warmup=1, threads=1, sweep_batch=(2,), sweep_rounds=2)
+    return measure(options).to_dict()
 
 
 def test_the_result_has_the_form_that_others_read(result: dict[str, Any]) -> None:
@@ -110,8 +120,8 @@ def test_peers_of_the_demo_model_run(demo_bundle: Path, tmp_path_factory: pytest
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "plain-cache"))
         options = Options(demo_bundle, (peer,), rounds=2, warmup=0, device="cpu", split=False)
-        side = measure(options)["sides"][1]
-    assert (side["name"], side["precision"], side["size"], side["device"]) == (peer, "fp32", [240, 240], "cpu")
+        side = measure(options).sides[1]
+    assert (side.name, side.precision, side.size, side.device) == (peer, "fp32", (240, 240), "cpu")
 
 
 def test_tensorrt_is_refused_without_a_device(demo_bundle: Path) -> None:
@@ -142,16 +152,16 @@ def test_a_baseline_is_gone_through_a_common_peer(result: dict[str, Any]) -> Non
         side["seconds"] = [2 * value for value in side["seconds"]]
     for row in slow_engine["ratios"]:
         row.update(ratio=2.0, low=1.98, high=2.02)
-    assert not compare_with_baseline(slow_machine, steady, 1.05).slower
-    verdict = compare_with_baseline(slow_engine, steady, 1.05)
+    assert not compare_with_baseline(read(slow_machine), read(steady), 1.05).slower
+    verdict = compare_with_baseline(read(slow_engine), read(steady), 1.05)
     assert verdict.slower
     assert verdict.through == "small #2"
     for one in (steady, slow_machine):
         one["sides"], one["ratios"] = one["sides"][:1], []
-    alone = compare_with_baseline(slow_machine, steady, 1.05)
+    alone = compare_with_baseline(read(slow_machine), read(steady), 1.05)
     assert alone.slower
     assert alone.through is None
-    assert not compare_with_baseline(slow_machine, steady, 2.05).slower
+    assert not compare_with_baseline(read(slow_machine), read(steady), 2.05).slower
 
 
 @pytest.mark.parametrize(
@@ -167,15 +177,15 @@ def test_a_baseline_of_something_else_is_refused(result: dict[str, Any], key: st
     other = copy.deepcopy(result)
     (other["machine"] if key == "threads" else other["sides"][0])[key] = value
     with pytest.raises(LavtError, match=said):
-        compare_with_baseline(result, other, 1.05)
+        compare_with_baseline(read(result), read(other), 1.05)
 
 
 def test_what_makes_a_baseline_doubtful_is_said(result: dict[str, Any]) -> None:
-    assert compare_with_baseline(result, result, 1.05).notes == ()
+    assert compare_with_baseline(read(result), read(result), 1.05).notes == ()
     other = copy.deepcopy(result)
     other["sides"][0]["runtime"] = "ONNX Runtime 1.0"
     other["sides"], other["ratios"] = other["sides"][:1], []
-    alone, runtime = compare_with_baseline(result, other, 1.05).notes
+    alone, runtime = compare_with_baseline(read(result), read(other), 1.05).notes
     assert "no peer is in both runs" in alone
     assert "ran on ONNX Runtime 1.0" in runtime
 
@@ -188,11 +198,12 @@ def test_a_batch_that_the_bundle_does_not_take_is_refused_before_anything_is_mea
 
 
 def test_noise_is_said() -> None:
-    cpu = {"allowed": 4, "quota": 1.5, "governor": "powersave", "virtual": False}
-    said = " ".join(machine_warnings({"cpu": cpu, "load": 3.0, "threads": 4}))
+    machine = describe_machine(threads=4)
+    cpu = replace(machine.cpu, allowed=4, quota=1.5, governor="powersave", virtual=False)
+    said = " ".join(machine_warnings(replace(machine, cpu=cpu, load=3.0)))
     assert all(word in said for word in ("load 3.0", "grants 1.5 cores", "powersave"))
-    calm = {"cpu": {"allowed": 4, "quota": None, "governor": "performance", "virtual": False}, "load": 0.1}
-    assert machine_warnings({**calm, "threads": 4}) == []
+    calm = replace(machine, cpu=replace(cpu, quota=None, governor="performance"), load=0.1)
+    assert machine_warnings(calm) == []
     assert run_warnings(["calm"], [[0.1] * 20], None, None) == []
     drifting = run_warnings(["warm"], [[0.1] * 10 + [0.2] * 10], None, None)
     assert any("last third" in line for line in drifting)
@@ -216,7 +227,7 @@ def test_the_command_prints_writes_and_judges(bundle: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "small #2" in done.stdout
     assert "<html" in (tmp_path / "now.html").read_text()
-    earlier = read_result(tmp_path / "now.json")
+    earlier = read_result(tmp_path / "now.json").to_dict()
     for side in earlier["sides"]:
         side["seconds"] = [value / 1000 for value in side["seconds"]]
     (tmp_path / "fast.json").write_text(json.dumps(earlier))

@@ -94,15 +94,15 @@ class TestCosts:
     def test_macs_of_the_parts_are_those_of_the_graph(self, typed: Path, precision: str) -> None:
         rows = cost_rows(typed / f"segmenter{precision}.onnx")
         total = open_bundle(typed).manifest.model["macs"]["segmenter"]
-        assert sum(row["macs"] for row in rows) == total == sum(count_macs(typed / "segmenter.onnx").values())
-        assert [row["macs"] for row in rows] == [sum(row["macs_by_precision"].values()) for row in rows]
-        assert {row["part"] for row in rows} == PARTS
-        assert [row["part"] for row in rows][:4] == ["patch embedding", "words", "stage0.attention", "stage0.mlp"]
+        assert sum(row.macs for row in rows) == total == sum(count_macs(typed / "segmenter.onnx").values())
+        assert [row.macs for row in rows] == [sum(row.macs_by_precision.values()) for row in rows]
+        assert {row.part for row in rows} == PARTS
+        assert [row.part for row in rows][:4] == ["patch embedding", "words", "stage0.attention", "stage0.mlp"]
 
     def test_precision_is_that_of_the_operands(self, typed: Path) -> None:
         def share(name: str, precision: str) -> float:
             rows = cost_rows(typed / name)
-            return sum(row["macs_by_precision"].get(precision, 0) for row in rows) / sum(row["macs"] for row in rows)
+            return sum(row.macs_by_precision.get(precision, 0) for row in rows) / sum(row.macs for row in rows)
 
         assert share("segmenter.onnx", "fp32") == 1
         assert share("segmenter.fp16.onnx", "fp16") > 0.98
@@ -110,7 +110,7 @@ class TestCosts:
 
     def test_weights_shrink_with_their_type(self, typed: Path) -> None:
         weights = {
-            suffix: {row["part"]: row["weight_bytes"] for row in cost_rows(typed / f"segmenter{suffix}.onnx")}
+            suffix: {row.part: row.weight_bytes for row in cost_rows(typed / f"segmenter{suffix}.onnx")}
             for suffix in ("", ".fp16", ".int8")
         }
         for part in ("stage2.mlp", "decoder.level0"):
@@ -124,21 +124,21 @@ class TestCosts:
     def test_a_free_batch_multiplies_all_but_the_weights(self, demo_bundle: Path) -> None:
         one, three = (cost_rows(demo_bundle / "segmenter.onnx", batch) for batch in (1, 3))
         for a, b in zip(one, three, strict=True):
-            assert (b["macs"], b["weight_bytes"]) == (3 * a["macs"], a["weight_bytes"])
-            assert b["bytes"] - b["weight_bytes"] == 3 * (a["bytes"] - a["weight_bytes"])
+            assert (b.macs, b.weight_bytes) == (3 * a.macs, a.weight_bytes)
+            assert b.bytes - b.weight_bytes == 3 * (a.bytes - a.weight_bytes)
 
     def test_bytes_are_what_crosses_the_parts_borders(self, tmp_path: Path) -> None:
-        rows = {row["part"]: row for row in cost_rows(two_parts(tmp_path))}
+        rows = {row.part: row for row in cost_rows(two_parts(tmp_path))}
         # x (4,8) and w (8,16) in, y (4,16) out as its reader takes it, INT8; the product before the Relu stays within.
-        assert rows["patch embedding"]["weight_bytes"] == 4 * 128
-        assert rows["patch embedding"]["bytes"] == 4 * (32 + 128) + 64
+        assert rows["patch embedding"].weight_bytes == 4 * 128
+        assert rows["patch embedding"].bytes == 4 * (32 + 128) + 64
         # y in as INT8 beside an INT8 weight (16,2), z (4,2) out.
-        assert rows["stage0.mlp"]["weight_bytes"] == 32
-        assert rows["stage0.mlp"]["bytes"] == 64 + 32 + 4 * 8
-        assert rows["stage0.mlp"]["macs_by_precision"] == {"int8": 4 * 16 * 2}
+        assert rows["stage0.mlp"].weight_bytes == 32
+        assert rows["stage0.mlp"].bytes == 64 + 32 + 4 * 8
+        assert rows["stage0.mlp"].macs_by_precision == {"int8": 4 * 16 * 2}
         # Alive at most: x and the first product; then y in INT8 and z.
-        assert rows["patch embedding"]["peak_activation_bytes"] == 4 * (32 + 64)
-        assert rows["stage0.mlp"]["peak_activation_bytes"] == 64 + 4 * 8
+        assert rows["patch embedding"].peak_activation_bytes == 4 * (32 + 64)
+        assert rows["stage0.mlp"].peak_activation_bytes == 64 + 4 * 8
 
 
 def two_parts(folder: Path) -> Path:
@@ -174,20 +174,20 @@ class TestTimes:
     @pytest.mark.parametrize("precision", ["", ".fp16", ".int8"])
     def test_parts_add_up_to_the_whole(self, typed: Path, precision: str) -> None:
         profile = profile_parts(typed / f"segmenter{precision}.onnx", image_feeds(typed), threads=2, rounds=3)
-        assert sum(row["seconds"] for row in profile.rows) == pytest.approx(profile.run_seconds, rel=0.05)
-        assert {row["part"] for row in profile.rows if row["part"] != "other"} == PARTS
-        assert all(row["seconds"] > 0 for row in profile.rows)
-        assert sum(row["seconds"] for row in profile.rows if row["part"] == "other") < 0.02 * profile.run_seconds
+        assert sum(row.seconds for row in profile.rows) == pytest.approx(profile.run_seconds, rel=0.05)
+        assert {row.part for row in profile.rows if row.part != "other"} == PARTS
+        assert all(row.seconds > 0 for row in profile.rows)
+        assert sum(row.seconds for row in profile.rows if row.part == "other") < 0.02 * profile.run_seconds
 
     def test_time_goes_where_the_work_is(self, demo_bundle: Path) -> None:
-        rows = {row["part"]: row for row in part_times(demo_bundle / "segmenter.onnx", image_feeds(demo_bundle), 1)}
-        assert rows["decoder.level0"]["seconds"] > 3 * rows["decoder.level2"]["seconds"]
-        assert rows["decoder.level0"]["seconds"] == max(row["seconds"] for row in rows.values())
+        rows = {row.part: row for row in part_times(demo_bundle / "segmenter.onnx", image_feeds(demo_bundle), 1)}
+        assert rows["decoder.level0"].seconds > 3 * rows["decoder.level2"].seconds
+        assert rows["decoder.level0"].seconds == max(row.seconds for row in rows.values())
 
     def test_a_batch_counts_as_often_as_it_runs(self, demo_bundle: Path) -> None:
         rows = part_times(demo_bundle / "segmenter.onnx", image_feeds(demo_bundle, batch=2), rounds=1)
         total = open_bundle(demo_bundle).manifest.model["macs"]["segmenter"]
-        assert sum(row["macs"] for row in rows) == 2 * total
+        assert sum(row.macs for row in rows) == 2 * total
 
     def test_what_cannot_run_is_refused(self, demo_bundle: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="rounds 0"):

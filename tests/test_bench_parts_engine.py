@@ -49,7 +49,7 @@ def test_an_engine_is_profiled_by_part(demo_bundle: Path, tmp_path: Path) -> Non
         "word_mask": np.ones((1, spec.max_words), np.float32),
     }
     rows = engine_part_times(opened, name, feeds, rounds=5)
-    spent = {row["part"]: row["seconds"] for row in rows}
+    spent = {row.part: row.seconds for row in rows}
     assert spent["decoder.level0"] > 0
     assert spent.get("other", 0.0) < 0.3 * sum(spent.values())
-    assert sum(row["macs"] for row in rows) == opened.manifest.model["macs"]["segmenter"]
+    assert sum(row.macs for row in rows) == opened.manifest.model["macs"]["segmenter"]

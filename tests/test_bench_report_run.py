@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from lavt_edge._base.progress import ignore
 from lavt_edge.benchmarks.parts.measure import add_estimate, add_layers, add_parts
 from lavt_edge.benchmarks.report.format import bytes_text, ms, rate, scaled
 from lavt_edge.benchmarks.report.page import page
 from lavt_edge.benchmarks.timing.latency import PER_CALL
-from lavt_edge.benchmarks.timing.measure import Options, measure
+from lavt_edge.benchmarks.timing.measure import measure
+from lavt_edge.benchmarks.timing.result import Options
 from lavt_edge.runtime.bundle import file_entry, open_bundle
-from lavt_edge.tests.report_pages import section_of, text_of
+from lavt_edge.tests.report_pages import read, section_of, text_of
 from lavt_edge.tests.runtime_bundle import manifest_for, write_bundle
 from onnx import numpy_helper
 
@@ -60,16 +62,15 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         sweep_batch=(2,),
         sweep_rounds=2,
     )
-    result = measure(options)
-    add_parts(result, options, lambda step: None)
-    add_estimate(result, options, "jetson-orin-nano", lambda step: None)
-    add_layers(result, options, lambda step: None)
-    return dict(json.loads(json.dumps(result)))
+    result = add_parts(measure(options), options, ignore)
+    result = add_estimate(result, options, "jetson-orin-nano", ignore)
+    result = add_layers(result, options, ignore)
+    return dict(json.loads(json.dumps(result.to_dict())))
 
 
 @pytest.fixture(scope="module")
 def shown(result: dict[str, Any]) -> str:
-    return page(result)
+    return page(read(result))
 
 
 class TestARealRun:
@@ -110,10 +111,10 @@ class TestARealRun:
         assert scaled(data["ceilings"]["macs_per_second"], "MACs/s") in text
         for part in data["parts"]:
             assert f"{100 * part['efficiency']:.0f} % of {ms(part['seconds'])}" in text
-            assert f"floor {ms(part['floor_seconds'])}" in text
+            assert f"bound {ms(part['floor_seconds'])}" in text
 
-    def test_the_devices_floor(self, result: dict[str, Any], shown: str) -> None:
-        html, found = section_of(shown, "Floor on"), result["estimate"]
+    def test_the_devices_lower_bound(self, result: dict[str, Any], shown: str) -> None:
+        html, found = section_of(shown, "Lower bound on"), result["estimate"]
         text = text_of(html)
         for name in ("name", "label", "note"):
             assert found[name] in text
@@ -125,7 +126,7 @@ class TestARealRun:
 
     def test_layers(self, result: dict[str, Any], shown: str) -> None:
         text, rows = text_of(section_of(shown, "Layers against FP32")), result["layers"]
-        assert f"part company at {DAMAGED} (tensor colour, " in text
+        assert f"output diverges from FP32 is {DAMAGED} (tensor colour, " in text
         for row in rows[:20]:
             assert f"{row['node']} {row['tensor']} {row['relative_error']:.1e}" in text
 

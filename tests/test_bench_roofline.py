@@ -1,4 +1,4 @@
-"""The roofline, its ceilings on this machine, and the floors that published peaks put under devices."""
+"""The roofline, its ceilings on this machine, and the lower bounds that published peaks give for devices."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from lavt_edge._base.records import to_plain
 from lavt_edge.benchmarks.parts import roofline as roofline_module
-from lavt_edge.benchmarks.parts.costs import cost_rows
+from lavt_edge.benchmarks.parts.costs import cost_rows, floor_seconds
 from lavt_edge.benchmarks.parts.devices import DEVICES, Device, estimate, find_device
 from lavt_edge.benchmarks.parts.roofline import (
-    Ceilings,
     convolution_graph,
     copy_graph,
-    floor_seconds,
     measure_ceilings,
     product_graph,
     roofline,
 )
+from lavt_edge.benchmarks.timing.result import Ceilings, PartBound, TimedPart
 from lavt_edge.errors import LavtError
 
 ROUND = Device("round", "Round figures", 2e12, 4e12, 1e9, 10_000, "https://example.org", "none")
 
 
-def row(part: str, nbytes: int, seconds: float | None = None, **macs: int) -> dict[str, Any]:
-    made: dict[str, Any] = {"part": part, "macs": sum(macs.values()), "macs_by_precision": macs, "bytes": nbytes}
-    made |= {"weight_bytes": nbytes // 2, "peak_activation_bytes": nbytes // 4}
-    return made if seconds is None else {**made, "seconds": seconds}
+def row(part: str, nbytes: int, seconds: float = 0.0, **macs: int) -> TimedPart:
+    return TimedPart(part, sum(macs.values()), macs, nbytes, nbytes // 2, nbytes // 4, seconds)
 
 
 class TestRoofline:
@@ -46,18 +44,19 @@ class TestRoofline:
 
     def test_efficiency_is_floor_over_time(self) -> None:
         rows = [row("a", 10**6, seconds=0.004, fp32=10**6), row("b", 0, seconds=0.0), row("c", 500, fp32=10**6)]
-        a, b, c = roofline(rows, Ceilings({"fp32": 1e9}, 1e9, 2))
-        assert (a["floor_seconds"], a["bound"], a["efficiency"]) == pytest.approx((0.001, "compute", 0.25))
-        assert a["macs_per_byte"] == 1
-        assert (b["floor_seconds"], b["efficiency"], b["macs_per_byte"]) == (0, None, None)
-        assert (c["efficiency"], c["macs_per_byte"]) == (None, 2000)
+        a, b, c = roofline(rows, Ceilings(1e9, "fp32", {"fp32": 1e9}, 1e9, 2, "")).parts
+        assert (a.floor_seconds, a.bound, a.efficiency) == pytest.approx((0.001, "compute", 0.25))
+        assert a.macs_per_byte == 1
+        assert (b.floor_seconds, b.efficiency, b.macs_per_byte) == (0, None, None)
+        assert (c.efficiency, c.macs_per_byte) == (None, 2000)
 
     def test_ceilings_are_measured_here(self) -> None:
         ceilings = measure_ceilings(("fp32", "int8"), threads=1)
-        assert set(ceilings.macs_per_second) == {"fp32", "int8"}
-        assert all(1e8 < rate < 1e14 for rate in ceilings.macs_per_second.values())
+        assert set(ceilings.by_precision) == {"fp32", "int8"}
+        assert all(1e8 < rate < 1e14 for rate in ceilings.by_precision.values())
+        assert (ceilings.precision, ceilings.macs_per_second) == ("fp32", ceilings.by_precision["fp32"])
         assert 1e8 < ceilings.bytes_per_second < 1e13
-        assert json.loads(json.dumps(ceilings.to_dict()))["threads"] == 1
+        assert json.loads(json.dumps(to_plain(ceilings)))["threads"] == 1
 
     def test_an_unknown_precision_is_refused(self) -> None:
         with pytest.raises(ValueError, match="precision 'fp8': give some of fp32, fp16, int8"):
@@ -98,7 +97,7 @@ class TestRoofline:
                 return (lambda: (time.sleep(0.2), run())) if array.ndim == axes else run
 
             monkeypatch.setattr(roofline_module, "_runner", runner)
-            return measure_ceilings(["fp32"], threads=1).macs_per_second["fp32"]
+            return measure_ceilings(["fp32"], threads=1).by_precision["fp32"]
 
         slowest = 9 * 512 * 512 * 900 / 0.2
         assert slow_on(2) > 1.5 * slowest
@@ -137,15 +136,15 @@ class TestDevices:
     def test_each_product_counts_at_the_rate_of_its_type(self) -> None:
         found = estimate([row("a", 1000, int8=2 * 10**9, fp16=10**9, fp32=10**9), row("b", 4000)], ROUND, "int8")
         # 2e9 MACs at 2e12 a second, and twice 1e9 at 1e12: FP32 counts as FP16.
-        assert found.parts[0] == {"part": "a", "floor_seconds": pytest.approx(0.003), "bound": "compute"}
-        assert found.parts[1] == {"part": "b", "floor_seconds": pytest.approx(4e-6), "bound": "memory"}
-        assert found.seconds == pytest.approx(0.003004)
+        assert found.parts[0] == PartBound("a", pytest.approx(0.003), "compute")
+        assert found.parts[1] == PartBound("b", pytest.approx(4e-6), "memory")
+        assert found.floor_seconds == pytest.approx(0.003004)
 
     def test_a_graph_of_another_precision_says_what_if(self) -> None:
         rows = [row("a", 8000, fp32=10**9)]
         assert [estimate(rows, ROUND, one).needed_bytes for one in ("fp32", "fp16", "int8")] == [6000, 3000, 1500]
         fp16, int8 = estimate(rows, ROUND, "fp16"), estimate(rows, ROUND, "int8")
-        assert (fp16.seconds, int8.seconds) == pytest.approx((1e-3, 5e-4))
+        assert (fp16.floor_seconds, int8.floor_seconds) == pytest.approx((1e-3, 5e-4))
 
     def test_memory_is_weights_and_the_fullest_moment(self) -> None:
         rows = [row("a", 8000, fp16=1), row("b", 4000, fp16=1)]
@@ -155,16 +154,20 @@ class TestDevices:
 
     def test_what_is_not_published_sets_no_floor(self) -> None:
         bare = replace(ROUND, int8_ops=None, bandwidth=None)
-        assert estimate([row("a", 1000, int8=10**9)], bare, "int8").seconds == 0
+        assert estimate([row("a", 1000, int8=10**9)], bare, "int8").floor_seconds == 0
 
     def test_the_demo_on_a_jetson(self, demo_bundle: Path) -> None:
         rows = cost_rows(demo_bundle / "segmenter.onnx")
         found = {device.key: estimate(rows, device, "fp16") for device in DEVICES}
         # At least all MACs at the full rate, and no part less than that.
-        assert found["jetson-orin-nano"].seconds >= sum(one["macs"] for one in rows) / 8.5e12
-        assert found["jetson-thor"].seconds < found["jetson-agx-orin"].seconds < found["jetson-orin-nano"].seconds
+        assert found["jetson-orin-nano"].floor_seconds >= sum(one.macs for one in rows) / 8.5e12
+        assert (
+            found["jetson-thor"].floor_seconds
+            < found["jetson-agx-orin"].floor_seconds
+            < found["jetson-orin-nano"].floor_seconds
+        )
         assert all(one.fits for one in found.values())
-        made = json.loads(json.dumps(found["jetson-thor"].to_dict()))
+        made = json.loads(json.dumps(to_plain(found["jetson-thor"])))
         assert "not a promise" in made["label"]
         assert made["floor_seconds"] == pytest.approx(sum(one["floor_seconds"] for one in made["parts"]))
 

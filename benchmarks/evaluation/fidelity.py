@@ -21,6 +21,7 @@ from ...data.sentences import Sentence, open_split
 from ...errors import LavtError
 from ...runtime.bundle import Bundle, open_bundle
 from ...runtime.overlay import overlay
+from ..timing.result import FidelityRow, Overlay
 
 DEFAULT_SENTENCES = 200
 DEFAULT_CASES = 4
@@ -63,14 +64,12 @@ def measure_fidelity(
     cases: int = DEFAULT_CASES,
     report: Report = ignore,
     progress: Progress = ignore,
-) -> list[dict[str, Any]]:
+) -> list[FidelityRow]:
     """A row for each precision of the bundle's image graph, FP32 first, over `sentences` (default: generated val).
 
     The reference is PyTorch with `checkpoint`, "demo" or an official file, which must be the bundle's own; without one
-    it is the bundle's FP32 graph. A row says which (`against`), and holds `name`, the fields of `evaluator.Figures`,
-    `iou_with_reference` (mean over sentences, in percent; two empty masks agree) and `overlays`, one for each of the
-    `cases` on which a precision's mask differs most: `sentence`, `pixel_agreement`, `iou_with_reference` (percent) and
-    `image_png_base64`. No overlays where all masks are equal. FP16 is rounded tensor by tensor as a GPU stores it,
+    it is the bundle's FP32 graph. Two empty masks agree. Each row has overlays of the same `cases`, those on which a
+    precision's mask differs most; none if all masks are equal. FP16 is rounded tensor by tensor as a GPU stores it,
     behind its own text graph.
 
     Raises:
@@ -91,19 +90,22 @@ def measure_fidelity(
         report("PyTorch")
         evaluator.refer_to(_reference(bundle, checkpoint, evaluator.cases, progress))
         truth, against = evaluator.masks, "PyTorch"
-    rows = [_row("fp32", evaluator.compare(graph), masks["fp32"], truth)]
+    figures = {"fp32": evaluator.compare(graph)}
     for name in names[1:]:
         report(name)
-        figures = _figures(evaluator, bundle, name, progress)
+        figures[name] = _figures(evaluator, bundle, name, progress)
         masks[name] = evaluator.masks
-        rows.append(_row(name, figures, evaluator.masks, truth))
-    worst = most_disagreed([truth, *masks.values()], cases)
-    for row in rows:
-        row["against"] = against
-        row["overlays"] = [
-            _overlay(evaluator, sentences[i].text, i, masks[row["name"]][i], truth[i]) for i in worst
-        ]  # the same cases in each row, worst first
-    return rows
+    worst = most_disagreed([truth, *masks.values()], cases)  # the same cases in each row, worst first
+    return [
+        FidelityRow(
+            name,
+            **vars(figures[name]),
+            iou_with_reference=float(np.mean([mask_iou(a, b) for a, b in zip(masks[name], truth, strict=True)])),
+            against=against,
+            overlays=tuple(_overlay(evaluator, sentences[i].text, i, masks[name][i], truth[i]) for i in worst),
+        )
+        for name in names
+    ]
 
 
 def _reference(
@@ -170,22 +172,12 @@ def _figures(evaluator: Evaluator, bundle: Bundle, name: str, progress: Progress
     return evaluate_file(evaluator, bundle, path, text=name == "fp16" and bundle.has("text_encoder", "fp16"))
 
 
-def _row(name: str, figures: Figures, masks: Masks, truth: Masks) -> dict[str, Any]:
-    iou = float(np.mean([mask_iou(a, b) for a, b in zip(masks, truth, strict=True)]))
-    return {"name": name, **figures.to_dict(), "iou_with_reference": iou, "overlays": []}
-
-
 def _overlay(
     evaluator: Evaluator, sentence: str, case: int, mask: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]
-) -> dict[str, Any]:
+) -> Overlay:
     picture = overlay(evaluator.cases[case].image, mask, sentence)
-    return {
-        "case": case,
-        "sentence": sentence,
-        "pixel_agreement": float(np.mean(mask == truth)),
-        "iou_with_reference": mask_iou(mask, truth),
-        "image_png_base64": png_base64(picture),
-    }
+    agreement = float(np.mean(mask == truth))
+    return Overlay(case, sentence, agreement, mask_iou(mask, truth), png_base64(picture))
 
 
 def png_base64(picture: Image.Image) -> str:

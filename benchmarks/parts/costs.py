@@ -7,18 +7,19 @@ gate, its merging, a decoder level, the classifier with the last upsampling, and
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import onnx_ir as ir
 
 from ...errors import InputError
 from ...export.macs import count_macs
 from ...export.rewrites.names import OTHER, part_of
+from ..timing.result import PartCost, TimedPart
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -38,21 +39,21 @@ class Operation(NamedTuple):
 def assign_parts(operations: Sequence[Operation]) -> list[str]:
     """The part of each node, in topological order: by its name, else by the names of the tensors that it writes, else
     by the nodes that read these, else by those that wrote what it reads, else by the names of the tensors it reads."""
-    parts = [_first([part_of(one.name), *map(part_of, one.outputs)]) for one in operations]
+    parts = [_first([part_of(node.name), *map(part_of, node.outputs)]) for node in operations]
     readers: dict[str, list[int]] = {}
     writers: dict[str, int] = {}
-    for i, one in enumerate(operations):
-        for tensor in one.inputs:
+    for i, node in enumerate(operations):
+        for tensor in node.inputs:
             readers.setdefault(tensor, []).append(i)
-        writers.update((tensor, i) for tensor in one.outputs)
+        writers.update((tensor, i) for tensor in node.outputs)
     for i in reversed(range(len(operations))):
         if parts[i] == OTHER:
             parts[i] = _common(parts[j] for tensor in operations[i].outputs for j in readers.get(tensor, ()))
-    for i, one in enumerate(operations):
+    for i, node in enumerate(operations):
         if parts[i] == OTHER:
-            parts[i] = _common(parts[writers[tensor]] for tensor in one.inputs if tensor in writers)
+            parts[i] = _common(parts[writers[tensor]] for tensor in node.inputs if tensor in writers)
         if parts[i] == OTHER:
-            parts[i] = _common(part_of(tensor) for tensor in one.inputs)
+            parts[i] = _common(part_of(tensor) for tensor in node.inputs)
     return parts
 
 
@@ -61,77 +62,76 @@ def _first(parts: Iterable[str]) -> str:
 
 
 def _common(parts: Iterable[str]) -> str:
-    """The one part that all are, those apart of which nothing is known."""
-    found = set(parts) - {OTHER}
-    return found.pop() if len(found) == 1 else OTHER
+    """The part that all known ones agree on."""
+    known = set(parts) - {OTHER}
+    return known.pop() if len(known) == 1 else OTHER
 
 
-@dataclass(frozen=True)
-class PartCost:
-    """What one part costs for one image.
-
-    `macs` by the precision that a product is computed in: "int8" where both operands come through DequantizeLinear.
-    `bytes` are the least that must move to and from memory: each constant once, and each tensor that crosses the
-    part's border once for each part that reads or writes it; what stays within a part may stay on the chip. Tensors
-    count in the narrowest type between writer and reader, quantised ones with one byte. `weight_bytes` are the
-    constants alone, `peak_bytes` the activations alive at the part's fullest moment, those of other parts included.
-    """
-
-    part: str
-    macs: dict[str, int]
-    bytes: int
-    weight_bytes: int
-    peak_bytes: int
-
-    def for_batch(self, batch: int) -> PartCost:
-        """Of a batch of images: all but the constants as many times."""
-        macs = {precision: batch * count for precision, count in self.macs.items()}
-        moved = self.weight_bytes + batch * (self.bytes - self.weight_bytes)
-        return PartCost(self.part, macs, moved, self.weight_bytes, batch * self.peak_bytes)
-
-    def to_row(self) -> dict[str, Any]:
-        return {
-            "part": self.part,
-            "macs": sum(self.macs.values()),
-            "macs_by_precision": dict(self.macs),
-            "bytes": self.bytes,
-            "weight_bytes": self.weight_bytes,
-            "peak_activation_bytes": self.peak_bytes,
-        }
+def cost_rows(onnx_path: Path, batch: int = 1) -> list[PartCost]:
+    """`part_costs` for a batch: of `batch` images if the graph's batch is dynamic, else of its own."""
+    costs = part_costs(onnx_path)
+    return [_for_batch(cost, batch) for cost in costs] if _has_dynamic_batch(onnx_path) else costs
 
 
-def cost_rows(onnx_path: Path, batch: int = 1) -> list[dict[str, Any]]:
-    """`part_costs` as rows of plain JSON types: part, macs, macs_by_precision, bytes, weight_bytes,
-    peak_activation_bytes. Where the graph leaves its batch free they are for `batch` images."""
-    costs, free = part_costs(onnx_path), _free_batch(onnx_path)
-    return [cost.for_batch(batch if free else 1).to_row() for cost in costs]
+def _for_batch(cost: PartCost, batch: int) -> PartCost:
+    """All but the constants as many times."""
+    return replace(
+        cost,
+        macs=batch * cost.macs,
+        macs_by_precision={precision: batch * macs for precision, macs in cost.macs_by_precision.items()},
+        bytes=cost.weight_bytes + batch * (cost.bytes - cost.weight_bytes),
+        peak_activation_bytes=batch * cost.peak_activation_bytes,
+    )
 
 
-def _free_batch(onnx_path: Path) -> bool:
+def timed_parts(costs: Sequence[PartCost], seconds: Mapping[str, float]) -> tuple[TimedPart, ...]:
+    """The costs with the seconds of each part, then the parts that have a time alone."""
+    known = {cost.part: cost for cost in costs}
+    names = [*known, *sorted(seconds.keys() - known.keys())]
+    rows = [known.get(name, PartCost(name, 0, {}, 0, 0, 0)) for name in names]
+    return tuple(TimedPart(**vars(row), seconds=seconds.get(row.part, 0.0)) for row in rows)
+
+
+def _has_dynamic_batch(onnx_path: Path) -> bool:
     shapes = [value.shape for value in ir.load(onnx_path).graph.inputs]
     return any(shape is not None and len(shape) > 0 and not isinstance(shape[0], int) for shape in shapes)
 
 
 def part_costs(onnx_path: Path) -> list[PartCost]:
-    """The costs of each part of a graph, in the graph's order, for a batch of one where the batch is free.
+    """The costs of each part of a graph, in the graph's order, for a batch of one if the batch is dynamic.
 
     The MACs of all parts are those that `export.macs.count_macs` counts. Raises InputError if a shape is unknown.
     """
     counted = count_macs(onnx_path)
     model = ir.load(onnx_path)
     nodes = list(model.graph)
-    found = assign_parts([_operation(node) for node in nodes])
-    parts = dict(zip(nodes, found, strict=True))
+    parts = dict(zip(nodes, assign_parts([_operation(node) for node in nodes]), strict=True))
     traffic, peaks = _Traffic(model, parts), _peaks(model, parts)
     # Conversions may stand anywhere before their reader, all at the start too.
-    macs: dict[str, Counter[str]] = {part: Counter() for one, part in parts.items() if one.op_type not in _CONVERSIONS}
+    macs: dict[str, Counter[str]] = {
+        part: Counter() for node, part in parts.items() if node.op_type not in _CONVERSIONS
+    }
     for node, part in parts.items():
         if node.op_type in _PRODUCTS:
             macs[part][_precision(node)] += counted[str(node.name)]
     return [
-        PartCost(part, dict(macs[part]), traffic.bytes[part], traffic.weights[part], peaks[part])
+        PartCost(part, macs[part].total(), dict(macs[part]), traffic.bytes[part], traffic.weights[part], peaks[part])
         for part in sorted(macs, key=lambda part: part == OTHER)
     ]
+
+
+def floor_seconds(
+    macs: Mapping[str, int], nbytes: int, macs_per_second: Mapping[str, float], bytes_per_second: float | None
+) -> tuple[float, str]:
+    """The least time for `macs` by precision and `nbytes`, and what sets it: "compute" or "memory".
+
+    max(sum of MACs / rate, bytes / bandwidth). What has no ceiling counts nothing, so that the bound holds.
+    """
+    compute = math.fsum(
+        count / macs_per_second[precision] for precision, count in macs.items() if precision in macs_per_second
+    )
+    memory = nbytes / bytes_per_second if bytes_per_second else 0.0
+    return max(compute, memory), "compute" if compute >= memory else "memory"
 
 
 def node_parts(onnx_path: Path) -> dict[str, str]:
@@ -150,7 +150,7 @@ def _operation(node: ir.Node) -> Operation:
 def _precision(product: ir.Node) -> str:
     operands = [value for value in product.inputs[:2] if value is not None]
     producers = [value.producer() for value in operands]
-    if all(one is not None and one.op_type == "DequantizeLinear" for one in producers):
+    if all(node is not None and node.op_type == "DequantizeLinear" for node in producers):
         return "int8"
     return "fp16" if any(value.dtype == ir.DataType.FLOAT16 for value in operands) else "fp32"
 
@@ -160,7 +160,7 @@ def _nbytes(value: ir.Value) -> int:
         return value.const_value.nbytes
     if value.shape is None or value.dtype is None:
         raise InputError(f"the shape or type of {value.name} is unknown; give a graph whose inputs have shapes")
-    return int(prod(dim if isinstance(dim, int) else 1 for dim in value.shape) * value.dtype.itemsize)
+    return int(math.prod(dim if isinstance(dim, int) else 1 for dim in value.shape) * value.dtype.itemsize)
 
 
 def _stored(value: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -1,19 +1,18 @@
-"""Edge devices as data, and the floor that their published peaks put under a graph's latency: never a promise.
+"""Edge devices as data, and the lower bound of a graph's latency by their published peak rates: never a promise.
 
-Rates are those of the GPU's tensor cores for dense matrices. Where NVIDIA publishes the figure for 2:4 sparse matrices
-alone it is halved, which `note` says. The headline TOPS of Orin modules are sparse, and include the DLAs, which these
+Rates are those of the GPU's tensor cores for dense matrices. If NVIDIA publishes the figure for 2:4 sparse matrices
+alone it is halved, as `note` says. The headline TOPS of Orin modules are sparse, and include the DLAs, which these
 graphs do not run on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from ...errors import LavtError
-from .costs import PRECISIONS
-from .roofline import floor_seconds
+from ..timing.result import Estimate, PartBound, PartCost
+from .costs import PRECISIONS, floor_seconds
 
 _ORIN = "https://www.nvidia.com/en-us/autonomous-machines/embedded-systems/jetson-orin/"
 _ORIN_NANO = "https://developer.nvidia.com/blog/nvidia-jetson-orin-nano-developer-kit-gets-a-super-boost/"
@@ -23,7 +22,7 @@ _AGX_ORIN = (
 _THOR = "https://developer.nvidia.com/blog/introducing-nvidia-jetson-thor-the-ultimate-platform-for-physical-ai/"
 _BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
-LABEL = "floor from published peak rates, not a promise: no device reaches it"
+LABEL = "lower bound from published peak rates, not a promise: no device reaches it"
 
 
 @dataclass(frozen=True)
@@ -97,68 +96,48 @@ def find_device(key: str) -> Device:
     raise LavtError(f"unknown device {key!r}: give one of {', '.join(device.key for device in DEVICES)}")
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A floor under the latency of a graph on a device.
+def estimate(parts: Iterable[PartCost], device: Device | str, precision: str) -> Estimate:
+    """The lower bound of each part's time on a device.
 
-    `parts` hold `part`, `floor_seconds` and `bound` ("compute" or "memory"). `seconds` is their sum; `needed_bytes` are
-    the weights and the activations alive at the fullest moment, `fits` whether the device's memory holds them.
-    """
-
-    device: Device
-    precision: str
-    parts: Sequence[Mapping[str, Any]]
-    seconds: float
-    needed_bytes: int
-    fits: bool
-    label: str = LABEL
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "device": self.device.key,
-            "name": self.device.name,
-            "source": self.device.source,
-            "note": self.device.note,
-            "precision": self.precision,
-            "label": self.label,
-            "parts": [dict(row) for row in self.parts],
-            "floor_seconds": self.seconds,
-            "needed_bytes": self.needed_bytes,
-            "memory_bytes": self.device.memory,
-            "fits": self.fits,
-        }
-
-
-def estimate(parts: Iterable[Mapping[str, Any]], device: Device | str, precision: str) -> Estimate:
-    """The floor of each part on a device, from rows of `part_costs.cost_rows` or `parts.part_times`.
-
-    `precision` is that of the graph that the rows are of: each product then counts at the rate of its own type, and
-    one in FP32, of which there are few, at that of FP16, which keeps the floor a floor. Where no product of the graph
-    has that precision it says what if: all products and tensors in it.
+    `precision` is that of the graph that the parts are of: each product then counts at the rate of its own type, and
+    one in FP32, of which there are few, at that of FP16, so that the bound holds. If no product of the graph has that
+    precision it says what if: all products and tensors in it.
 
     Raises LavtError for an unknown device or a precision other than fp32, fp16 and int8.
     """
     device = find_device(device) if isinstance(device, str) else device
     if precision not in PRECISIONS:
         raise LavtError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
-    rows = [dict(row) for row in parts]
-    present = {kind for row in rows for kind in row["macs_by_precision"]}
+    rows = list(parts)
+    present = {kind for row in rows for kind in row.macs_by_precision}
     if present and precision not in present:
         rows = [_in(row, precision, max(_BYTES[kind] for kind in present)) for row in rows]
     rates = {"fp32": device.fp16_flops, "fp16": device.fp16_flops, "int8": device.int8_ops}
     macs_per_second = {kind: rate / 2 for kind, rate in rates.items() if rate is not None}
-    floors = []
-    for row in rows:
-        seconds, bound = floor_seconds(row["macs_by_precision"], row["bytes"], macs_per_second, device.bandwidth)
-        floors.append({"part": row["part"], "floor_seconds": seconds, "bound": bound})
-    needed = sum(row["weight_bytes"] for row in rows)
-    needed += max((row["peak_activation_bytes"] for row in rows), default=0)
-    total = sum(row["floor_seconds"] for row in floors)
-    return Estimate(device, precision, floors, total, needed, needed <= device.memory)
+    bounds = tuple(
+        PartBound(row.part, *floor_seconds(row.macs_by_precision, row.bytes, macs_per_second, device.bandwidth))
+        for row in rows
+    )
+    needed = sum(row.weight_bytes for row in rows) + max((row.peak_activation_bytes for row in rows), default=0)
+    return Estimate(
+        device=device.key,
+        name=device.name,
+        source=device.source,
+        note=device.note,
+        precision=precision,
+        label=LABEL,
+        parts=bounds,
+        floor_seconds=sum(bound.floor_seconds for bound in bounds),
+        needed_bytes=needed,
+        memory_bytes=device.memory,
+        fits=needed <= device.memory,
+    )
 
 
-def _in(row: Mapping[str, Any], precision: str, stored: int) -> dict[str, Any]:
-    """A row as if every product and every tensor were of a precision; they are stored in `stored` bytes now."""
-    scaled = {key: row[key] * _BYTES[precision] // stored for key in ("bytes", "weight_bytes", "peak_activation_bytes")}
-    return {**row, **scaled, "macs_by_precision": {precision: row["macs"]}}
+def _in(row: PartCost, precision: str, stored: int) -> PartCost:
+    """A part as if every product and tensor were of a precision; they are stored in `stored` bytes now."""
+    sizes = {
+        key: getattr(row, key) * _BYTES[precision] // stored
+        for key in ("bytes", "weight_bytes", "peak_activation_bytes")
+    }
+    return replace(row, **sizes, macs_by_precision={precision: row.macs})

@@ -18,13 +18,14 @@ from ...runtime.tensorrt.backend import TensorRTBackend
 from ...runtime.tensorrt.flavor import find_flavor
 from ...runtime.tensorrt.loading import load_engine
 from ...runtime.tensorrt.record import engine_record
-from .costs import cost_rows, node_parts
+from ..timing.result import TimedPart
+from .costs import cost_rows, node_parts, timed_parts
 
 
 def engine_part_times(
     bundle: Bundle, name: str, feeds: Mapping[str, npt.NDArray[Any]], rounds: int = 20
-) -> list[dict[str, Any]]:
-    """Seconds, MACs and bytes of each part of the engine `name` of a bundle, as `parts.part_times` has them.
+) -> tuple[TimedPart, ...]:
+    """Seconds, MACs and bytes of each part of the engine `name` of a bundle, as `profile.part_times` has them.
 
     A layer that TensorRT fused from nodes of several parts is shared among them by their MACs, evenly where it has
     none. The engine runs layer by layer for this, without CUDA graphs: the whole takes longer than otherwise.
@@ -41,12 +42,7 @@ def engine_part_times(
     finally:
         backend.close()
     shared = share_layers(seconds, layers, node_parts(graph), count_macs(graph))
-    known = {row["part"]: row for row in cost_rows(graph)}
-    nothing = {"macs": 0, "macs_by_precision": {}, "bytes": 0, "weight_bytes": 0, "peak_activation_bytes": 0}
-    names = [*known, *sorted(shared.keys() - known.keys())]
-    return [
-        {"part": part, "seconds": shared.get(part, 0.0), **known.get(part, {"part": part, **nothing})} for part in names
-    ]
+    return timed_parts(cost_rows(graph, max(map(len, feeds.values()))), shared)
 
 
 def share_layers(

@@ -1,4 +1,4 @@
-"""Where a graph and its FP32 original part company: every tensor that both name, compared on one input."""
+"""The first layer whose output diverges from FP32: every tensor that two graphs share, compared on one input."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from ...calibration.half import emulate_half
 from ...calibration.observers import Session, expose_outputs, observed_tensors
 from ...data.metrics import relative_error
 from ...errors import BackendError, reason_of
+from ..timing.result import LayerError
 
 Array = npt.NDArray[Any]
 
 # The relative error that rounding alone may give a product of exact operands, by the graph's lowest precision.
 _ROUNDING = {"int8": 0.03, "fp16": 2e-3, "fp32": 1e-4}
-# How much worse than all before it a tensor is, or than what it was made from a product, where the graphs part company.
+# How much worse than all before it a tensor is, or than what a product was made of, if the graphs diverge there.
 _JUMP, _PRODUCT_JUMP = 6.0, 2.5
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
 _BYTES_AT_ONCE = 512 << 20
@@ -28,14 +29,12 @@ _BYTES_AT_ONCE = 512 << 20
 
 def compare_layers(
     reference_onnx: Path, other_onnx: Path, feeds: Mapping[str, Array], threads: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[LayerError]:
     """The tensors of a FP32 graph that another one, in FP16 or INT8, has as well, worst first.
 
-    Each row holds `tensor`, the `node` that makes it, `relative_error`: norm(other - reference) / norm(reference),
-    infinite where the other is not finite, and `first`: whether it is here that the graphs part company. That is the
-    first tensor in the graph's order whose error is several times that of all before it, or a product's several times
-    that of its operands, and beyond what rounding to the other graph's precision explains. No row is marked where
-    there is none, as in a graph that is sound.
+    `first` marks where the graphs diverge: the first tensor in the graph's order whose error is several times that of
+    all before it, or a product's several times that of its operands, and beyond what rounding to the other graph's
+    precision explains. No row is marked if there is none, as in a graph that is sound.
 
     The other graph runs as a GPU would compute it: FP16 results are rounded, quantised products run as they are
     written. Left out are tensors that only move numbers, and those that SmoothQuant scaled on purpose.
@@ -64,15 +63,15 @@ def compare_layers(
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise BackendError(f"{other_onnx} could not be compared: {reason_of(error)}") from error
     first = first_divergence(errors, _sources(reference, errors), _ROUNDING[precision])
-    rows = [
-        {"tensor": name, "node": nodes[name], "relative_error": error, "first": name == first}
-        for name, error in errors.items()
+    worst_first = sorted(errors.items(), key=lambda pair: -pair[1])
+    return [
+        LayerError(name, nodes[name], error if math.isfinite(error) else None, name == first)
+        for name, error in worst_first
     ]
-    return sorted(rows, key=lambda row: -row["relative_error"])
 
 
 def first_divergence(errors: Mapping[str, float], products: Mapping[str, Iterable[str]], rounding: float) -> str | None:
-    """The first tensor, in the order of `errors`, where two graphs part company, or None; see `compare_layers`.
+    """The first tensor, in the order of `errors`, where two graphs diverge, or None; see `compare_layers`.
 
     `products` holds, for each tensor that a product made, the tensors in `errors` that it was made from.
     """
@@ -80,7 +79,9 @@ def first_divergence(errors: Mapping[str, float], products: Mapping[str, Iterabl
     for name, error in errors.items():
         if error > _JUMP * before:
             return name
-        if name in products and error > _PRODUCT_JUMP * max(rounding, *(errors[one] for one in products[name]), 0.0):
+        if name in products and error > _PRODUCT_JUMP * max(
+            rounding, *(errors[source] for source in products[name]), 0.0
+        ):
             return name
         before = max(before, error)
     return None
@@ -125,7 +126,9 @@ def _smoothed(model: ir.Model) -> set[str]:
     """What stands between a LayerNorm that smoothing scaled and the product whose weights make up for it."""
     found: set[ir.Value] = set()
     for node in model.graph:
-        scaled = node.op_type == "LayerNormalization" and any(".smoothed" in str(one.name) for one in _constants(node))
+        scaled = node.op_type == "LayerNormalization" and any(
+            ".smoothed" in str(value.name) for value in _constants(node)
+        )
         if scaled or (node.op_type in {*MOVEMENT, "Pad", "Cast"} and node.inputs[0] in found):
             found.update(node.outputs)
     return {str(value.name) for value in found}
@@ -136,7 +139,7 @@ def _constants(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _sizes(model: ir.Model, names: Iterable[str]) -> dict[str, int]:
-    """Bytes of tensors in FP32, for one image where the batch is free."""
+    """Bytes of tensors in FP32, for one image if the batch is dynamic."""
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     shapes = {name: values[name].shape or () for name in names}
     return {name: 4 * math.prod(dim if isinstance(dim, int) else 1 for dim in shape) for name, shape in shapes.items()}

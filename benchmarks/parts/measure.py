@@ -1,22 +1,45 @@
-"""What is asked beside time: where it goes, what bounds it, a device's floor, and layers that differ."""
+"""What is asked beside time: where it goes, what bounds it, the lower bound on a device, and layers that diverge."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
-from math import isfinite
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..._base.exits import needs
 from ..._base.progress import Report
 from ...errors import LavtError
-from ...runtime.bundle import open_bundle
+from ...runtime.bundle import Bundle, open_bundle
+from ...runtime.signature import segmenter_signature
 from ..peers.process import call_apart
-from ..peers.sides import batch_of
-from ..timing.measure import Options, prepare_sides
+from ..peers.sides import batch_of, feeds_for
+from ..timing.measure import prepare_sides
+from ..timing.result import Estimate, LayerError, Options, Result, Roofline, SideParts, TextCost, TimedPart
 
 NO_LAYERS = "--layers compares a graph with the FP32 one: give --engine BUNDLE/segmenter.PRECISION.onnx"
+
+
+def check(options: Options, *, parts: bool, estimate: str | None, layers: bool) -> None:
+    """Refuses before anything is measured what could not be done afterwards. Raises LavtError."""
+    bundle = open_bundle(options.engine)
+    for batch in (options.batch, *options.sweep_batch):
+        batch_of(bundle, batch)
+    if layers or estimate is not None:
+        _, precision = image_graph(options.engine)
+        if layers and precision == "fp32":
+            raise LavtError(NO_LAYERS)
+    if not (parts or layers or estimate is not None):
+        return
+    with needs("export"):  # which counts a graph's costs, on the CPU as for an engine
+        import_module(".engine", __package__)
+    if estimate is not None:
+        from .devices import find_device
+
+        find_device(estimate)
 
 
 def image_graph(engine: Path) -> tuple[Path, str]:
@@ -29,130 +52,94 @@ def image_graph(engine: Path) -> tuple[Path, str]:
         return bundle.file("segmenter"), "fp32"
     entry = bundle.manifest.files[bundle.selected]
     if entry.role != "segmenter":
-        raise LavtError(f"{engine} is no .onnx of an image graph; its parts and layers cannot be told")
+        raise LavtError(f"{engine} is not an .onnx of an image graph: it has no --layers and no --estimate")
     return bundle.file("segmenter", entry.precision), entry.precision or "fp32"
 
 
-def add_parts(result: dict[str, Any], options: Options, report: Report) -> None:
-    """Fills `parts`, [{"side", "precision", "parts"}], of the image graph that was measured: rows of
-    `parts.part_times`, or of `engine_parts.engine_part_times` for an engine of TensorRT. On the CPU also `roofline`,
-    {"ceilings", "parts"}, rows of `roofline.roofline`; and `text`, the text graph as one row, once a sentence.
+def add_parts(result: Result, options: Options, report: Report) -> Result:
+    """With `parts` of the image graph that was measured; on the CPU also with `roofline` and `text`.
 
-    Raises LavtError, also where ONNX Runtime ran on CUDA, whose profile does not hold the device's time.
+    Raises LavtError, also if ONNX Runtime ran on CUDA: its profile does not hold the device's time.
     """
-    side = result["sides"][0]
+    side = result.sides[0]
     report("where the time goes")
-    if (side["file"] or "").endswith(".engine"):
-        rows = call_apart(_engine_parts, side["file"], options)
-        result["parts"] = [{"side": side["name"], "precision": side["precision"], "parts": rows}]
-        return
-    if side["device"] != "cpu":
-        raise LavtError("--parts is told for the CPU and for engines of TensorRT; give --device cpu, or an .engine")
+    if (side.file or "").endswith(".engine"):
+        rows = call_apart(_engine_parts, side.file, options)
+        return replace(result, parts=(SideParts(side.name, side.precision or "", rows),))
+    if side.device != "cpu":
+        raise LavtError("--parts works on the CPU and for engines of TensorRT; give --device cpu, or an .engine")
     path, precision = image_graph(options.engine)
-    rows, roof, ceilings, text = call_apart(_parts, path, precision, options)
-    result["parts"] = [{"side": side["name"], "precision": precision, "parts": rows}]
-    result["roofline"] = {"ceilings": ceilings, "parts": roof}
-    result["text"] = text
+    rows, roofline, text = call_apart(_parts, path, options)
+    return replace(result, parts=(SideParts(side.name, precision, rows),), roofline=roofline, text=text)
 
 
-def _engine_parts(name: str, options: Options) -> list[dict[str, Any]]:
+def _engine_parts(name: str, options: Options) -> tuple[TimedPart, ...]:
     from .engine import engine_part_times
 
-    return engine_part_times(open_bundle(options.engine), name, _feeds(options))
+    bundle = open_bundle(options.engine)
+    return engine_part_times(bundle, name, _feeds(bundle, options))
 
 
-def _parts(
-    path: Path, precision: str, options: Options
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+def _parts(path: Path, options: Options) -> tuple[tuple[TimedPart, ...], Roofline, TextCost]:
     from .profile import part_times
     from .roofline import measure_ceilings, roofline
 
-    rows = part_times(path, _feeds(options), options.threads)
-    found = {one for row in rows for one, count in row["macs_by_precision"].items() if count}
-    ceilings = measure_ceilings(sorted(found), options.threads)
-    made = ceilings.to_dict()
-    by_precision = made["macs_per_second"]
-    most = max(found, key=lambda one: sum(row["macs_by_precision"].get(one, 0) for row in rows))
-    made.update(macs_per_second=by_precision[most], by_precision=by_precision, precision=precision)
-    return rows, roofline(rows, ceilings), made, _text(options)
-
-
-def _text(options: Options) -> dict[str, Any]:
-    """The FP32 text graph's seconds, MACs and bytes, for one sentence."""
-    from .profile import part_times
-
     bundle = open_bundle(options.engine)
-    shape = (bundle.manifest.input.batch or 1, bundle.manifest.input.max_words)
-    tokens = np.ones(shape, np.int64)
-    rows = part_times(
-        bundle.file("text_encoder"), {"input_ids": tokens, "attention_mask": tokens.copy()}, options.threads
-    )
-    summed = ("seconds", "macs", "bytes", "weight_bytes")
-    return {key: sum(row[key] for row in rows) for key in summed}
+    rows = part_times(path, _feeds(bundle, options), options.threads)
+    macs = sum((Counter(row.macs_by_precision) for row in rows), Counter[str]())
+    ceilings = measure_ceilings([precision for precision, _ in macs.most_common()] or ["fp32"], options.threads)
+    tokens = np.ones((bundle.manifest.input.batch or 1, bundle.manifest.input.max_words), np.int64)
+    text_feeds = {"input_ids": tokens, "attention_mask": tokens}
+    text = part_times(bundle.file("text_encoder"), text_feeds, options.threads)
+    sums = {key: sum(getattr(row, key) for row in text) for key in ("seconds", "macs", "bytes", "weight_bytes")}
+    return rows, roofline(rows, ceilings), TextCost(**sums)
 
 
-def add_estimate(result: dict[str, Any], options: Options, device: str, report: Report) -> None:
-    """Fills `estimate`: the floor of the image graph on a device of `devices.DEVICES`. Raises LavtError."""
+def add_estimate(result: Result, options: Options, device: str, report: Report) -> Result:
+    """With `estimate`, for a device of `devices.DEVICES`. Raises LavtError."""
     path, precision = image_graph(options.engine)
-    report(f"floor on {device}")
-    result["estimate"] = call_apart(_estimate, path, precision, device, options)
+    report(f"lower bound on {device}")
+    return replace(result, estimate=call_apart(_estimate, path, precision, device, options))
 
 
-def _estimate(path: Path, precision: str, device: str, options: Options) -> dict[str, Any]:
-    """The floor of the image graph; the text graph's weights lie in memory beside it."""
+def _estimate(path: Path, precision: str, device: str, options: Options) -> Estimate:
+    """That of the image graph; the text graph's weights lie in memory beside it."""
     from .costs import cost_rows
     from .devices import estimate
 
-    bundle = open_bundle(options.engine)
+    text_path = open_bundle(options.engine).file("text_encoder")
     known = precision if precision in ("fp32", "fp16") else "int8"
-    found = estimate(cost_rows(path, options.batch), device, known).to_dict()
-    text = estimate(cost_rows(bundle.file("text_encoder")), device, "fp32" if known == "fp32" else "fp16")
-    needed = found["needed_bytes"] + text.needed_bytes
-    fits = needed <= found["memory_bytes"]
-    return {**found, "needed_bytes": needed, "fits": fits, "text_floor_seconds": text.seconds}
+    image = estimate(cost_rows(path, options.batch), device, known)
+    text = estimate(cost_rows(text_path), device, "fp32" if known == "fp32" else "fp16")
+    needed = image.needed_bytes + text.needed_bytes
+    return replace(image, needed_bytes=needed, fits=needed <= image.memory_bytes, text_floor_seconds=text.floor_seconds)
 
 
-def add_layers(result: dict[str, Any], options: Options, report: Report) -> None:
-    """Fills `layers`: the image graph's tensors against the FP32 graph's, as `layers.compare_layers` ranks them.
+def add_layers(result: Result, options: Options, report: Report) -> Result:
+    """With `layers`: the image graph's tensors against the FP32 graph's.
 
-    Raises LavtError: the FP32 graph itself was given, or the graphs cannot be compared.
+    Raises LavtError if the FP32 graph itself was given, or the graphs cannot be compared.
     """
     path, precision = image_graph(options.engine)
     if precision == "fp32":
         raise LavtError(NO_LAYERS)
     report("comparing layers")
-    result["layers"] = call_apart(_layers, open_bundle(options.engine).file("segmenter"), path, options)
+    reference = open_bundle(options.engine).file("segmenter")
+    return replace(result, layers=tuple(call_apart(_layers, reference, path, options)))
 
 
-def _layers(reference: Path, other: Path, options: Options) -> list[dict[str, Any]]:
+def _layers(reference: Path, other: Path, options: Options) -> list[LayerError]:
+    """On the options' own image and sentence: errors, unlike times, depend on them."""
+    from ..peers.onnx import BundleSide
     from .layers import compare_layers
 
-    rows = compare_layers(reference, other, _feeds(options), options.threads)
-    # JSON has no infinity: None is a tensor that is not finite, or not zero where the original is.
-    return [
-        {**row, "relative_error": row["relative_error"] if isfinite(row["relative_error"]) else None} for row in rows
-    ]
-
-
-def _feeds(options: Options) -> dict[str, Any]:
-    """Real inputs of the image graph: the options' image and sentence."""
-    from ..peers.onnx import BundleSide
-
     (spec,) = prepare_sides(replace(options, against=(), device="cpu"))
-    bundle = open_bundle(options.engine)
-    return BundleSide(replace(spec, path=bundle.root, batch=batch_of(bundle, options.batch))).feeds
+    side = BundleSide(replace(spec, path=open_bundle(options.engine).root))
+    return compare_layers(reference, other, side.feeds, options.threads)
 
 
-def check(options: Options, *, estimate: str | None, layers: bool) -> None:
-    """Refuses before anything is measured what could not be told afterwards. Raises LavtError."""
-    bundle = open_bundle(options.engine)
-    for batch in (options.batch, *options.sweep_batch):
-        batch_of(bundle, batch)
-    if layers or estimate is not None:
-        _, precision = image_graph(options.engine)
-        if layers and precision == "fp32":
-            raise LavtError(NO_LAYERS)
-    if estimate is not None:
-        from .devices import find_device
-
-        find_device(estimate)
+def _feeds(bundle: Bundle, options: Options) -> dict[str, Any]:
+    """Inputs of the image graph as the manifest has them, which needs no runtime: time does not depend on values."""
+    inputs = segmenter_signature(bundle.manifest.input).inputs
+    batch = batch_of(bundle, options.batch)
+    return feeds_for([(tensor.name, tensor.dtype, tensor.shape) for tensor in inputs], batch)

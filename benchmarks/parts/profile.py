@@ -14,9 +14,10 @@ import numpy.typing as npt
 import onnx
 
 from ...errors import BackendError, InputError, reason_of
-from ...export.rewrites.names import OTHER, part_of
+from ...export.rewrites.names import part_of
 from ...runtime.backend import create_session
-from .costs import Operation, assign_parts, cost_rows
+from ..timing.result import TimedPart
+from .costs import Operation, assign_parts, cost_rows, timed_parts
 
 _KERNEL = "_kernel_time"
 Event = Mapping[str, Any]
@@ -24,20 +25,19 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PartProfile:
-    """Rows of `part_times`, and the seconds of a whole run in the same profile."""
+    """The parts of a graph, and the seconds of a whole run in the same profile."""
 
-    rows: list[dict[str, Any]]
+    rows: tuple[TimedPart, ...]
     run_seconds: float
 
 
 def part_times(
     onnx_path: Path, feeds: Mapping[str, npt.NDArray[Any]], threads: int | None = None, rounds: int = 5
-) -> list[dict[str, Any]]:
+) -> tuple[TimedPart, ...]:
     """Seconds, MACs and bytes of each part of a graph that runs on the CPU, in the graph's order.
 
-    Each row holds `part`, `seconds`, `macs`, `bytes` and what else `part_costs.cost_rows` counts. A node's seconds go
-    from the end of the node before it to its own end: its kernel, and what the executor does to start it. They are
-    the mean over the faster half of `rounds`, so that they add up to the whole; see `profile_parts` for that.
+    A node's seconds go from the end of the node before it to its own end: its kernel, and what the executor does to
+    start it. They are the mean over the faster half of `rounds`, so that they add up to the whole; see `profile_parts`.
 
     Raises:
         BackendError: ONNX Runtime cannot load the graph or run it on `feeds`.
@@ -57,15 +57,10 @@ def profile_parts(
     totals = [event["dur"] / 1e6 for event in events if event["name"] == "model_run"]
     # The first run allocates the memory that the others use again.
     kept = sorted(range(1, len(totals)), key=totals.__getitem__)[: (rounds + 1) // 2]
+    parts = {part for i in kept for part in runs[i]}
+    seconds = {part: float(np.mean([runs[i].get(part, 0.0) for i in kept])) for part in parts}
     costs = cost_rows(onnx_path, max(len(array) for array in feeds.values()))
-    nothing = {"macs": 0, "macs_by_precision": {}, "bytes": 0, "weight_bytes": 0, "peak_activation_bytes": 0}
-    known = {row["part"]: row for row in costs}
-    names = [*known, *sorted({part for i in kept for part in runs[i]} - known.keys())]
-    rows = []
-    for name in names:
-        seconds = float(np.mean([runs[i].get(name, 0.0) for i in kept]))
-        rows.append({"part": name, "seconds": seconds, **known.get(name, nothing)})
-    return PartProfile(rows, float(np.mean([totals[i] for i in kept])))
+    return PartProfile(timed_parts(costs, seconds), float(np.mean([totals[i] for i in kept])))
 
 
 def _profile(
@@ -101,14 +96,14 @@ def _nodes_of_runs(events: Sequence[Event]) -> list[list[Event]]:
         key=lambda event: int(event["ts"]),
     )
     runs = [event for event in events if event["name"] == "model_run"]
-    return [[one for one in kernels if run["ts"] <= one["ts"] < run["ts"] + run["dur"]] for run in runs]
+    return [[node for node in kernels if run["ts"] <= node["ts"] < run["ts"] + run["dur"]] for run in runs]
 
 
 def _event_parts(kernels: Sequence[Event], operations: Sequence[Operation]) -> list[str]:
-    """The part of each kernel: by its place in the graph that ran, or by its name alone where that is another."""
+    """The part of each kernel: by its place in the graph that ran, or by its name alone if that is another."""
     names = [event["name"].removesuffix(_KERNEL) for event in kernels]
     same = len(names) == len(operations) and all(
-        one.name in ("", name) for name, one in zip(names, operations, strict=True)
+        node.name in ("", name) for name, node in zip(names, operations, strict=True)
     )
     return assign_parts(operations) if same else [part_of(name) for name in names]
 
@@ -119,5 +114,5 @@ def _run_seconds(kernels: Sequence[Event], parts: Iterable[str]) -> dict[str, fl
     for event, part in zip(kernels, parts, strict=True):
         start = event["ts"] if before is None else before
         before = event["ts"] + event["dur"]
-        seconds[part or OTHER] = seconds.get(part or OTHER, 0.0) + (before - start) / 1e6
+        seconds[part] = seconds.get(part, 0.0) + (before - start) / 1e6
     return seconds

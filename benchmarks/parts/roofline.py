@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ...errors import InputError
 from ...runtime.backend import create_session
-from .costs import PRECISIONS
+from ..timing.result import Ceilings, Roofline, RooflinePart, TimedPart
+from .costs import PRECISIONS, floor_seconds
 
 _SIZE = 960  # of the product: its operands and result stay in a CPU's caches; rows of 4096 bytes would share cache sets
 _CHANNELS, _SIDE = 512, 30  # of the convolution, 3x3
@@ -31,27 +31,9 @@ _ROUNDS = 10
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Ceilings:
-    """MACs per second by precision, and bytes per second read and written, that a machine reached at best."""
-
-    macs_per_second: Mapping[str, float]
-    bytes_per_second: float
-    threads: int | None = None
-    backend: str = field(default_factory=lambda: f"onnxruntime {ort.__version__}, CPU")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "macs_per_second": dict(self.macs_per_second),
-            "bytes_per_second": self.bytes_per_second,
-            "threads": self.threads,
-            "backend": self.backend,
-        }
-
-
-def measure_ceilings(precisions: Iterable[str] = PRECISIONS, threads: int | None = None) -> Ceilings:
-    """The best of several runs of each, taken in turn; takes a few seconds and 300 MB.
+def measure_ceilings(precisions: Sequence[str] = PRECISIONS, threads: int | None = None) -> Ceilings:
+    """The best of several runs of each, taken in turn; the first precision is the ceilings' own. Takes a few seconds
+    and 300 MB.
 
     Raises InputError for an unknown precision.
     """
@@ -76,11 +58,11 @@ def measure_ceilings(precisions: Iterable[str] = PRECISIONS, threads: int | None
     rates: dict[str, float] = {}
     for (precision, macs), least in seconds.items():
         rates[precision] = max(rates.get(precision, 0.0), macs / least)
-    return Ceilings(rates, moved, threads)
+    return Ceilings(rates[precisions[0]], precisions[0], rates, moved, threads, f"onnxruntime {ort.__version__}, CPU")
 
 
 def product_graph(precision: str, size: int) -> onnx.ModelProto:
-    """y = a w, both (size,size), w constant; INT8 as a bundle's graph for CPUs has it: Q/DQ of uint8 and int8."""
+    """y = a w, both (size,size), w constant; INT8 as in a bundle's graph for CPUs: Q/DQ of uint8 and int8."""
     weight = np.random.default_rng(0).integers(-127, 128, (size, size))
     return _weighted_graph(precision, "MatMul", weight, (size, size), axis=1)
 
@@ -100,7 +82,10 @@ def _weighted_graph(
         weights = {"w": (weight / 127).astype(helper.tensor_dtype_to_np_dtype(value))}
         nodes = [helper.make_node(operator, ["a", "w"], ["y"], name="product", **attributes)]
         return _model(nodes, value, shape, weights)
-    scales = {"w.scale": np.full(weight.shape[axis], 0.01, np.float32), "w.zero": np.zeros(weight.shape[axis], np.int8)}
+    scales: dict[str, npt.ArrayLike] = {
+        "w.scale": np.full(weight.shape[axis], 0.01, np.float32),
+        "w.zero": np.zeros(weight.shape[axis], np.int8),
+    }
     nodes = [
         helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["a.int8"]),
         helper.make_node("DequantizeLinear", ["a.int8", "scale", "zero"], ["left"]),
@@ -108,13 +93,13 @@ def _weighted_graph(
     ]
     if operator == "MatMul":
         nodes.append(helper.make_node(operator, ["left", "right"], ["y"], name="product", **attributes))
-    else:  # ONNX Runtime computes a convolution in integers where its result is quantised
+    else:  # ONNX Runtime computes a convolution in integers if its result is quantised
         nodes += [
             helper.make_node(operator, ["left", "right"], ["made"], name="product", **attributes),
             helper.make_node("QuantizeLinear", ["made", "made.scale", "zero"], ["made.int8"]),
             helper.make_node("DequantizeLinear", ["made.int8", "made.scale", "zero"], ["y"]),
         ]
-    constants: dict[str, Any] = {
+    constants: dict[str, npt.ArrayLike] = {
         "scale": np.float32(0.02),
         "made.scale": np.float32(20),
         "zero": np.uint8(128),
@@ -129,7 +114,7 @@ def copy_graph(count: int) -> onnx.ModelProto:
 
 
 def _model(
-    nodes: list[onnx.NodeProto], value: int, shape: Sequence[int], constants: Mapping[str, Any]
+    nodes: list[onnx.NodeProto], value: int, shape: Sequence[int], constants: Mapping[str, npt.ArrayLike]
 ) -> onnx.ModelProto:
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
     ends = [helper.make_tensor_value_info(name, value, shape) for name in ("a", "y")]
@@ -141,7 +126,7 @@ def _runner(model: onnx.ModelProto, array: Array, threads: int | None) -> Callab
     """A call that runs the graph on `array` and writes the result to the same memory each time: fresh pages cost time
     that no bandwidth explains."""
     session = create_session(model.SerializeToString(), threads=threads)
-    ends = [ort.OrtValue.ortvalue_from_numpy(one) for one in (array, np.zeros_like(array))]
+    ends = [ort.OrtValue.ortvalue_from_numpy(values) for values in (array, np.zeros_like(array))]
     binding = session.io_binding()
     binding.bind_ortvalue_input("a", ends[0])
     binding.bind_ortvalue_output("y", ends[1])
@@ -152,36 +137,18 @@ def _runner(model: onnx.ModelProto, array: Array, threads: int | None) -> Callab
     return run
 
 
-def floor_seconds(
-    macs: Mapping[str, int], nbytes: int, macs_per_second: Mapping[str, float], bytes_per_second: float | None
-) -> tuple[float, str]:
-    """The least time for `macs` by precision and `nbytes`, and what sets it: "compute" or "memory".
-
-    max(sum of MACs / rate, bytes / bandwidth). What has no ceiling counts nothing, so the floor stays one.
-    """
-    compute = math.fsum(
-        count / macs_per_second[precision] for precision, count in macs.items() if precision in macs_per_second
-    )
-    memory = nbytes / bytes_per_second if bytes_per_second else 0.0
-    return max(compute, memory), "compute" if compute >= memory else "memory"
-
-
-def roofline(rows: Iterable[Mapping[str, Any]], ceilings: Ceilings) -> list[dict[str, Any]]:
-    """Rows of `parts.part_times` with `floor_seconds`, `bound` ("compute" or "memory"), `macs_per_byte`, and
-    `efficiency`: floor over measured time, None where no time was measured."""
-    made = []
+def roofline(rows: Iterable[TimedPart], ceilings: Ceilings) -> Roofline:
+    """The parts beside the ceilings; `efficiency` is None if no time was measured."""
+    parts = []
     for row in rows:
-        floor, bound = floor_seconds(
-            row["macs_by_precision"], row["bytes"], ceilings.macs_per_second, ceilings.bytes_per_second
+        floor, bound = floor_seconds(row.macs_by_precision, row.bytes, ceilings.by_precision, ceilings.bytes_per_second)
+        parts.append(
+            RooflinePart(
+                **vars(row),
+                floor_seconds=floor,
+                bound=bound,
+                macs_per_byte=row.macs / row.bytes if row.bytes else None,
+                efficiency=floor / row.seconds if row.seconds else None,
+            )
         )
-        seconds = row.get("seconds")
-        made.append(
-            {
-                **row,
-                "floor_seconds": floor,
-                "bound": bound,
-                "macs_per_byte": row["macs"] / row["bytes"] if row["bytes"] else None,
-                "efficiency": floor / seconds if seconds else None,
-            }
-        )
-    return made
+    return Roofline(ceilings, tuple(parts))

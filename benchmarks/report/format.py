@@ -2,163 +2,107 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from typing import Any
+
+from ..timing.result import FidelityRow, Result, SideParts
+from ..timing.statistics import Ratio
 
 NOTHING = "–"
-Result = Mapping[str, Any]
 
 
-def finite(value: Any) -> float | None:
-    """A number as float; None for what is none or not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
+def number(value: float | None, form: str) -> str:
+    """A number by a format of Python, such as ".2f" or "d"; a dash for None."""
+    return NOTHING if value is None else format(value, form)
 
 
-def number(value: Any, form: str) -> str:
-    """A number by a format of Python, such as ".2f" or "d"; a dash where there is none."""
-    found = finite(value)
-    if found is None:
-        return NOTHING
-    return format(int(found) if form == "d" else found, form)
-
-
-def ms(seconds: Any) -> str:
+def ms(seconds: float | None) -> str:
     """Seconds in milliseconds, with three digits or so."""
-    found = finite(seconds)
-    if found is None:
+    if seconds is None:
         return NOTHING
-    value = 1e3 * found
+    value = 1e3 * seconds
     return f"{value:.0f} ms" if value >= 1000 else f"{value:.1f} ms" if value >= 10 else f"{value:.3g} ms"
 
 
-def rate(value: Any) -> str:
-    found = finite(value)
-    return NOTHING if found is None else f"{found:.1f}" if found >= 10 else f"{found:.2f}"
+def rate(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def scaled(value: Any, unit: str) -> str:
+def scaled(value: float, unit: str) -> str:
     """A count with a decimal prefix: 3.2e9 MACs as 3.20 GMACs."""
-    found = finite(value)
-    if found is None:
-        return NOTHING
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(found) >= factor:
-            return f"{found / factor:.3g} {prefix}{unit}"
-    return f"{found:.3g} {unit}"
+        if abs(value) >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
 
 
-def bytes_text(value: Any) -> str:
-    return scaled(value, "B")
+def bytes_text(value: float | None) -> str:
+    return NOTHING if value is None else scaled(value, "B")
 
 
-def percent(share: Any, digits: int = 1) -> str:
-    found = finite(share)
-    return NOTHING if found is None else f"{100 * found:.{digits}f} %"
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
-def ratio_text(one: Result) -> str:
+def ratio_text(ratio: Ratio) -> str:
     """A ratio with its interval: 0.780 (0.771–0.792)."""
-    low, high = finite(one.get("low")), finite(one.get("high"))
-    interval = f" ({low:.3f}–{high:.3f})" if low is not None and high is not None else ""
-    return number(one.get("ratio"), ".3f") + interval
+    return f"{ratio.ratio:.3f} ({ratio.low:.3f}–{ratio.high:.3f})"
 
 
 def headline(result: Result) -> str:
     """The measured side and its median time."""
-    sides = result.get("sides") or []
-    if not sides:
-        return "lavt-bench: nothing was measured"
-    first = sides[0]
-    median = ms((first.get("summary") or {}).get("median"))
-    precision = first.get("precision")
-    batch = finite(first.get("batch")) or 1
-    what = "an image" if batch == 1 else f"a batch of {batch:.0f}"
-    return f"{first.get('name', 'engine')}{f', {precision}' if precision else ''}: {median} {what}"
+    engine = result.sides[0]
+    what = "an image" if engine.batch == 1 else f"a batch of {engine.batch}"
+    return f"{engine.name}{f', {engine.precision}' if engine.precision else ''}: {ms(engine.summary.median)} {what}"
 
 
 def verdicts(result: Result) -> Iterator[tuple[str, str, str]]:
     """What the run says, each as (tone, word, rest); tone is "good", "bad" or "soft"."""
-    for one in result.get("ratios") or []:
-        ratio, low, high = (finite(one.get(key)) for key in ("ratio", "low", "high"))
-        if ratio is None or low is None or high is None:
-            continue
-        pair = f"{one.get('name', '')} takes {ratio_text(one)} of the time of {one.get('against', '')}"
-        if high < 1:
+    for ratio in result.ratios:
+        pair = f"{ratio.name} takes {ratio_text(ratio)} of the time of {ratio.against}"
+        if ratio.high < 1:
             yield "good", "Faster:", pair
-        elif low > 1:
+        elif ratio.low > 1:
             yield "bad", "Slower:", pair
         else:
             yield "soft", "No difference shown:", f"{pair}; the interval holds 1"
-    rows = [row for row in result.get("fidelity") or [] if finite(row.get("drop")) is not None]
+    rows = result.fidelity or ()
     if len(rows) > 1:
-        worst = max(rows, key=lambda row: float(row["drop"]))
-        tone = "bad" if worst["drop"] > 1 else "good"
+        worst = max(rows, key=lambda row: row.drop)
         yield (
-            tone,
+            "bad" if worst.drop > 1 else "good",
             "Accuracy:",
-            (
-                f"{worst.get('name', '')} loses most, {worst['drop']:+.2f} points of mean IoU; "
-                f"{percent(worst.get('pixel_agreement'), 2)} of its pixels are as those of {reference_of(rows)}"
-            ),
+            f"{worst.name} loses most, {worst.drop:+.2f} points of mean IoU; "
+            f"{percent(worst.pixel_agreement, 2)} of its pixels are as those of {reference_of(rows)}",
         )
-    heaviest = _heaviest(result)
-    if heaviest:
-        yield "soft", "Where the time goes:", heaviest
-    count = len(result.get("warnings") or [])
-    if count:
+    if result.parts:
+        yield "soft", "Where the time goes:", _heaviest(result.parts[0])
+    if result.warnings:
+        count = len(result.warnings)
         yield "bad", f"{count} warning{'s' if count > 1 else ''}:", "the figures are less certain than they look"
 
 
-def _heaviest(result: Result) -> str:
-    """The three parts that take most time on the first side that has parts."""
-    for one in result.get("parts") or []:
-        timed = [(finite(part.get("seconds")) or 0.0, str(part.get("part", ""))) for part in one.get("parts") or []]
-        total = sum(seconds for seconds, _ in timed)
-        if total > 0:
-            most = sorted(timed, reverse=True)[:3]
-            return ", ".join(f"{name} {percent(seconds / total, 0)}" for seconds, name in most)
-    return ""
+def _heaviest(side: SideParts) -> str:
+    """The three parts that take most time."""
+    total = sum(part.seconds for part in side.parts) or 1.0
+    most = sorted(side.parts, key=lambda part: part.seconds, reverse=True)[:3]
+    return ", ".join(f"{part.part} {percent(part.seconds / total, 0)}" for part in most)
 
 
-def machine_rows(facts: Any, prefix: str = "") -> list[tuple[str, str]]:
+def machine_rows(facts: object, prefix: str = "") -> list[tuple[str, str]]:
     """Nested plain JSON as lines of name and text; what is None is left out."""
     if isinstance(facts, Mapping):
         return [line for key, value in facts.items() for line in machine_rows(value, f"{prefix} {key}".strip())]
     if facts is None:
         return []
-    if isinstance(facts, Sequence) and not isinstance(facts, str):
-        return [(prefix, ", ".join(str(one) for one in facts) or NOTHING)]
+    if isinstance(facts, list):
+        return [(prefix, ", ".join(map(str, facts)) or NOTHING)]
     if isinstance(facts, bool):
         return [(prefix, "yes" if facts else "no")]
-    if prefix.endswith("bytes") and finite(facts) is not None:
+    if prefix.endswith("bytes") and isinstance(facts, int):
         return [(prefix.removesuffix("bytes").strip("_ "), bytes_text(facts))]
     return [(prefix, str(facts))]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table that scrolls by itself where it is wider than the page. All text is escaped."""
-    top = "".join(f"<th>{escape(str(one))}</th>" for one in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def section(title: str, note: str, *blocks: str) -> str:
-    """A section of the page; title and note are escaped, blocks are HTML."""
-    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{"".join(blocks)}</section>'
-
-
-def reference_of(rows: Sequence[Result]) -> str:
+def reference_of(rows: Sequence[FidelityRow]) -> str:
     """What the rows of fidelity were compared with: "PyTorch" or "the FP32 graph"."""
-    return next((str(row["against"]) for row in rows if row.get("against")), "the FP32 graph")
-
-
-def source_link(address: Any) -> str:
-    """A link to where a figure was published; nothing where the address is none of the web."""
-    if not str(address or "").startswith("https://"):
-        return ""
-    host = str(address).split("/")[2]
-    return f'<a href="{escape(str(address))}" rel="noreferrer">Published at {escape(host)}</a>'
+    return rows[0].against

@@ -1,106 +1,85 @@
-"""The report's sections on the model's parts: their time, the roofline, a device's floor, and layers that differ."""
+"""The report's sections on the model's parts: their time, the roofline, a device's lower bound, layers that diverge."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Sequence
 
+from ..timing.result import LayerError, PartCost, Result, TextCost
 from . import charts as charts
-from .format import bytes_text, finite, ms, number, percent, scaled, section, source_link
+from .content import Bar, Bars, Block, Drawing, Section, Text
+from .format import bytes_text, ms, percent, scaled
 
-Result = Mapping[str, Any]
 _ABOVE = 1.05  # an efficiency that scatter does not explain
 _WORST = 20
-_NOT_FINITE = "not finite"
 
 
-def parts(result: Result) -> str:
+def parts(result: Result) -> Section | None:
     """Time of each part of the model, a bar for each side; and of the text encoder, which is none of them."""
-    sides = [one for one in result.get("parts") or [] if one.get("parts")]
+    sides = result.parts
     if not sides:
-        return ""
-    times = [{str(p.get("part", "")): finite(p.get("seconds")) or 0.0 for p in one["parts"]} for one in sides]
-    work = {str(part.get("part", "")): part for one in reversed(sides) for part in one["parts"]}
-    names = list(dict.fromkeys(name for one in times for name in one))
-    most = max((value for one in times for value in one.values()), default=0.0) or 1.0
-    totals = [sum(one.values()) or 1.0 for one in times]
-    blocks = [charts.legend([str(one.get("side", "")) for one in sides])]
+        return None
+    times = [{part.part: part.seconds for part in side.parts} for side in sides]
+    work: dict[str, PartCost] = {part.part: part for side in reversed(sides) for part in side.parts}
+    names = list(dict.fromkeys(name for seconds in times for name in seconds))
+    most = max(max(seconds.values()) for seconds in times) or 1.0
+    totals = [sum(seconds.values()) or 1.0 for seconds in times]
+    rows = []
     for name in names:
-        marks, height = charts.bars([one[name] / most if name in one else None for one in times])
         values = [
-            f"{ms(one[name])}, {percent(one[name] / total)}"
-            for one, total in zip(times, totals, strict=True)
-            if name in one
+            f"{ms(seconds[name])}, {percent(seconds[name] / total)}"
+            for seconds, total in zip(times, totals, strict=True)
+            if name in seconds
         ]
-        blocks.append(charts.row(name, marks, "\n".join(values), note=_amounts(work[name]), height=height))
-    for one, total in zip(sides, totals, strict=True):
-        sums = {key: sum(finite(part.get(key)) or 0 for part in one["parts"]) for key in ("macs", "bytes")}
-        said = f"{one.get('side', '')}, all parts: {ms(total)}, {_amounts(sums)}."
-        blocks.append(f"<p>{escape(said)}</p>")
-    blocks.append(_text_encoder(result.get("text") or {}))
+        shares = [seconds[name] / most if name in seconds else None for seconds in times]
+        rows.append(Bar(name, shares, "\n".join(values), _amounts(work[name].macs, work[name].bytes)))
+    blocks: list[Block] = [Bars(rows, ("part", "work", "time"), [side.side for side in sides])]
+    for side, total in zip(sides, totals, strict=True):
+        amounts = _amounts(sum(part.macs for part in side.parts), sum(part.bytes for part in side.parts))
+        blocks.append(Text(f"{side.side}, all parts: {ms(total)}, {amounts}."))
+    if result.text is not None:
+        blocks.append(_text_encoder(result.text))
     note = "From the backend's own profiler, by the graph's node names; with what each part computes and moves."
-    return section("Where the time goes", note, *blocks)
+    return Section("Where the time goes", note, blocks)
 
 
-def _amounts(row: Result) -> str:
-    """MACs and bytes, those that are known."""
-    amounts = (scaled(row.get("macs"), "MACs"), bytes_text(row.get("bytes")))
-    return ", ".join(one for one in amounts if one != "–")
+def _amounts(macs: int, size: int) -> str:
+    return f"{scaled(macs, 'MACs')}, {bytes_text(size)}"
 
 
-def _text_encoder(text: Result) -> str:
-    """The other graph, whose time is no part of an image's."""
-    if not text:
-        return ""
-    facts = [
-        ms(text.get("seconds")),
-        scaled(text.get("macs"), "MACs"),
-        f"{bytes_text(text.get('weight_bytes'))} of weights",
-    ]
-    known = ", ".join(one for one in facts if not one.startswith("–"))
-    return f"<p>Not in this sum: text encoder, once a sentence: {escape(known)}.</p>"
+def _text_encoder(text: TextCost) -> Text:
+    facts = f"{ms(text.seconds)}, {scaled(text.macs, 'MACs')}, {bytes_text(text.weight_bytes)} of weights"
+    return Text(f"Not in this sum: text encoder, once a sentence: {facts}.")
 
 
-def roofline(result: Result) -> str:
-    """Each part's rate against what the machine can do, and its time against its floor."""
-    data = result.get("roofline") or {}
-    ceilings = data.get("ceilings") or {}
-    peak, bandwidth = finite(ceilings.get("macs_per_second")), finite(ceilings.get("bytes_per_second"))
-    found = [one for one in data.get("parts") or [] if finite(one.get("seconds"))]
-    if not found or not peak or not bandwidth:
-        return ""
+def roofline(result: Result) -> Section | None:
+    """Each part's rate against what the machine can do, and its time against its lower bound."""
+    if result.roofline is None:
+        return None
+    ceilings = result.roofline.ceilings
+    peak, bandwidth = ceilings.macs_per_second, ceilings.bytes_per_second
     points, rows, above = [], [], []
-    for i, one in enumerate(found, start=1):
-        name = str(one.get("part", ""))
-        macs, size, seconds = (finite(one.get(key)) or 0.0 for key in ("macs", "bytes", "seconds"))
-        if macs > 0 and size > 0:
-            points.append((i, name, macs / size, macs / seconds))
-        floor = finite(one.get("floor_seconds"))
-        share = finite(one.get("efficiency"))
-        if share is None:
-            share = floor / seconds if floor is not None else 0.0
+    for i, part in enumerate((part for part in result.roofline.parts if part.seconds), start=1):
+        if part.macs_per_byte:
+            points.append((i, part.part, part.macs_per_byte, part.macs / part.seconds))
+        share = part.efficiency or 0.0
         if share > _ABOVE:
-            above.append(f"{name} ({percent(share, 0)})")
-        marks, height = charts.bars([min(max(share, 0.0), 1.0)])
-        value = f"{percent(share, 0)} of {ms(seconds)}"
-        rows.append(charts.row(f"{i}. {name}", marks, value, note=f"floor {ms(floor)}", height=height))
-    chart = _roof(points, peak, bandwidth) if points else ""
-    note = (
-        f"Measured ceilings of this machine: {scaled(peak, 'MACs/s')} and {scaled(bandwidth, 'B/s')}. A part on the "
-        "line uses all that the machine has; the numbers name the parts below, where a full bar is a part at its floor."
+            above.append(f"{part.part} ({percent(share, 0)})")
+        value = f"{percent(share, 0)} of {ms(part.seconds)}"
+        rows.append(Bar(f"{i}. {part.part}", [min(share, 1.0)], value, f"bound {ms(part.floor_seconds)}"))
+    note = f"Measured ceilings of this machine: {scaled(peak, 'MACs/s')} in {ceilings.precision} and "
+    note += f"{scaled(bandwidth, 'B/s')}. The bound of a part is the least time that they allow."
+    reading = (
+        "A part on the line uses all that the machine has; the numbers name the parts below, where a full bar is a "
+        "part at its bound."
     )
-    return section("Roofline", note, _above_the_ceiling(above), chart, *rows)
-
-
-def _above_the_ceiling(parts: Sequence[str]) -> str:
-    if not parts:
-        return ""
-    text = (
-        f"Faster than the measured ceiling allows: {', '.join(parts)}. The ceiling was measured at another moment, "
-        "when the machine gave less; take such a part to be at its floor, and the other shares to be somewhat high."
-    )
-    return f'<p class="caution">{escape(text)}</p>'
+    blocks: list[Block] = [Drawing(_roof(points, peak, bandwidth))] if points else []
+    if above:
+        said = (
+            f"Faster than the measured ceiling allows: {', '.join(above)}. The ceiling was measured at another moment, "
+            "when the machine gave less; take such a part to be at its bound, and the other shares to be somewhat high."
+        )
+        blocks.insert(0, Text(said, "caution"))
+    return Section("Roofline", note, [*blocks, Bars(rows, ("part", "bound", "share"))], reading)
 
 
 def _roof(points: Sequence[tuple[int, str, float, float]], peak: float, bandwidth: float) -> str:
@@ -118,66 +97,68 @@ def _roof(points: Sequence[tuple[int, str, float, float]], peak: float, bandwidt
     return charts.plot(x, y, marks, "roofline: rate of each part over its intensity", kind="wide")
 
 
-def floor(result: Result) -> str:
+def estimate(result: Result) -> Section | None:
     """The least time on a device by its published rates, by part, and whether its memory holds the graph."""
-    data = result.get("estimate") or {}
-    found = data.get("parts") or []
-    if not found:
-        return ""
-    most = max((finite(one.get("floor_seconds")) or 0.0 for one in found), default=0.0) or 1.0
-    rows = []
-    for one in found:
-        seconds = finite(one.get("floor_seconds")) or 0.0
-        marks, height = charts.bars([seconds / most])
-        value = f"{ms(seconds)}, {one.get('bound', '')}"
-        rows.append(charts.row(str(one.get("part", "")), marks, value, height=height))
-    needed, memory = finite(data.get("needed_bytes")), finite(data.get("memory_bytes"))
-    facts = [f"Image graph in {data.get('precision', '')}, in all: {ms(data.get('floor_seconds'))}."]
-    if finite(data.get("text_floor_seconds")) is not None:
-        facts.append(f"Text encoder, once a sentence: {ms(data['text_floor_seconds'])}, not in this sum.")
-    memory_row = ""
-    if needed is not None and memory:
-        fits = "it fits" if data.get("fits") else "it does not fit"
-        facts.append(
-            f"Weights of both graphs and activations need {bytes_text(needed)} of {bytes_text(memory)}: {fits}."
-        )
-        marks, height = charts.bars([min(needed / memory, 1.0)])
-        value = f"{bytes_text(needed)} of {bytes_text(memory)}"
-        memory_row = "<h3>Memory</h3>" + charts.row("weights, activations", marks, value, height=height)
-    basis = f"{escape(str(data.get('note') or ''))} {source_link(data.get('source'))}".strip()
+    data = result.estimate
+    if data is None:
+        return None
+    most = max((part.floor_seconds for part in data.parts), default=0.0) or 1.0
+    rows = [
+        Bar(part.part, [part.floor_seconds / most], f"{ms(part.floor_seconds)}, {part.bound}") for part in data.parts
+    ]
+    facts = [f"Image graph in {data.precision}, in all: {ms(data.floor_seconds)}."]
+    if data.text_floor_seconds is not None:
+        facts.append(f"Text encoder, once a sentence: {ms(data.text_floor_seconds)}, not in this sum.")
+    memory = f"{bytes_text(data.needed_bytes)} of {bytes_text(data.memory_bytes)}"
+    fits = "it fits" if data.fits else "it does not fit"
+    facts.append(f"Weights of both graphs and activations need {memory}: {fits}.")
+    marks, height = charts.bars([min(data.needed_bytes / data.memory_bytes, 1.0)])
+    drawn = charts.row("weights, activations", marks, memory, height=height)
+    host = data.source.split("/")[2] if data.source.startswith("https://") else ""
     note = (
-        f"A {data.get('label') or 'floor, not a promise'}. Beside the time of each part stands what bounds it: its "
-        "products (compute) or the bytes that it moves (memory)."
+        f"A {data.label}. Beside the time of each part stands what bounds it: its products (compute) or the bytes that "
+        "it moves (memory)."
     )
-    blocks = (f"<p>{escape(' '.join(facts))}</p>", *rows, memory_row, f'<p class="note">{basis}</p>')
-    return section(f"Floor on {data.get('name', 'the device')}", note, *blocks)
+    return Section(
+        f"Lower bound on {data.name}",
+        note,
+        [
+            Text(" ".join(facts)),
+            Bars(rows, ("part", "", "lower bound")),
+            Drawing(f"<h3>Memory</h3>{drawn}"),
+            Text(data.note, "note", (data.source, f"Published at {host}") if host else None),
+        ],
+    )
 
 
-def layers(result: Result) -> str:
-    """Where a graph of low precision and its FP32 original part company, and the tensors that differ most."""
-    found = result.get("layers") or []
-    if not found:
-        return ""
-    first = next((one for one in found if one.get("first")), None)
+def layers(result: Result) -> Section | None:
+    """The first layer whose output diverges from FP32, and the tensors that differ most."""
+    rows = result.layers
+    if not rows:
+        return None
+    first = next((row for row in rows if row.first), None)
     if first is None:
-        said = "No tensor parts company with the FP32 graph: rounding explains what differs."
+        said = "No layer's output diverges from FP32: rounding explains what differs."
     else:
-        where = f"{first.get('node')} (tensor {first.get('tensor')}, relative error {_error(first)})"
-        said = f"The graphs part company at {where}."
-    shown = [*found[:_WORST], *(one for one in found[_WORST:] if one.get("first"))]
-    errors = [finite(one.get("relative_error")) for one in shown]
-    most = max((error for error in errors if error is not None), default=0.0) or 1.0
-    rows = []
-    for one, error in zip(shown, errors, strict=True):
-        marks, height = charts.bars([1.0 if error is None else error / most])
-        value = f"{_error(one)}{', first' if one.get('first') else ''}"
-        rows.append(charts.row(str(one.get("node", "")), marks, value, note=str(one.get("tensor", "")), height=height))
+        where = f"{first.node} (tensor {first.tensor}, relative error {_error(first)})"
+        said = f"The first layer whose output diverges from FP32 is {where}."
+    shown = [*rows[:_WORST], *(row for row in rows[_WORST:] if row.first)]
+    most = max((row.relative_error or 0.0 for row in shown), default=0.0) or 1.0
+    bars = [
+        Bar(
+            row.node,
+            [1.0 if row.relative_error is None else row.relative_error / most],
+            f"{_error(row)}{', first' if row.first else ''}",
+            row.tensor,
+        )
+        for row in shown
+    ]
     note = (
         f"Relative error of each tensor that the graph shares with the FP32 one, on one input; the worst "
-        f"{min(_WORST, len(found))} of {len(found)}, by node and tensor."
+        f"{min(_WORST, len(rows))} of {len(rows)}, by node and tensor."
     )
-    return section("Layers against FP32", note, f"<p>{escape(said)}</p>", *rows)
+    return Section("Layers against FP32", note, [Text(said), Bars(bars, ("node", "tensor", "relative error"))])
 
 
-def _error(row: Result) -> str:
-    return number(row.get("relative_error"), ".1e").replace("–", _NOT_FINITE)
+def _error(row: LayerError) -> str:
+    return "not finite" if row.relative_error is None else f"{row.relative_error:.1e}"

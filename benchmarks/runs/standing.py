@@ -25,13 +25,15 @@ from ..._base import strict_json
 from ..._base.exits import run_main
 from ..._base.files import write_whole
 from ..._base.progress import Report
+from ..._base.records import to_plain
 from ...errors import LavtError
 from ...runtime.bundle import open_bundle
 from ..peers.process import RemoteSide, call_apart
 from ..peers.sides import SideSpec
 from ..report.markdown import markdown
 from ..timing.machine import Ticks, describe_machine, machine_warnings, run_warnings
-from ..timing.measure import Options, interleave, prepare_sides
+from ..timing.measure import interleave, prepare_sides
+from ..timing.result import Options
 from ..timing.statistics import paired_ratio, summarise
 
 FORMAT_VERSION = 3
@@ -198,7 +200,7 @@ def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: 
 
 
 def _described(side: RemoteSide, seconds: list[float]) -> dict[str, Any]:
-    summary = {key: round(value, 6) for key, value in summarise(seconds).to_dict().items()}
+    summary = {key: round(value, 6) for key, value in vars(summarise(seconds)).items()}
     return {
         "name": side.spec.name,
         **{key: side.about[key] for key in ("precision", "size", "runtime")},
@@ -233,8 +235,7 @@ def parts_of(root: Path, threads: int | None) -> list[dict[str, Any]]:
         path, inputs = bundle.file("segmenter"), segmenter_signature(bundle.manifest.input).inputs
         feeds = feeds_for([(one.name, one.dtype, one.shape) for one in inputs], 1)
         for row in part_times(path, feeds, threads):
-            figures = {"seconds": round(row["seconds"], 6), "macs": row["macs"]}
-            parts.setdefault(row["part"], {})[name] = figures
+            parts.setdefault(row.part, {})[name] = {"seconds": round(row.seconds, 6), "macs": row.macs}
     return [{"part": part, "sides": sides} for part, sides in parts.items()]
 
 
@@ -245,7 +246,7 @@ def accuracy(subject: Subject, root: Path) -> list[dict[str, Any]]:
 
     sentences = open_split("shapes", "val").sentences[: subject.sentences]
     rows = measure_fidelity(root, sentences, checkpoint=subject.checkpoint, cases=0)
-    return [{key: value for key, value in row.items() if key != "overlays"} for row in rows]
+    return [{key: value for key, value in to_plain(row).items() if key != "overlays"} for row in rows]
 
 
 def measure_standing(subjects: Sequence[Subject], peers: Sequence[str], report: Report) -> dict[str, Any]:
@@ -265,7 +266,7 @@ def measure_standing(subjects: Sequence[Subject], peers: Sequence[str], report: 
         "format": FORMAT_VERSION,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "minutes": round((time.monotonic() - start) / 60, 1),
-        "machine": machine,
+        "machine": to_plain(machine),
         "models": models,
         "warnings": machine_warnings(machine),
     }

@@ -17,6 +17,7 @@ from ...runtime.batches import stack_prompts
 from ...runtime.images import foreground, prepare, to_rgb_array
 from ...runtime.prompt import Prompt
 from ..peers.onnx import BundleSide
+from .result import Overhead
 
 PARTS = ("decode", "preprocess", "text_cold", "text_cached", "copies", "image", "postprocess")
 PER_CALL = ("preprocess", "copies", "image", "postprocess")  # of a frame in memory, its sentence being encoded
@@ -36,20 +37,10 @@ class Split:
     parts: dict[str, list[float]]
     calls: list[float]
 
-    def overhead(self) -> tuple[float, float]:
-        """Seconds of a call beside the image graph, and their share of the call: medians over the rounds."""
+    def overhead(self) -> Overhead:
         image = np.array(self.parts["image"])
         around = np.sum([self.parts[part] for part in PER_CALL if part != "image"], axis=0)
-        return float(np.median(around)), float(np.median(around / (around + image)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """`split` (medians), `call` (median of whole calls), `overhead` (seconds and share)."""
-        seconds, share = self.overhead()
-        return {
-            "split": {part: float(np.median(values)) for part, values in self.parts.items()},
-            "call": float(np.median(self.calls)),
-            "overhead": {"seconds": seconds, "share": share},
-        }
+        return Overhead(float(np.median(around)), float(np.median(around / (around + image))))
 
 
 def measure_split(
@@ -84,9 +75,9 @@ def measure_split(
     return Split(parts, calls)
 
 
-def split_call(side: BundleSide, rounds: int) -> dict[str, Any]:
-    """`measure_split` of an opened bundle, on the image and the sentence that it is measured with, as plain JSON."""
-    return measure_split(side.segmenter, side.photo, side.text, rounds=rounds).to_dict()
+def split_call(side: BundleSide, rounds: int) -> Split:
+    """`measure_split` of an opened bundle, on the image and the sentence that it is measured with."""
+    return measure_split(side.segmenter, side.photo, side.text, rounds=rounds)
 
 
 def _timed(seconds: dict[str, float], part: str, work: Callable[..., Any], *arguments: Any) -> Any:

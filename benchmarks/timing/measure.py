@@ -1,22 +1,20 @@
-"""An engine and its peers measured in one run: the result is one JSON object, which the command and the report show.
+"""An engine and its peers measured in one run.
 
 Sides take turns, one call each per round, in an order that changes from round to round; each has its own process.
-
-    {"format": 1, "machine": {…}, "options": {…}, "sides": [{"name", "kind", "precision", "size", "batch", "device",
-     "runtime", "file", "seconds", "summary", "memory", "split", "call", "overhead"}], "ratios": [{"name", "against",
-     "ratio", "low", "high"}], "warnings": […], "parts", "roofline", "fidelity", "sweeps": […]}
-
-Seconds are per call and in the order of the rounds; a ratio is `name` over `against`, so below 1 `name` is faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+import numpy as np
+
+from ..._base.exits import needs
 from ..._base.progress import Progress, Report, ignore
 from ...errors import LavtError
 from ...runtime.bundle import open_bundle, sha256_of
@@ -24,49 +22,19 @@ from ..peers.process import RemoteSide, call_apart
 from ..peers.sides import PEERS, SideSpec, batch_of, specify
 from .latency import split_call
 from .machine import Ticks, describe_machine, machine_warnings, run_warnings
+from .result import Memory, Options, Result, SideRatio, SideResult, SweepPoint
 from .statistics import paired_ratio, summarise
 
-FORMAT_VERSION = 1
 SPLIT_ROUNDS = 10
 DEMO_WEIGHTS = Path(__file__).parents[2] / "reference" / "demo.safetensors"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to measure. `against` are peers by name or path; `checkpoint` None is the demo's where the bundle's is.
-
-    `batch` in images, where graphs leave it free; `threads` None: one per core. `sweep_threads` and `sweep_batch` are
-    measured as well, one after another, `sweep_rounds` each.
-    """
-
-    engine: Path
-    against: tuple[str, ...] = ()
-    checkpoint: str | None = None
-    image: Path | None = None
-    text: str = "the man in red"
-    warmup: int = 3
-    rounds: int = 20
-    batch: int = 1
-    threads: int | None = None
-    device: str = "auto"
-    sweep_threads: tuple[int, ...] = ()
-    sweep_batch: tuple[int, ...] = ()
-    sweep_rounds: int = 10
-    split: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; paths as given."""
-        fields = asdict(self)
-        fields.update(engine=str(self.engine), image=None if self.image is None else str(self.image))
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
-
-
-def measure(options: Options, *, report: Report = ignore, progress: Progress = ignore) -> dict[str, Any]:
-    """The result of measuring; parts, roofline and fidelity are None. See the module for its form.
+def measure(options: Options, *, report: Report = ignore, progress: Progress = ignore) -> Result:
+    """Times the engine and its peers; parts, estimate, layers and fidelity are left for others to add.
 
     `report` is told each step, `progress` (rounds done, rounds in all).
 
-    Raises LavtError: the engine or a peer cannot be opened or run, or options contradict each other.
+    Raises LavtError if the engine or a peer cannot be opened or run, or if options contradict each other.
     """
     if options.rounds < 2 and options.against:
         raise LavtError("--rounds 1 gives no interval; measure 2 or more rounds against a peer")
@@ -75,26 +43,19 @@ def measure(options: Options, *, report: Report = ignore, progress: Progress = i
     specs = prepare_sides(options, report, warnings)
     before = Ticks.now()
     sides = measure_sides(specs, options.warmup, options.rounds, report, progress, warnings, split=options.split)
-    warnings += run_warnings([one["name"] for one in sides], [one["seconds"] for one in sides], before, Ticks.now())
-    return {
-        "format": FORMAT_VERSION,
-        "machine": machine,
-        "options": options.to_dict(),
-        "sides": sides,
-        "ratios": ratios_of(sides),
-        "warnings": list(dict.fromkeys(warnings)),
-        "parts": None,
-        "roofline": None,
-        "fidelity": None,
-        "sweeps": sweep(options, specs, report, progress),
-    }
+    warnings += run_warnings([side.name for side in sides], [side.seconds for side in sides], before, Ticks.now())
+    return Result(
+        machine=machine,
+        options=options,
+        sides=tuple(sides),
+        ratios=tuple(ratios_of(sides)),
+        warnings=tuple(dict.fromkeys(warnings)),
+        sweeps=tuple(sweep(options, specs, report, progress)),
+    )
 
 
 def prepare_sides(options: Options, report: Report = ignore, warnings: list[str] | None = None) -> list[SideSpec]:
-    """The sides of the options, the engine first; makes the plain export where one is asked for.
-
-    Raises LavtError.
-    """
+    """The sides of the options, the engine first; makes the plain export if one is asked for. Raises LavtError."""
     bundle = open_bundle(options.engine)
     checkpoint, note = _checkpoint(options, bundle.manifest.checkpoint.sha256)
     specs = specify(
@@ -119,17 +80,15 @@ def prepare_sides(options: Options, report: Report = ignore, warnings: list[str]
 
 
 def _make_plain_export(engine: Path, checkpoint: str) -> Path:
-    try:
+    with needs("export"):
         from ..peers.plain import plain_export
-    except ModuleNotFoundError as error:
-        raise LavtError(f"{error.name} is not installed: pip install 'lavt-edge[export]'") from error
     return plain_export(engine, checkpoint)
 
 
 def reference_of(options: Options) -> str | None:
-    """The checkpoint that the engine's bundle was exported from, "demo" or a path; None where it is not known.
+    """The checkpoint that the engine's bundle was exported from, "demo" or a path; None if it is not known.
 
-    Raises LavtError where `options` name another one.
+    Raises LavtError if `options` name another one.
     """
     bundle = open_bundle(options.engine)
     checkpoint, other = _checkpoint(options, bundle.manifest.checkpoint.sha256)
@@ -160,10 +119,10 @@ def measure_sides(
     warnings: list[str] | None = None,
     *,
     split: bool = False,
-) -> list[dict[str, Any]]:
-    """Opens the sides, measures them in turn, and describes each; with `split`, where bundles spend a call's time.
+) -> list[SideResult]:
+    """Opens the sides, measures them in turn, and describes each; with `split` also where bundles spend a call's time.
 
-    Raises LavtError where a side cannot be opened or run.
+    Raises LavtError if a side cannot be opened or run.
     """
     with ExitStack() as stack:
         sides: list[RemoteSide] = []
@@ -175,10 +134,8 @@ def measure_sides(
         report("measuring")
         seconds = interleave(sides, warmup, rounds, progress)
         described = [_describe(side, values) for side, values in zip(sides, seconds, strict=True)]
-        for side, one in zip(sides, described, strict=True):
-            if split and side.spec.kind == "bundle":
-                report(f"splitting a call of {one['name']}")
-                one.update(side.apply(split_call, SPLIT_ROUNDS))
+        if split:
+            described = [_with_split(side, one, report) for side, one in zip(sides, described, strict=True)]
     return described
 
 
@@ -194,7 +151,7 @@ def turns(sides: int) -> list[list[int]]:
 
 
 class Timed(Protocol):
-    """What can take turns: `run` makes one call and gives its seconds."""
+    """What can take turns: `run` makes one call and returns its seconds."""
 
     def run(self) -> float: ...
 
@@ -212,79 +169,82 @@ def interleave(sides: Sequence[Timed], warmup: int, rounds: int, progress: Progr
     return seconds
 
 
-def _describe(side: RemoteSide, seconds: list[float]) -> dict[str, Any]:
-    return {
-        "name": side.spec.name,
-        "kind": side.spec.kind,
-        **side.about,
-        "seconds": seconds,
-        "summary": summarise(seconds, side.about["batch"]).to_dict(),
-        "memory": side.memory(),
-        "split": None,
-        "call": None,
-        "overhead": None,
-    }
+def _describe(side: RemoteSide, seconds: list[float]) -> SideResult:
+    about = {**side.about, "size": tuple(side.about["size"])}
+    return SideResult(
+        name=side.spec.name,
+        kind=side.spec.kind,
+        **about,
+        seconds=tuple(seconds),
+        summary=summarise(seconds, side.about["batch"]),
+        memory=Memory(**side.memory()),
+    )
 
 
-def ratios_of(sides: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_split(side: RemoteSide, described: SideResult, report: Report) -> SideResult:
+    if side.spec.kind != "bundle":
+        return described
+    report(f"splitting a call of {described.name}")
+    split = side.apply(split_call, SPLIT_ROUNDS)
+    medians = {part: float(np.median(seconds)) for part, seconds in split.parts.items()}
+    return replace(described, split=medians, call=float(np.median(split.calls)), overhead=split.overhead())
+
+
+def ratios_of(sides: Sequence[SideResult]) -> list[SideRatio]:
     """The first side over each other one, per image."""
-    engine, ratios = sides[0], []
-    for peer in sides[1:]:
-        found = paired_ratio(_per_image(engine), _per_image(peer), period=len(sides))
-        ratios.append({"name": engine["name"], "against": peer["name"], **asdict(found)})
-    return ratios
+    engine, *peers = sides
+    return [
+        SideRatio(
+            **vars(paired_ratio(_per_image(engine), _per_image(peer), period=len(sides))),
+            name=engine.name,
+            against=peer.name,
+        )
+        for peer in peers
+    ]
 
 
-def _per_image(side: dict[str, Any]) -> list[float]:
-    return [seconds / side["batch"] for seconds in side["seconds"]]
+def _per_image(side: SideResult) -> list[float]:
+    return [seconds / side.batch for seconds in side.seconds]
 
 
 def sweep(
     options: Options, specs: Sequence[SideSpec], report: Report = ignore, progress: Progress = ignore
-) -> list[dict[str, Any]]:
-    """One entry for each side at each number of threads and each batch.
-
-    An entry holds `sweep` ("threads" or "batch"), `threads`, `batch`, `name`, `seconds` and `summary`; a peer's also
-    `ratio`, `low` and `high`, of the engine over it; one that does not take the batch, `skipped` with the reason.
-
-    Raises LavtError where the engine itself does not.
-    """
-    entries: list[dict[str, Any]] = []
+) -> list[SweepPoint]:
+    """A point for each side at each number of threads and each batch. Raises LavtError if the engine cannot run so."""
+    points: list[SweepPoint] = []
     for kind, values in (("threads", options.sweep_threads), ("batch", options.sweep_batch)):
         for value in values:
             report(f"sweep: {kind} {value}")
             changed = [
                 replace(spec, threads=value) if kind == "threads" else replace(spec, batch=value) for spec in specs
             ]
-            entries += [{"sweep": kind, **one} for one in _sweep_point(options, changed, progress)]
-    return entries
+            points += _sweep_points(kind, options, changed, progress)
+    return points
 
 
-def _sweep_point(options: Options, specs: Sequence[SideSpec], progress: Progress) -> list[dict[str, Any]]:
-    taken, skipped = _takers(specs)
-    sides = measure_sides(taken, options.warmup, options.sweep_rounds, progress=progress)
-    ratios = [{}, *({key: one[key] for key in ("ratio", "low", "high")} for one in ratios_of(sides))]
-    point = {"threads": specs[0].threads, "batch": sides[0]["batch"]}
-    return [
-        *(
-            {**point, "name": one["name"], "seconds": one["seconds"], "summary": one["summary"], **ratio}
-            for one, ratio in zip(sides, ratios, strict=True)
-        ),
-        *({**point, **one} for one in skipped),
+def _sweep_points(kind: str, options: Options, specs: Sequence[SideSpec], progress: Progress) -> list[SweepPoint]:
+    running, skipped = _try_sides(specs)
+    sides = measure_sides(running, options.warmup, options.sweep_rounds, progress=progress)
+    ratios = {ratio.against: (ratio.ratio, ratio.low, ratio.high) for ratio in ratios_of(sides)}
+    point = partial(SweepPoint, kind, specs[0].threads, sides[0].batch)
+    measured = [
+        point(side.name, side.seconds, side.summary, *ratios.get(side.name, (None, None, None))) for side in sides
     ]
+    return measured + [point(name, skipped=reason) for name, reason in skipped]
 
 
-def _takers(specs: Sequence[SideSpec]) -> tuple[list[SideSpec], list[dict[str, str]]]:
-    """The sides that run with their batch, and why the others do not; the engine must."""
-    taken: list[SideSpec] = []
+def _try_sides(specs: Sequence[SideSpec]) -> tuple[list[SideSpec], list[tuple[str, str]]]:
+    """The sides that run with their batch, and the names of the others with the reason. Raises LavtError if the
+    engine, the first, does not run."""
+    running: list[SideSpec] = []
     skipped = []
     for spec in specs:
         try:
             with RemoteSide(spec) as side:
                 side.run()
-                taken.append(spec)
+                running.append(spec)
         except LavtError as error:
-            if not taken:
+            if not running:
                 raise
-            skipped.append({"name": spec.name, "skipped": str(error)})
-    return taken, skipped
+            skipped.append((spec.name, str(error)))
+    return running, skipped

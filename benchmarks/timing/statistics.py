@@ -9,7 +9,7 @@ interval is widened as Student's t asks with one degree of freedom less than the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +30,9 @@ class Summary:
     p99: float
     throughput: float
 
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
-
 
 def summarise(seconds: Seconds, batch: int = 1) -> Summary:
-    """The summary of calls that each take `batch` images. Raises ValueError where there is no call."""
+    """The summary of calls that each take `batch` images. Raises ValueError if there is no call."""
     if not len(seconds):
         raise ValueError("no rounds were measured")
     median, p90, p99 = (float(value) for value in np.percentile(np.asarray(seconds), (50, 90, 99)))
@@ -58,7 +55,7 @@ class Ratio:
 def paired_ratio(seconds: Seconds, against: Seconds, period: int = 2, draws: int = DRAWS) -> Ratio:
     """Median of `seconds` over median of `against`, both (rounds,) and measured in the same rounds.
 
-    `period` is the number of rounds in which every side has had every turn; blocks are whole periods where the rounds
+    `period` is the number of rounds in which every side has had every turn; blocks are whole periods if the rounds
     allow MIN_BLOCKS of them.
 
     Raises ValueError for fewer than 2 rounds, or sides of different length.
@@ -130,7 +127,7 @@ def _interval(centre: float, logs: npt.NDArray[np.float64], blocks: float) -> Ra
     """The draws' percentiles, moved away from the centre as few blocks ask; the centre is always inside."""
     factor = student_factor(blocks - 1) * (blocks / max(blocks - 1, 0.5)) ** 0.5
     low, high = (float(value) - centre for value in np.percentile(logs, (2.5, 97.5)))
-    # A median of few rounds takes few values: where the draws lie on one side alone, the other side is as wide.
+    # A median of few rounds takes few values: if the draws lie on one side alone, the other side is as wide.
     low, high = min(low, 0.0), max(high, 0.0)
     if low == 0.0 or high == 0.0:
         low, high = min(low, -high), max(high, -low)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lavt_edge.benchmarks.evaluation.results import ResultsFile
@@ -17,6 +16,7 @@ from lavt_edge.calibration.smoothing import ChannelStatistics, factors
 from lavt_edge.calibration.thresholds import BINS, METHODS, Histogram
 from lavt_edge.data.sentences import open_split
 from lavt_edge.errors import BundleError, LavtError
+from lavt_edge.tests.report_pages import example, read
 from lavt_edge.tests.stress.cases import Case, Kind, Rng, attempt, damaged, damaged_json
 
 
@@ -117,14 +117,14 @@ def results(folder: Path) -> Case:
 def baselines(folder: Path) -> Case:
     """`lavt-bench --baseline`: another file than `--json` wrote."""
     path = folder / "baseline.json"
-    side = {"kind": "bundle", "precision": "fp32", "size": [24, 32], "batch": 1, "seconds": [0.1, 0.11, 0.12, 0.1]}
-    result: dict[str, Any] = {
-        "format": 1,
-        "machine": {"cpu": {"model": "x"}, "gpu": None, "threads": 1},
-        "sides": [{"name": name, **side} for name in ("small", "peer", "other")],
-        "ratios": [{"against": name, "ratio": 1.0, "low": 0.9, "high": 1.1} for name in ("peer", "other")],
-        "warnings": [],
-    }
+    result = example()
+    for key in ("fidelity", "parts", "roofline", "layers"):
+        del result[key]
+    seconds = [0.1, 0.11, 0.12, 0.1]
+    result["sides"] = [{**result["sides"][0], "name": name, "seconds": seconds} for name in ("small", "peer", "other")]
+    result["ratios"] = [
+        {"name": "small", "against": name, "ratio": 1.0, "low": 0.9, "high": 1.1} for name in ("peer", "other")
+    ]
     alone = copy.deepcopy(result)
     alone["sides"], alone["ratios"] = alone["sides"][:1], []
 
@@ -134,7 +134,7 @@ def baselines(folder: Path) -> Case:
         if isinstance(baseline, LavtError):
             return
         for now in (result, alone):
-            verdict = attempt(lambda now=now: compare_with_baseline(now, baseline, 1.05))  # type: ignore[misc]
+            verdict = attempt(lambda now=now: compare_with_baseline(read(now), baseline, 1.05))  # type: ignore[misc]
             if not isinstance(verdict, LavtError):
                 assert verdict.change.low <= verdict.change.ratio <= verdict.change.high
 
