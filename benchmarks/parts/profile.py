@@ -41,7 +41,7 @@ def part_times(
 
     Raises:
         BackendError: ONNX Runtime cannot load the graph or run it on `feeds`.
-        ValueError: fewer than one round.
+        InputError: fewer than one round.
     """
     return profile_parts(onnx_path, feeds, threads, rounds).rows
 
