@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, driver: Driver | OSError) -> tuple[in
             raise driver
         return driver
 
-    monkeypatch.setattr(cuda.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", load)
     return cuda.cuda_device_count(), cuda.find_device(), cuda.free_device_memory()
 
