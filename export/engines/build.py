@@ -178,15 +178,15 @@ def _layers(flavor: Flavor, data: Any) -> list[EngineLayer]:
     layers = layers_from_log(logger.layers)
     if layers:
         return layers
-    with suppress(Exception):  # this is a report: the engine is built, and stays
+    try:
         runtime = module.Runtime(logger)
         with suppress(AttributeError):
             runtime.engine_host_code_allowed = True  # version-compatible engines bring their own runtime
-        engine = runtime.deserialize_cuda_engine(data)
-        if engine is not None:
-            inspector = engine.create_engine_inspector()
-            return layers_from_inspector(inspector.get_engine_information(module.LayerInformationFormat.JSON))
-    return []
+        inspector = runtime.deserialize_cuda_engine(data).create_engine_inspector()
+        return layers_from_inspector(inspector.get_engine_information(module.LayerInformationFormat.JSON))
+    except Exception as error:  # the engine is built; without a GPU TensorRT cannot read it back for this report
+        _LOGGER.info("the engine's layers are not known: %s", reason_of(error))
+        return []
 
 
 @dataclass(frozen=True)

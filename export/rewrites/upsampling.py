@@ -9,6 +9,7 @@ holds the 9 products. The convolution's zero padding is in M: a row that reaches
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...reference.decoder import Decoder
@@ -16,10 +17,10 @@ from .folding import MatMul, batch_norm_factors
 from .winograd import WinogradConv
 
 
-def interpolation_matrix(size: int, target: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """U, bilinear interpolation with aligned corners along one axis: (target, size)"""
-    matrix = torch.zeros(target, size, dtype=dtype)
-    position = torch.arange(target, dtype=dtype) * ((size - 1) / (target - 1) if target > 1 else 0.0)
+def interpolation_matrix(size: int, target: int) -> Tensor:
+    """U, bilinear interpolation with aligned corners along one axis: float64 (target, size)"""
+    matrix = torch.zeros(target, size, dtype=torch.float64)
+    position = torch.arange(target, dtype=torch.float64) * ((size - 1) / (target - 1) if target > 1 else 0.0)
     left = position.floor().long().clamp(max=max(size - 2, 0))
     fraction = position - left
     rows = torch.arange(target)
@@ -29,13 +30,10 @@ def interpolation_matrix(size: int, target: int, dtype: torch.dtype = torch.floa
     return matrix
 
 
-def shifted_interpolation(size: int, target: int, dtype: torch.dtype = torch.float64) -> Tensor:
+def shifted_interpolation(size: int, target: int) -> Tensor:
     """[shift_-1 U | U | shift_+1 U] as (target, 3, size): entry t is what tap t of a padded convolution reads."""
-    interpolation = interpolation_matrix(size, target, dtype)
-    zero = torch.zeros(1, size, dtype=dtype)
-    before = torch.cat([zero, interpolation[:-1]])
-    after = torch.cat([interpolation[1:], zero])
-    return torch.stack([before, interpolation, after], dim=1)
+    padded = F.pad(interpolation_matrix(size, target), (0, 0, 1, 1))
+    return torch.stack([padded[:-2], padded[1:-1], padded[2:]], dim=1)
 
 
 class UpsampledConv(nn.Module):
@@ -83,11 +81,7 @@ class DecoderLevel(nn.Module):
         below = (2 if level == 4 else 1) * conv1.out_channels
         self.upsampled = UpsampledConv(weights[0][:, :below], size, target)
         self.skip = _conv3x3(weights[0][:, below:], offsets[0])
-        self.conv: nn.Module
-        if winograd:
-            self.conv = WinogradConv(weights[1], offsets[1], target)
-        else:
-            self.conv = _conv3x3(weights[1], offsets[1])
+        self.conv = WinogradConv(weights[1], offsets[1], target) if winograd else _conv3x3(weights[1], offsets[1])
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         if isinstance(self.conv, WinogradConv):
