@@ -75,12 +75,12 @@ def build_engines(
     with update_bundle(root) as change:
         build = _Build(open_bundle(root), flavor, plan, change, report, progress, warn)
         made = [build.make(role, precision) for role, precision in wanted_graphs(options.precision)]
-        records = {engine.summary.name: engine.record for engine in made}
+        records = {summary.name: record for summary, _, record in made}
         manifest = change.commit(
-            {engine.summary.name: engine.entry for engine in made},
+            {summary.name: entry for summary, entry, _ in made},
             lambda manifest: replace(manifest, engines={**manifest.engines, **records}),
         )
-    return EngineOutcome(manifest, plan, tuple(engine.summary for engine in made))
+    return EngineOutcome(manifest, plan, tuple(summary for summary, _, _ in made))
 
 
 def missing_graphs(root: Path, options: EngineOptions) -> tuple[str, ...]:
@@ -108,13 +108,6 @@ def _plan(root: Path, options: EngineOptions) -> tuple[Bundle, Flavor, BuildPlan
 
 
 @dataclass(frozen=True)
-class _Made:
-    summary: EngineSummary
-    entry: FileEntry
-    record: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class _Build:
     """What is built from what, and who is told what happens; see `build_engines`."""
 
@@ -126,8 +119,8 @@ class _Build:
     progress: Progress
     warn: Report
 
-    def make(self, role: str, precision: str) -> _Made:
-        """Builds one engine into the bundle's next file of its name."""
+    def make(self, role: str, precision: str) -> tuple[EngineSummary, FileEntry, dict[str, Any]]:
+        """Builds one engine into the bundle's next file of its name; the manifest's entry and record of it, too."""
         name, manifest = engine_name(role, precision), self.bundle.manifest
         self.report(f"building {name}")
         graph = self.bundle.file(role, precision)
@@ -153,7 +146,7 @@ class _Build:
         with open(path, "wb") as stream:
             stream.write(built.data)
         entry = file_entry(path, "engine", precision)
-        return _Made(EngineSummary(name, entry.bytes, built.seconds, layers, unverified), entry, recorded)
+        return EngineSummary(name, entry.bytes, built.seconds, layers, unverified), entry, recorded
 
     def _tell_memory(self, name: str, weights: int, activations: int) -> None:
         free = free_device_memory() if self.plan.device is not None else None
