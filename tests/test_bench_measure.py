@@ -216,9 +216,9 @@ def test_what_tools_print_is_read() -> None:
     assert parse_gpu("No devices were found") is None
 
 
-def bench(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def bench(cwd: Path, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("lavt-bench")), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env)
 
 
 def test_the_command_prints_writes_and_judges(bundle: Path, tmp_path: Path) -> None:
@@ -234,6 +234,28 @@ def test_the_command_prints_writes_and_judges(bundle: Path, tmp_path: Path) -> N
     slower = bench(tmp_path, *common, "--baseline", "fast.json", "--max-slowdown", "1.5")
     assert slower.returncode == ExitCode.SLOWER
     assert "slower than 1.5 times" in slower.stderr
+
+
+@pytest.mark.parametrize("options", [("--parts",), ("--estimate", "jetson-thor")])
+def test_a_package_that_is_missing_is_told_before_anything_is_measured(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """The graph is damaged, so that a side which is opened would say so."""
+    bundle = write_bundle(tmp_path / "small")
+    graph = bundle / "segmenter.onnx"
+    graph.write_bytes(bytes(graph.stat().st_size))
+    environment = without_package(tmp_path, "onnx")
+    done = bench(tmp_path, "--engine", bundle, *options, env=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: onnx is not installed: pip install 'lavt-edge[export]'\n"
+
+
+def without_package(folder: Path, name: str) -> dict[str, str]:
+    """An environment in which a package is missing, also for the processes of sides."""
+    stand_in = folder / "missing" / f"{name}.py"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"raise ModuleNotFoundError('no module', name={name!r})\n")
+    return {**os.environ, "PYTHONPATH": str(stand_in.parent)}
 
 
 @pytest.mark.parametrize(

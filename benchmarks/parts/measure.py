@@ -28,14 +28,14 @@ def check(options: Options, *, parts: bool, estimate: str | None, layers: bool) 
     bundle = open_bundle(options.engine)
     for batch in (options.batch, *options.sweep_batch):
         batch_of(bundle, batch)
-    if layers or estimate is not None:
-        _, precision = image_graph(options.engine)
-        if layers and precision == "fp32":
-            raise LavtError(NO_LAYERS)
     if not (parts or layers or estimate is not None):
         return
     with needs("export"):  # which counts a graph's costs, on the CPU as for an engine
         import_module(".engine", __package__)
+    if layers or estimate is not None:
+        _, precision = image_graph(options.engine)
+        if layers and precision == "fp32":
+            raise LavtError(NO_LAYERS)
     if estimate is not None:
         from .devices import find_device
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..._base.files import write_whole
 from ..timing.result import Result
-from . import charts as charts
+from . import charts
 from .content import Bars, Block, Drawing, Section, Table, Text
 from .format import NOTHING, bytes_text, headline, machine_rows, ms, rate, verdicts
 from .parts import estimate, layers, parts, roofline

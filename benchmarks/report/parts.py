@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..timing.result import LayerError, PartCost, Result, TextCost
-from . import charts as charts
+from . import charts
 from .content import Bar, Bars, Block, Drawing, Section, Text
 from .format import bytes_text, ms, percent, scaled
 
