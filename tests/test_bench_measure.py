@@ -180,6 +180,15 @@ def test_a_baseline_of_something_else_is_refused(result: dict[str, Any], key: st
         compare_with_baseline(read(result), read(other), 1.05)
 
 
+def test_a_file_that_an_earlier_version_wrote_is_a_baseline() -> None:
+    """It was written from dicts, before the result had classes; every key of it is still written."""
+    path = Path(__file__).parent / "data" / "bench_result.json"
+    earlier = read_result(path)
+    assert earlier.to_dict() == json.loads(path.read_bytes())
+    assert earlier.layers is not None
+    assert compare_with_baseline(earlier, earlier, 1.05).through == "fixed"
+
+
 def test_what_makes_a_baseline_doubtful_is_said(result: dict[str, Any]) -> None:
     assert compare_with_baseline(read(result), read(result), 1.05).notes == ()
     other = copy.deepcopy(result)
