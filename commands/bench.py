@@ -235,9 +235,11 @@ def _measure_fidelity(
     """What each precision keeps of PyTorch's masks, on generated scenes or the data set that was named."""
     with needs("export"):
         from ..benchmarks.evaluation.fidelity import DEFAULT_SENTENCES, measure_fidelity
-    from ..benchmarks.timing.measure import reference_of
     from ..data.sentences import open_split
+    from ..export.source import peer_source
+    from ..runtime.bundle import open_bundle
 
+    source = peer_source(open_bundle(options.engine), options.checkpoint)
     report("opening the data set")
     data = open_split(
         asked["dataset"] or "shapes", asked["split"], data_root=asked["data_root"], split_by=asked["split_by"]
@@ -245,7 +247,7 @@ def _measure_fidelity(
     rows = measure_fidelity(
         options.engine,
         data.sentences[: asked["limit"] or DEFAULT_SENTENCES],
-        checkpoint=reference_of(options),
+        source=None if source.kind == "random" else source,
         report=report,
         progress=progress,
     )
@@ -298,9 +300,10 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
         predictor = load_bundle(engine, **run)
     else:
         with needs("export"):
-            from ..benchmarks.evaluation.reference import DEMO, load_reference
+            from ..benchmarks.evaluation.reference import load_reference
+        from ..export.source import open_source
 
-        predictor = load_reference(asked["checkpoint"] or DEMO, image_size=size, fusion_heads=heads, **run)
+        predictor = load_reference(open_source(asked["checkpoint"], heads), image_size=size, **run)
     with progress_bar("sentences") as (_, progress):
         evaluation = evaluate(
             predictor,

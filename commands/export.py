@@ -58,26 +58,18 @@ def export_onnx(
     """Export a bundle: ONNX graphs, checked against PyTorch, the tokenizer and the manifest."""
     size, count, heads = parse_size(image_size), parse_batch(batch), parse_heads(fusion_heads)
     with needs("export"):
-        from ..export import ExportOptions, export_bundle
+        from ..export import ExportOptions
         from ..export.bundle import check_output
         from ..export.source import open_source
 
-    source = open_source(checkpoint)
+    source = open_source(checkpoint, heads)
     options = ExportOptions(size=size or source.size, batch=count, opset=opset, winograd=winograd)
     check_output(output, force)
     if Path(os.path.realpath(source.path)).is_relative_to(os.path.realpath(output)):
         raise ExportError(f"{source.path} lies in {output}, which would be replaced; name another folder")
     with progress_bar() as (report, _):
         report(f"reading {source.path.name}")
-        manifest = export_bundle(
-            source.load(heads),
-            output,
-            source.info(),
-            vocabulary=source.vocabulary,
-            options=options,
-            replace=force,
-            report=report,
-        )
+        manifest = source.export(output, options, replace=force, report=report)
     parity = manifest.parity["segmenter"]
     out.print(
         f"{output}: {manifest.model['variant']} {manifest.model['swin']}, {options.size[0]}x{options.size[1]}, "

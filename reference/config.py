@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
+
+DEMO_WEIGHTS: Final = Path(__file__).with_name("demo.safetensors")
 
 from ..errors import InputError
 

@@ -12,10 +12,9 @@ from safetensors.torch import save as to_bytes
 
 from ..data.shapes import VOCABULARY
 from ..errors import CheckpointError, reason_of
-from .config import LAVTConfig, TextConfig
+from .config import DEMO_WEIGHTS, LAVTConfig, TextConfig
 from .lavt import LAVT
 
-DEMO_WEIGHTS: Final = Path(__file__).with_name("demo.safetensors")
 DEMO_VOCABULARY: Final[tuple[str, ...]] = VOCABULARY
 DEMO_SIZE: Final = 240  # side of the square images it was trained on, in pixels
 DEMO_CONFIG: Final = LAVTConfig(

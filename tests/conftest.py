@@ -45,13 +45,13 @@ def wheel(distributions: tuple[Path, Path]) -> Path:
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model's bundle, exported and checked as a user would, with a free batch."""
-    from lavt_edge.export import ExportOptions, export_bundle
+    from lavt_edge.export import ExportOptions
     from lavt_edge.export.source import open_source
 
     source = open_source(None)
     output = tmp_path_factory.mktemp("demo") / "bundle"
     options = ExportOptions(size=source.size, batch=None)
-    export_bundle(source.load(), output, source.info(), vocabulary=source.vocabulary, options=options)
+    source.export(output, options)
     return output
 
 

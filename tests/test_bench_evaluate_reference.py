@@ -13,6 +13,7 @@ from lavt_edge.benchmarks.evaluation.reference import ReferencePredictor, load_r
 from lavt_edge.data.sentences import open_split
 from lavt_edge.data.shapes import VOCABULARY
 from lavt_edge.data.shapes.write import write_refcoco
+from lavt_edge.export.source import open_source
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 from lavt_edge.runtime.tokenizer import build_tokenizer
 from lavt_edge.tests.bench_results import counts_in, lines, nearest
@@ -73,7 +74,7 @@ def test_the_reference_gives_what_the_model_itself_computes(
 
 def test_pytorch_and_the_bundle_give_the_same_row(demo_bundle: Path, shapes_root: Path, tmp_path: Path) -> None:
     split = open_split("shapes", "val", data_root=shapes_root)
-    predictors = (load_bundle(demo_bundle, device="cpu", threads=1), load_reference("demo", device="cpu"))
+    predictors = (load_bundle(demo_bundle, device="cpu", threads=1), load_reference(open_source("demo"), device="cpu"))
     on_runtime, in_pytorch = (evaluate(one, split, tmp_path / one.name, limit=24).figures for one in predictors)
     assert on_runtime["sentences"] == 24
     assert on_runtime == pytest.approx(in_pytorch, abs=0.05)

@@ -16,6 +16,7 @@ from lavt_edge.benchmarks.timing.result import FidelityRow
 from lavt_edge.data.sentences import Sentence, open_split
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import LavtError
+from lavt_edge.export.source import open_source
 from lavt_edge.runtime.bundle import file_entry
 from lavt_edge.runtime.update import update_bundle
 from PIL import Image
@@ -74,7 +75,7 @@ def test_an_equal_graph_loses_nothing(rows: dict[str, FidelityRow]) -> None:
 
 def test_pytorch_is_the_reference_of_a_known_checkpoint(damaged: Path, sentences: list[Sentence]) -> None:
     """A wrong FP32 graph shows, where its own masks as the reference would hide it."""
-    rows = {row.name: row for row in measure_fidelity(damaged, sentences, checkpoint="demo", cases=1)}
+    rows = {row.name: row for row in measure_fidelity(damaged, sentences, source=open_source("demo"), cases=1)}
     assert {row.against for row in rows.values()} == {"PyTorch"}
     assert 0 < rows["fp32"].relative_error < 1e-4
     assert rows["fp32"].pixel_agreement > 0.9999
@@ -84,7 +85,7 @@ def test_pytorch_is_the_reference_of_a_known_checkpoint(damaged: Path, sentences
     with update_bundle(root) as change:
         shutil.copyfile(root / "segmenter.int8.onnx", change.new("segmenter.onnx"))
         change.commit({"segmenter.onnx": file_entry(change.path("segmenter.onnx"), "segmenter", "fp32")})
-    wrong = measure_fidelity(root, sentences, checkpoint="demo", precisions=["fp32"], cases=1)
+    wrong = measure_fidelity(root, sentences, source=open_source("demo"), precisions=["fp32"], cases=1)
     assert wrong[0].relative_error == pytest.approx(rows["int8"].relative_error, rel=1e-3)
     own = measure_fidelity(root, sentences, precisions=["fp32"], cases=1)
     assert (own[0].against, own[0].relative_error) == ("the FP32 graph", 0.0)
@@ -99,7 +100,7 @@ def test_a_checkpoint_that_is_not_the_bundles_is_refused(
     manifest["checkpoint"]["sha256"] = "0" * 64
     (root / "lavt.json").write_text(json.dumps(manifest))
     with pytest.raises(LavtError, match="was not exported from the checkpoint demo; give its own"):
-        measure_fidelity(root, sentences, checkpoint="demo")
+        measure_fidelity(root, sentences, source=open_source("demo"))
 
 
 def test_a_damaged_graph_shows_in_every_figure(rows: dict[str, FidelityRow]) -> None:

@@ -31,7 +31,7 @@ from lavt_edge.calibration.products import int8_macs
 from lavt_edge.calibration.sample import DataOptions
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import LavtError
-from lavt_edge.export import ExportOptions, export_bundle
+from lavt_edge.export import ExportOptions
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.source import open_source
 from lavt_edge.runtime.bundle import open_bundle
@@ -198,7 +198,7 @@ def test_a_small_model_is_measured_on_all_sides_that_are_there(
     shutil.copytree(demo_bundle, root)
     source = open_source(None)
     options = ExportOptions(size=source.size, winograd=True)
-    export_bundle(source.load(), winograd_bundle(root), source.info(), vocabulary=source.vocabulary, options=options)
+    source.export(winograd_bundle(root), options)
     data = write_refcoco(tmp_path / "shapes", seed=5, scenes={"train": 3})
     add_int8(root, DataOptions(dataset="refcoco", root=data, samples=2))
     assert open_bundle(root).has("segmenter", "int8-cpu")

@@ -11,7 +11,8 @@ import torch
 from lavt_edge.data.shapes import scene_at, swapped
 from lavt_edge.data.shapes.queries import Relation
 from lavt_edge.errors import CheckpointError
-from lavt_edge.reference.demo import DEMO_CONFIG, DEMO_VOCABULARY, DEMO_WEIGHTS, demo_bytes, load_demo
+from lavt_edge.reference.config import DEMO_WEIGHTS
+from lavt_edge.reference.demo import DEMO_CONFIG, DEMO_VOCABULARY, demo_bytes, load_demo
 from lavt_edge.reference.training import batches as train_data
 from lavt_edge.reference.training.batches import examples, make_batch
 from lavt_edge.reference.training.curve import draw_loss_curve

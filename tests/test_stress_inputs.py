@@ -215,7 +215,7 @@ def test_a_text_encoder_of_another_size_than_any_is_refused(name: str, value: ob
 
 
 def test_weights_of_another_size_than_their_configuration_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
-    from lavt_edge.reference.demo import DEMO_WEIGHTS
+    from lavt_edge.reference.config import DEMO_WEIGHTS
 
     data = DEMO_WEIGHTS.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

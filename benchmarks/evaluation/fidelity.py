@@ -19,6 +19,7 @@ from ...calibration.half import emulate_half
 from ...calibration.sample import Case, Sample
 from ...data.sentences import Sentence, open_split
 from ...errors import LavtError
+from ...export.source import Source
 from ...runtime.bundle import Bundle, open_bundle
 from ...runtime.overlay import overlay
 from ..timing.result import FidelityRow, Overlay
@@ -59,7 +60,7 @@ def measure_fidelity(
     path: Path,
     sentences: Sequence[Sentence] | None = None,
     *,
-    checkpoint: str | None = None,
+    source: Source | None = None,
     precisions: Sequence[str] | None = None,
     cases: int = DEFAULT_CASES,
     report: Report = ignore,
@@ -67,8 +68,7 @@ def measure_fidelity(
 ) -> list[FidelityRow]:
     """A row for each precision of the bundle's image graph, FP32 first, over `sentences` (default: generated val).
 
-    The reference is PyTorch with `checkpoint`, "demo" or an official file, which must be the bundle's own; without one
-    it is the bundle's FP32 graph. Two empty masks agree. Each row has overlays of the same `cases`, those on which a
+    The reference is PyTorch with `source`, which must be the bundle's own weights; without one it is the bundle's FP32 graph. Two empty masks agree. Each row has overlays of the same `cases`, those on which a
     precision's mask differs most; none if all masks are equal. FP16 is rounded tensor by tensor as a GPU stores it,
     behind its own text graph.
 
@@ -86,9 +86,9 @@ def measure_fidelity(
     evaluator = MaskEvaluator(bundle, Sample((), sentences, {}), progress)
     masks, graph = {"fp32": evaluator.masks}, evaluator.differences
     truth, against = evaluator.masks, "the FP32 graph"
-    if checkpoint is not None:
+    if source is not None:
         report("PyTorch")
-        evaluator.refer_to(_reference(bundle, checkpoint, evaluator.cases, progress))
+        evaluator.refer_to(_reference(bundle, source, evaluator.cases, progress))
         truth, against = evaluator.masks, "PyTorch"
     figures = {"fp32": evaluator.compare(graph)}
     for name in names[1:]:
@@ -109,21 +109,16 @@ def measure_fidelity(
 
 
 def _reference(
-    bundle: Bundle, checkpoint: str, cases: Sequence[Case], progress: Progress
+    bundle: Bundle, source: Source, cases: Sequence[Case], progress: Progress
 ) -> list[npt.NDArray[np.float32]]:
-    """PyTorch's logit differences (H,W) of the cases. Raises LavtError where the checkpoint is not the bundle's."""
+    """PyTorch's logit differences (H,W) of the cases. Raises LavtError if the weights are not the bundle's."""
     from .reference import load_reference
 
-    manifest = bundle.manifest
-    first, second, third, fourth = manifest.model["fusion_heads"]
-    predictor = load_reference(
-        checkpoint,
-        image_size=(manifest.input.height, manifest.input.width),
-        fusion_heads=None if checkpoint == "demo" else (first, second, third, fourth),
-        device="cpu",
-    )
-    if predictor.describe()["checkpoint"] != manifest.checkpoint.sha256:
-        raise LavtError(f"{bundle.root} was not exported from the checkpoint {checkpoint}; give its own")
+    if not source.is_of(bundle):
+        name = "demo" if source.kind == "demo" else source.path
+        raise LavtError(f"{bundle.root} was not exported from the checkpoint {name}; give its own")
+    spec = bundle.manifest.input
+    predictor = load_reference(source, image_size=(spec.height, spec.width), device="cpu")
     found = []
     for number, case in enumerate(cases):
         progress(number, len(cases))

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from ...errors import BackendError, LavtError
-from ...export.source import open_source
+from ...export.source import Source
 from ...reference import LAVT
 from ...reference.lavt import normalise
 from ...runtime.backend import DEVICES
 from ...runtime.tokenizer import SentenceTokenizer, build_tokenizer
 from .predictors import object_masks
 
-DEMO = "demo"
 Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
@@ -73,15 +72,14 @@ class ReferencePredictor:
 
 
 def load_reference(
-    checkpoint: str,
+    source: Source,
     *,
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
-    fusion_heads: tuple[int, int, int, int] | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> ReferencePredictor:
-    """The reference of an official checkpoint's path, or of the built-in model ("demo").
+    """The reference with the weights of `source`, an official checkpoint or the demo model.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -96,13 +94,12 @@ def load_reference(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads is not None:
         torch.set_num_threads(threads)
-    source = open_source(None if checkpoint == DEMO else Path(checkpoint))
     return ReferencePredictor(
-        source.load(fusion_heads),
+        source.load(),
         source.vocabulary,
         image_size or source.size,
         checkpoint=source.info().sha256,
         batch=batch_size or 1,
         device=device,
-        name=DEMO if source.is_demo else source.path.stem,
+        name="demo" if source.kind == "demo" else source.path.stem,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from pathlib import Path
 
@@ -13,10 +11,9 @@ from torch import Tensor, nn
 from ..._base.cache import cache_folder
 from ..._base.files import whole_folder
 from ...errors import LavtError
-from ...export.source import open_source
+from ...export.source import Source
 from ...reference import LAVT
 from ...runtime.bundle import open_bundle
-from .pytorch import config_of, load_model
 
 PLAIN_FILE = "plain.onnx"
 
@@ -48,27 +45,19 @@ def export_plain(model: LAVT, size: tuple[int, int], path: Path) -> None:
     program.save(str(path))
 
 
-def plain_export(engine: Path, checkpoint: str) -> Path:
+def plain_export(engine: Path, source: Source) -> Path:
     """The plain export of the reference at the bundle's size, from the cache, or made and put there.
 
-    Raises LavtError where it cannot be made or kept.
+    Raises LavtError if it cannot be made or kept.
     """
     spec = open_bundle(engine).manifest.input
     size = (spec.height, spec.width)
-    folder = cache_folder() / f"plain-{_identity(engine, checkpoint)}-{size[0]}x{size[1]}-torch{torch.__version__}"
+    folder = cache_folder() / f"plain-{source.identity()}-{size[0]}x{size[1]}-torch{torch.__version__}"
     if not (folder / PLAIN_FILE).is_file():
         try:
             with whole_folder(folder, replace=True) as partial, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                export_plain(load_model(engine, checkpoint), size, partial / PLAIN_FILE)
+                export_plain(source.load(), size, partial / PLAIN_FILE)
         except OSError as error:
             raise LavtError(f"{folder}: cannot be written ({error.strerror or error}); set XDG_CACHE_HOME") from error
     return folder / PLAIN_FILE
-
-
-def _identity(engine: Path, checkpoint: str) -> str:
-    """Of the weights; of random ones the configuration is all there is."""
-    if checkpoint == "random":
-        config = json.dumps(config_of(engine).to_dict(), sort_keys=True)
-        return f"random-{hashlib.sha256(config.encode()).hexdigest()[:16]}"
-    return open_source(None if checkpoint == "demo" else Path(checkpoint)).info().sha256[:16]

@@ -1,38 +1,14 @@
-"""The reference in PyTorch as a side, eager or compiled; and its plain export, kept in the user's cache."""
+"""The reference in PyTorch as a side, eager or compiled."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...errors import BackendError, LavtError, reason_of
-from ...export.source import open_source
-from ...reference import LAVT, LAVTConfig
+from ...errors import BackendError, reason_of
 from ...runtime.bundle import open_bundle
 from .sides import SideSpec
-
-
-def load_model(engine: Path, checkpoint: str) -> LAVT:
-    """The reference in eval mode: the built-in model ("demo"), a checkpoint file, or random weights ("random").
-
-    Random ones take the configuration from the bundle; time does not depend on weights. Raises CheckpointError.
-    """
-    if checkpoint != "random":
-        return open_source(None if checkpoint == "demo" else Path(checkpoint)).load().float().eval()
-    torch.manual_seed(0)
-    return LAVT(config_of(engine)).eval()
-
-
-def config_of(engine: Path) -> LAVTConfig:
-    model = dict(open_bundle(engine).manifest.model)
-    try:
-        return LAVTConfig.from_dict(
-            {key: value for key, value in model.items() if key not in ("macs", "opset", "winograd")}
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise LavtError(f"{engine}: its manifest does not describe a LAVT ({error}); give --checkpoint") from error
 
 
 class TorchSide:
@@ -49,7 +25,8 @@ class TorchSide:
         self.precision, self.batch = "fp32", spec.batch
         manifest = open_bundle(spec.engine).manifest
         self.size = (manifest.input.height, manifest.input.width)
-        model = load_model(spec.engine, spec.checkpoint).to(self.device)
+        assert spec.source is not None
+        model = spec.source.load().to(self.device)
         words = manifest.input.max_words
         generator = torch.Generator().manual_seed(0)
         self._inputs = (

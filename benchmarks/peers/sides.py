@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import BackendError, BundleError, LavtError
+from ...export.source import Source
 from ...runtime.bundle import Bundle, open_bundle
 from ...runtime.manifest import MANIFEST_NAME
 
@@ -26,7 +27,8 @@ class SideSpec:
     """What to open, as plain values, since it travels to another process.
 
     `engine` is the bundle that is measured (or a graph in it), from which peers take size and model. `path` is a side's
-    own file or folder, `plain` the plain export for sides that run it. `checkpoint` is "demo", "random" or a file.
+    own file or folder, `plain` the plain export for sides that run it. `source` says the weights of those that run the
+    reference in PyTorch.
     `batch` is in images; `threads` None is one per core.
     """
 
@@ -35,7 +37,7 @@ class SideSpec:
     engine: Path
     path: Path | None = None
     plain: Path | None = None
-    checkpoint: str = "random"
+    source: Source | None = None
     batch: int = 1
     threads: int | None = None
     device: str = "auto"

@@ -40,7 +40,7 @@ def measure(folder: Path, sentences: int, samples: int, console: Console) -> lis
     from ...calibration.products import int8_macs
     from ...calibration.quantize import QuantizeOptions, quantize_bundle
     from ...calibration.sample import DataOptions, Sample, draw_sample
-    from ...export import ExportOptions, export_bundle
+    from ...export import ExportOptions
     from ...export.macs import count_macs
     from ...export.source import open_source
     from ..evaluation.fidelity import evaluate_file
@@ -49,7 +49,7 @@ def measure(folder: Path, sentences: int, samples: int, console: Console) -> lis
     root = folder / "bundle"
     options = ExportOptions(size=source.size)
     with console.status("exporting") as status:
-        export_bundle(source.load(), root, source.info(), vocabulary=source.vocabulary, options=options)
+        source.export(root, options)
         data = DataOptions(samples=samples)
         for precision in ("fp16", "int8"):
             quantize_bundle(root, precision, QuantizeOptions(data=data), report=status.update)

@@ -108,7 +108,7 @@ def make_bundle(subject: Subject, root: Path) -> None:
         source = open_source(None)
         for path, winograd in ((root, False), (winograd_bundle(root), True)):
             options = ExportOptions(size=source.size, winograd=winograd)
-            export_bundle(source.load(), path, source.info(), vocabulary=source.vocabulary, options=options)
+            source.export(path, options)
         # Accuracy is shown beside it, so the budget is the default one and not widened here.
         quantize_bundle(root, "int8", QuantizeOptions(rest="fp32", data=data))
         return
@@ -242,10 +242,11 @@ def parts_of(root: Path, threads: int | None) -> list[dict[str, Any]]:
 def accuracy(subject: Subject, root: Path) -> list[dict[str, Any]]:
     """Rows of FP32 and INT8 on generated val against PyTorch, see `fidelity.measure_fidelity`, less the pictures."""
     from ...data.sentences import open_split
+    from ...export.source import open_source
     from ..evaluation.fidelity import measure_fidelity
 
     sentences = open_split("shapes", "val").sentences[: subject.sentences]
-    rows = measure_fidelity(root, sentences, checkpoint=subject.checkpoint, cases=0)
+    rows = measure_fidelity(root, sentences, source=open_source(subject.checkpoint), cases=0)
     return [{key: value for key, value in to_plain(row).items() if key != "overlays"} for row in rows]
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from ..._base.exits import needs
 from ..._base.progress import Progress, Report, ignore
 from ...errors import LavtError
-from ...runtime.bundle import open_bundle, sha256_of
+from ...export.source import Source, peer_source
+from ...runtime.bundle import open_bundle
 from ..peers.process import RemoteSide, call_apart
 from ..peers.sides import PEERS, SideSpec, batch_of, specify
 from .latency import split_call
@@ -26,7 +27,8 @@ from .result import Memory, Options, Result, SideRatio, SideResult, SweepPoint
 from .statistics import paired_ratio, summarise
 
 SPLIT_ROUNDS = 10
-DEMO_WEIGHTS = Path(__file__).parents[2] / "reference" / "demo.safetensors"
+RANDOM_PEERS = "peers of the reference have random weights of the bundle's configuration: only their time counts"
+OTHER_PEERS = "the peers' checkpoint is another than the bundle's"
 
 
 def measure(options: Options, *, report: Report = ignore, progress: Progress = ignore) -> Result:
@@ -57,11 +59,11 @@ def measure(options: Options, *, report: Report = ignore, progress: Progress = i
 def prepare_sides(options: Options, report: Report = ignore, warnings: list[str] | None = None) -> list[SideSpec]:
     """The sides of the options, the engine first; makes the plain export if one is asked for. Raises LavtError."""
     bundle = open_bundle(options.engine)
-    checkpoint, note = _checkpoint(options, bundle.manifest.checkpoint.sha256)
+    source = peer_source(bundle, options.checkpoint)
     specs = specify(
         options.engine,
         options.against,
-        checkpoint=checkpoint,
+        source=source,
         batch=batch_of(bundle, options.batch),
         threads=options.threads,
         device=options.device,
@@ -69,45 +71,21 @@ def prepare_sides(options: Options, report: Report = ignore, warnings: list[str]
         image=options.image,
     )
     wanted = {name for name in options.against if name in PEERS}
-    if note and warnings is not None and any(PEERS[name].plain or PEERS[name].kind == "torch" for name in wanted):
-        warnings.append(note)
+    runs_reference = any(PEERS[name].plain or PEERS[name].kind == "torch" for name in wanted)
+    if warnings is not None and runs_reference and not source.is_of(bundle):
+        warnings.append(RANDOM_PEERS if source.kind == "random" else OTHER_PEERS)
     if not any(PEERS[name].plain for name in wanted):
         return specs
     report("plain export of the reference")
-    plain = call_apart(_make_plain_export, options.engine, checkpoint)
+    plain = call_apart(_make_plain_export, options.engine, source)
     taking = [False, *(name in PEERS and PEERS[name].plain for name in options.against)]
     return [replace(spec, plain=plain) if takes else spec for spec, takes in zip(specs, taking, strict=True)]
 
 
-def _make_plain_export(engine: Path, checkpoint: str) -> Path:
+def _make_plain_export(engine: Path, source: Source) -> Path:
     with needs("export"):
         from ..peers.plain import plain_export
-    return plain_export(engine, checkpoint)
-
-
-def reference_of(options: Options) -> str | None:
-    """The checkpoint that the engine's bundle was exported from, "demo" or a path; None if it is not known.
-
-    Raises LavtError if `options` name another one.
-    """
-    bundle = open_bundle(options.engine)
-    checkpoint, other = _checkpoint(options, bundle.manifest.checkpoint.sha256)
-    if options.checkpoint is not None and other:
-        raise LavtError(f"{options.engine} was not exported from the checkpoint {options.checkpoint}; give its own")
-    return None if checkpoint == "random" else checkpoint
-
-
-def _checkpoint(options: Options, bundle_sha256: str) -> tuple[str, str | None]:
-    """The checkpoint of the peers that run the reference, and what must be said of it."""
-    if options.checkpoint is not None:
-        path = DEMO_WEIGHTS if options.checkpoint == "demo" else Path(options.checkpoint)
-        if not path.is_file():
-            raise LavtError(f"{path}: no such file; give --checkpoint a .pth file or 'demo'")
-        other = sha256_of(path) != bundle_sha256
-        return options.checkpoint, "the peers' checkpoint is another than the bundle's" if other else None
-    if DEMO_WEIGHTS.is_file() and sha256_of(DEMO_WEIGHTS) == bundle_sha256:
-        return "demo", None
-    return "random", "peers of the reference have random weights of the bundle's configuration: only their time counts"
+    return plain_export(engine, source)
 
 
 def measure_sides(
