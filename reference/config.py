@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-DEMO_WEIGHTS: Final = Path(__file__).with_name("demo.safetensors")
-
 from ..errors import InputError
 
+DEMO_WEIGHTS: Final = Path(__file__).with_name("demo.safetensors")
 Variant = Literal["lavt", "lavt_one"]
 
 # Of RGB scaled to 0..1; what every LAVT image is normalised with.
