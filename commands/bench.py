@@ -126,10 +126,17 @@ def bench(
         refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
         _bench_accuracy(context, context.params)
         return
-    refused: tuple[str, ...] = () if against or fidelity else ("checkpoint",)
-    chosen = _DATA_OPTIONS if dataset is not None else ()  # of what --fidelity is judged on
-    refused += tuple(name for name in _ACCURACY_OPTIONS if name not in chosen)
-    refuse(context, refused, "measures accuracy; name a data set with --dataset")
+    if fidelity:
+        others = tuple(name for name in _ACCURACY_OPTIONS if name not in _DATA_OPTIONS)
+        refuse(context, others, "is not for --fidelity; leave it or --fidelity out")
+    else:
+        refuse(context, _ACCURACY_OPTIONS, "measures accuracy; name a data set with --dataset")
+        if not against:
+            refuse(
+                context,
+                ("checkpoint",),
+                "is for --dataset, or for --engine with --against or --fidelity; give one of these",
+            )
     if engine is None:
         raise LavtError("--engine is missing: name the bundle to measure, or a data set with --dataset")
     if baseline is None:

@@ -54,7 +54,6 @@ _RUN_BY = re.compile(r"run by (tests/test_\w+\.py)::(test_\w+)")
 OTHER_FENCE = re.compile(r".+```.*|.*~~~.*")
 # A command that holds the first words gets the rest as well. The last of an option counts, for typer and argparse.
 _REDUCED = (
-    (("lavt_edge.benchmarks.runs.against_plain",), "--swin demo --image-size 96 --rounds 2"),
     (("precisions.main()",), "--sentences 4 --samples 4"),
     (("lavt-export quantize", "--int8"), "--samples 6 --max-drop 5 --policy decoder"),
     (("lavt-export quantize", "--fp16"), "--samples 6"),

@@ -52,7 +52,10 @@ def test_the_command_ends_with_the_row_and_the_published_ones(bundle: Path, tmp_
     ("options", "named"),
     [
         ((), "--engine is missing"),
-        (("--checkpoint", "demo"), "--checkpoint measures accuracy; name a data set with --dataset"),
+        (("--checkpoint", "demo"), "--checkpoint is for --dataset, or for --engine with --against or --fidelity;"),
+        (("--engine", "x", "--fidelity", "--dataset", "shapes", "--swap"), "--swap is not for --fidelity; leave it or"),
+        (("--engine", "x", "--fidelity", "--batch-size", "2"), "--batch-size is not for --fidelity; leave it or"),
+        (("--engine", "x", "--fidelity", "--limit", "3"), "no such bundle: x"),  # of the generated scenes
         (("--engine", "x", "--limit", "3"), "--limit measures accuracy"),
         (("--dataset", "shapes", "--rounds", "3"), "--rounds measures latency"),
         (("--engine", "x", "--dataset", "shapes", "--image-size", "96"), "--image-size is for a checkpoint"),
