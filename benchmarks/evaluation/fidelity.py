@@ -68,9 +68,9 @@ def measure_fidelity(
 ) -> list[FidelityRow]:
     """A row for each precision of the bundle's image graph, FP32 first, over `sentences` (default: generated val).
 
-    The reference is PyTorch with `source`, which must be the bundle's own weights; without one it is the bundle's FP32 graph. Two empty masks agree. Each row has overlays of the same `cases`, those on which a
-    precision's mask differs most; none if all masks are equal. FP16 is rounded tensor by tensor as a GPU stores it,
-    behind its own text graph.
+    The reference is PyTorch with `source`, which must be the bundle's own weights; without one it is the bundle's FP32
+    graph. Two empty masks agree. Each row has overlays of the same `cases`, those on which a precision's mask differs
+    most; none if all masks are equal. FP16 is rounded tensor by tensor as a GPU stores it, behind its own text graph.
 
     Raises:
         LavtError: no sentences, or a precision that the bundle has no graph of.
