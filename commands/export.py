@@ -22,6 +22,7 @@ export_app = typer.Typer(
     add_completion=False,
 )
 
+Bundle = Annotated[Path, typer.Argument(help="The folder of the bundle to add to.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists already.")]
 
 
@@ -38,9 +39,7 @@ def export_onnx(
     ] = None,
     image_size: Annotated[
         str | None,
-        typer.Option(
-            help="Input size in pixels: 480 for a square, or HEIGHTxWIDTH; default: 480, or 240 for the demo model."
-        ),
+        typer.Option(help="Input size in pixels: 480 or HEIGHTxWIDTH; default: 480, or 240 for the demo model."),
     ] = None,
     batch: Annotated[str, typer.Option(help="Images per call, or 'dynamic'.")] = "1",
     fusion_heads: Annotated[
@@ -49,9 +48,7 @@ def export_onnx(
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 20,
     winograd: Annotated[
         bool,
-        typer.Option(
-            "--winograd", help="Only for FP32 on CPUs: compute the decoder's widest convolutions with fewer products."
-        ),
+        typer.Option("--winograd", help="Only for FP32 on CPUs: fewer products in the decoder's widest convolutions."),
     ] = False,
     force: Force = False,
 ) -> None:
@@ -82,7 +79,7 @@ def export_onnx(
 @export_app.command("quantize")
 def export_quantize(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(help="The folder of the bundle to add to.")],
+    bundle: Bundle,
     fp16: Annotated[bool, typer.Option("--fp16", help="Add FP16 graphs; sensitive nodes stay in FP32.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Add an INT8 image graph.")] = False,
     calibration_data: Annotated[
@@ -153,7 +150,7 @@ def _print_result(bundle: Path, result: QuantizeResult, rest: str) -> None:
 
 @export_app.command("trt")
 def export_trt(
-    bundle: Annotated[Path, typer.Argument(help="The folder of the bundle to add to.")],
+    bundle: Bundle,
     fp16: Annotated[bool, typer.Option("--fp16", help="Build FP16 engines (default).")] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="Build an INT8 image engine; the text encoder's is FP16.")
