@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lavt_edge.benchmarks.peers.process import RemoteSide, call_apart
+from lavt_edge.benchmarks.peers.process import RemoteSide, run_in_subprocess
 from lavt_edge.benchmarks.peers.sides import feeds_for, specify
 from lavt_edge.benchmarks.timing.baseline import compare_with_baseline, read_result
 from lavt_edge.benchmarks.timing.machine import (
@@ -108,9 +108,9 @@ def _processor_seconds(pid: int | None) -> float:
 
 def test_a_process_that_ends_or_fails_is_one_line() -> None:
     with pytest.raises(LavtError, match=r"^exit: its process ended \(exit code 3\)$"):
-        call_apart(os._exit, 3)
+        run_in_subprocess(os._exit, 3)
     with pytest.raises(LavtError, match=r"^JSONDecodeError: Expecting property name [^\n]*$"):
-        call_apart(json.loads, "{")
+        run_in_subprocess(json.loads, "{")
 
 
 @pytest.mark.parametrize("peer", ["torch", "onnx-plain", "openvino", "openvino-plain"])

@@ -15,7 +15,7 @@ from ..._base.progress import Report
 from ...errors import LavtError
 from ...runtime.bundle import Bundle, open_bundle
 from ...runtime.signature import segmenter_signature
-from ..peers.process import call_apart
+from ..peers.process import run_in_subprocess
 from ..peers.sides import batch_of, feeds_for
 from ..timing.measure import prepare_sides
 from ..timing.result import Estimate, LayerError, Options, Result, Roofline, SideParts, TextCost, TimedPart
@@ -64,12 +64,12 @@ def add_parts(result: Result, options: Options, report: Report) -> Result:
     side = result.sides[0]
     report("where the time goes")
     if (side.file or "").endswith(".engine"):
-        rows = call_apart(_engine_parts, side.file, options)
+        rows = run_in_subprocess(_engine_parts, side.file, options)
         return replace(result, parts=(SideParts(side.name, side.precision or "", rows),))
     if side.device != "cpu":
         raise LavtError("--parts works on the CPU and for engines of TensorRT; give --device cpu, or an .engine")
     path, precision = image_graph(options.engine)
-    rows, roofline, text = call_apart(_parts, path, options)
+    rows, roofline, text = run_in_subprocess(_parts, path, options)
     return replace(result, parts=(SideParts(side.name, precision, rows),), roofline=roofline, text=text)
 
 
@@ -99,7 +99,7 @@ def add_estimate(result: Result, options: Options, device: str, report: Report) 
     """With `estimate`, for a device of `devices.DEVICES`. Raises LavtError."""
     path, precision = image_graph(options.engine)
     report(f"lower bound on {device}")
-    return replace(result, estimate=call_apart(_estimate, path, precision, device, options))
+    return replace(result, estimate=run_in_subprocess(_estimate, path, precision, device, options))
 
 
 def _estimate(path: Path, precision: str, device: str, options: Options) -> Estimate:
@@ -125,7 +125,7 @@ def add_layers(result: Result, options: Options, report: Report) -> Result:
         raise LavtError(NO_LAYERS)
     report("comparing layers")
     reference = open_bundle(options.engine).file("segmenter")
-    return replace(result, layers=tuple(call_apart(_layers, reference, path, options)))
+    return replace(result, layers=tuple(run_in_subprocess(_layers, reference, path, options)))
 
 
 def _layers(reference: Path, other: Path, options: Options) -> list[LayerError]:

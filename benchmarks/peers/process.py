@@ -97,10 +97,10 @@ class RemoteSide:
         return LavtError(_ended(self.spec.name, self._process))
 
 
-def call_apart(function: Callable[..., Answer], *arguments: Any) -> Answer:
+def run_in_subprocess(function: Callable[..., Answer], *arguments: Any) -> Answer:
     """What a function returns in a process of its own, which takes its memory and libraries with it.
 
-    The function, its arguments and its answer must pickle. Raises LavtError where it does, or the process ends early.
+    The function, its arguments and its answer must pickle. Raises LavtError if the function does, or if the process ends early.
     """
     process, pipe = _start(_call, function, *arguments)
     try:

@@ -28,7 +28,7 @@ from ..._base.progress import Report
 from ..._base.records import to_plain
 from ...errors import LavtError
 from ...runtime.bundle import open_bundle
-from ..peers.process import RemoteSide, call_apart
+from ..peers.process import RemoteSide, run_in_subprocess
 from ..peers.sides import SideSpec
 from ..report.markdown import markdown
 from ..timing.machine import Ticks, describe_machine, machine_warnings, run_warnings
@@ -181,7 +181,7 @@ def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: 
         found = [_described(side, values) for side, values in zip(sides, seconds, strict=True)]
         warnings += run_warnings([one["name"] for one in found], seconds, before, Ticks.now())
     report("where the time goes")
-    parts = call_apart(parts_of, root, subject.threads)
+    parts = run_in_subprocess(parts_of, root, subject.threads)
     report("judging")
     return {
         "name": subject.name,
@@ -259,7 +259,7 @@ def measure_standing(subjects: Sequence[Subject], peers: Sequence[str], report: 
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder) / "bundle"
             report(f"{subject.name}: exporting and calibrating")
-            call_apart(make_bundle, subject, root)
+            run_in_subprocess(make_bundle, subject, root)
             models.append(
                 measure_subject(subject, root, peers, lambda step, name=subject.name: report(f"{name}: {step}"))  # type: ignore[misc]
             )

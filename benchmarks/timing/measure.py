@@ -19,7 +19,7 @@ from ..._base.progress import Progress, Report, ignore
 from ...errors import LavtError
 from ...export.source import Source, peer_source
 from ...runtime.bundle import open_bundle
-from ..peers.process import RemoteSide, call_apart
+from ..peers.process import RemoteSide, run_in_subprocess
 from ..peers.sides import PEERS, SideSpec, batch_of, specify
 from .latency import split_call
 from .machine import Ticks, describe_machine, machine_warnings, run_warnings
@@ -77,7 +77,7 @@ def prepare_sides(options: Options, report: Report = ignore, warnings: list[str]
     if not any(PEERS[name].plain for name in wanted):
         return specs
     report("plain export of the reference")
-    plain = call_apart(_make_plain_export, options.engine, source)
+    plain = run_in_subprocess(_make_plain_export, options.engine, source)
     taking = [False, *(name in PEERS and PEERS[name].plain for name in options.against)]
     return [replace(spec, plain=plain) if takes else spec for spec, takes in zip(specs, taking, strict=True)]
 
