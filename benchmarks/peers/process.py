@@ -100,7 +100,7 @@ class RemoteSide:
 def run_in_subprocess(function: Callable[..., Answer], *arguments: Any) -> Answer:
     """What a function returns in a process of its own, which takes its memory and libraries with it.
 
-    The function, its arguments and its answer must pickle. Raises LavtError if the function does, or if the process ends early.
+    The function, its arguments and its answer must pickle. Raises LavtError if it does, or if the process ends early.
     """
     process, pipe = _start(_call, function, *arguments)
     try:
