@@ -189,6 +189,18 @@ def test_no_optimizer_finds_a_node_to_remove(graph: Path) -> None:
     assert is_unchanged(fold_constants(model).graph.node)
 
 
+def test_bytes_are_made_of_floats_alone(small_bundle: Path) -> None:
+    """TensorRT casts UINT8 from and to floats; from booleans only in some versions."""
+    made = {}
+    for node in ir.load(small_bundle / "segmenter.onnx").graph:
+        if node.op_type == "Cast" and ir.DataType.UINT8 in (node.inputs[0].dtype, node.outputs[0].dtype):
+            made[node.name] = (node.inputs[0].dtype, node.outputs[0].dtype)
+    assert made == {
+        "patch_embed/Cast": (ir.DataType.UINT8, ir.DataType.FLOAT),
+        "decoder/Cast_2": (ir.DataType.FLOAT, ir.DataType.UINT8),
+    }
+
+
 @pytest.mark.parametrize("opset", [18, 19])
 def test_older_opsets_compute_the_same(small_model: LAVT, small_bundle: Path, tmp_path: Path, opset: int) -> None:
     path = export_image(small_model.float(), tmp_path / "segmenter.onnx", SIZE, dynamic_batch=True, opset=opset)

@@ -172,7 +172,8 @@ class ImageDecoder(nn.Module):
             x = y.permute(0, 2, 3, 1).flatten(1, 2)
         logits = self.rows @ (self.classifier(y) @ self.columns)
         background, foreground = logits.split(1, dim=1)
-        return logits, (foreground > background).squeeze(1).to(torch.uint8)
+        # By way of floats: TensorRT makes bytes of floats alone, of booleans only in some versions.
+        return logits, (foreground > background).squeeze(1).to(logits.dtype).to(torch.uint8)
 
 
 class ImageModel(nn.Module):
