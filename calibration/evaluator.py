@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from .._base.progress import Progress, ignore
-from ..data.metrics import ReferringMetrics, relative_error
+from ..data.metrics import ReferringMetrics
 from ..runtime.batches import in_batches
 from ..runtime.bundle import Bundle
+from .graphs import load_graph
 from .observers import Array, Session
-from .passes import image_inputs, load_graph, text_inputs
-from .sample import Case, Sample, cases
+from .sample import Case, Sample, cases, image_inputs, text_inputs
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ class Evaluator:
     """Holds the held-out cases and what FP32 makes of them, and runs other graphs on the same."""
 
     def __init__(self, bundle: Bundle, sample: Sample, progress: Progress = ignore) -> None:
-        spec = bundle.manifest.input
-        tokenizer = bundle.tokenizer()
-        self._batch = spec.batch or 1
-        self.cases: list[Case] = list(cases(sample.held_out, (spec.height, spec.width), tokenizer))
+        self._batch = bundle.manifest.input.batch or 1
+        self.cases: list[Case] = list(cases(bundle, sample.held_out))
         self._prompts = self.encode(load_graph(bundle, "text_encoder"))
         self._truth = self._differences(load_graph(bundle, "segmenter"), self._prompts, True, progress)
         self.mean_iou = self._mean_iou(self._truth)
@@ -50,8 +48,8 @@ class Evaluator:
     def encode(self, text: ir.Model) -> list[Array]:
         """Each case's prompt (T,P) by a text graph."""
         session, prompts = Session(text), []
-        for group in in_batches(self.cases, self._batch):
-            prompts += list(session.run(text_inputs(group), ["prompt"])[0])
+        for batch in in_batches(self.cases, self._batch):
+            prompts += list(session.run(text_inputs(batch), ["prompt"])[0])
         return prompts[: len(self.cases)]
 
     def evaluate(
@@ -70,26 +68,27 @@ class Evaluator:
         prompts = self._prompts if text is None else self.encode(text)
         return self.compare(self._differences(image, prompts[:limit], fused, progress))
 
-    def compare(self, found: Sequence[Array]) -> Figures:
+    def compare(self, differences: Sequence[Array]) -> Figures:
         """The figures of logit differences (H,W) of the first cases."""
-        truth = self._truth[: len(found)]
-        agreement = np.mean([np.mean((a > 0) == (b > 0)) for a, b in zip(found, truth, strict=True)])
-        mean_iou = self._mean_iou(found)
-        return Figures(
-            len(found), mean_iou, self._mean_iou(truth) - mean_iou, float(agreement), relative_error(found, truth)
-        )
+        truth = self._truth[: len(differences)]
+        pairs = list(zip(differences, truth, strict=True))
+        squares = sum(float(((a - b).astype(np.float64) ** 2).sum()) for a, b in pairs)
+        norm = sum(float((b.astype(np.float64) ** 2).sum()) for b in truth)
+        agreement = float(np.mean([np.mean((a > 0) == (b > 0)) for a, b in pairs]))
+        mean_iou = self._mean_iou(differences)
+        error = (squares / norm) ** 0.5 if norm else 0.0
+        return Figures(len(differences), mean_iou, self._mean_iou(truth) - mean_iou, agreement, error)
 
     def _differences(self, image: ir.Model, prompts: Sequence[Array], fused: bool, progress: Progress) -> list[Array]:
         """Logit of the object less that of the background, (H,W) for each prompt's case."""
-        session, found = Session(image, fused=fused), []
+        session, differences = Session(image, fused=fused), []
         progress(0, len(prompts))
-        for group in in_batches(list(zip(self.cases, prompts, strict=False)), self._batch):
-            chosen, rows = zip(*group, strict=True)
-            logits = session.run(image_inputs(chosen, rows), ["logits"])[0]
+        for batch in in_batches(list(zip(self.cases, prompts, strict=False)), self._batch):
+            (logits,) = session.run(image_inputs(*zip(*batch, strict=True)), ["logits"])
             # A mask of logits that are no numbers would look like a result.
-            found += [np.nan_to_num(one[1] - one[0], nan=-np.inf).clip(-1e9, 1e9) for one in logits]
-            progress(min(len(found), len(prompts)), len(prompts))
-        return found[: len(prompts)]
+            differences += list(np.nan_to_num(logits[:, 1] - logits[:, 0], nan=-np.inf).clip(-1e9, 1e9))
+            progress(min(len(differences), len(prompts)), len(prompts))
+        return differences[: len(prompts)]
 
     def _mean_iou(self, differences: Sequence[Array]) -> float:
         metrics = ReferringMetrics()

@@ -1,12 +1,16 @@
-"""Small edits of an ONNX graph that the rest of the folder is written in."""
+"""A bundle's FP32 graphs, and the small edits of an ONNX graph that the rest of the folder is written in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from ..errors import BundleError
+from ..runtime.bundle import Bundle
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -14,18 +18,17 @@ FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 MOVEMENT = frozenset({"Reshape", "Transpose", "Gather", "Split", "Slice", "Squeeze", "Unsqueeze", "Flatten"})
 
 
+def load_graph(bundle: Bundle, role: str) -> ir.Model:
+    """A FP32 graph of the bundle, with its weights. Raises BundleError."""
+    path = bundle.file(role)
+    try:
+        return ir.load(path)
+    except Exception as error:  # protobuf's own class, which onnx_ir does not name
+        raise BundleError(f"{path} is not an ONNX graph ({type(error).__name__})") from error
+
+
 def is_float(value: ir.Value) -> bool:
     return value.dtype in (FLOAT, HALF)
-
-
-def insert_after(graph: ir.Graph, value: ir.Value, nodes: ir.Node | Iterable[ir.Node]) -> None:
-    """Puts nodes right behind the one that makes `value`, or first where it is an input or a constant."""
-    producer = value.producer()
-    added = [nodes] if isinstance(nodes, ir.Node) else list(nodes)
-    if producer is None:
-        graph.insert_before(graph[0], added)
-    else:
-        graph.insert_after(producer, added)
 
 
 def constant(graph: ir.Graph, name: str, array: npt.ArrayLike) -> ir.Value:
@@ -35,6 +38,32 @@ def constant(graph: ir.Graph, name: str, array: npt.ArrayLike) -> ir.Value:
     value.dtype, value.shape = ir.DataType.from_numpy(data.dtype), ir.Shape(data.shape)
     graph.register_initializer(value)
     return value
+
+
+def array_of(value: ir.Value | None) -> npt.NDArray[Any]:
+    """What a constant holds."""
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def new_output(
+    op_type: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, shape: ir.Shape | None, **attributes: int
+) -> ir.Value:
+    """The output of a new node, both of the same name; the node is in no graph yet."""
+    output = ir.node(op_type, inputs, attributes, name=name).outputs[0]
+    output.name, output.dtype, output.shape = name, dtype, shape
+    return output
+
+
+def insert_after(graph: ir.Graph, value: ir.Value, *outputs: ir.Value) -> None:
+    """Puts the nodes of new outputs right behind the one that makes `value`, or first if nothing makes it."""
+    added = [node for output in outputs if (node := output.producer()) is not None]
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], added)
+    else:
+        graph.insert_after(producer, added)
 
 
 def node_names(model: ir.Model) -> dict[str, ir.Node]:

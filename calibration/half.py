@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ..export.rewrites.names import fp32_reason
-from .graphs import FLOAT, HALF, MOVEMENT, constant, drop_unused, insert_after, is_float
+from .graphs import FLOAT, HALF, MOVEMENT, array_of, constant, drop_unused, insert_after, is_float, new_output
 
 MAX_HALF = 65504.0
 HEADROOM = 8.0
-# The step of FP16's smallest numbers is 2^-24. Where all of a tensor is below 2^-13, that is coarser than 2^-11 of its
+# The step of FP16's smallest numbers is 2^-24. If all of a tensor is below 2^-13, that is coarser than 2^-11 of its
 # largest value, FP16's precision everywhere else.
 LEAST_HALF = 2.0**-13
 
@@ -52,7 +52,7 @@ def _unfit(value: ir.Value | None, ranges: Mapping[str, Range]) -> str | None:
     """Why FP16 cannot hold a value well, or None."""
     if value is None or not is_float(value):
         return None
-    source = moved_from(value)
+    source = _moved_from(value)
     if source.const_value is not None:
         what, largest = f"the constant {source.name}", _largest_constant(source)
     elif str(source.name) in ranges:
@@ -73,16 +73,14 @@ def fits_half(largest: float) -> bool:
 
 def _largest_constant(value: ir.Value) -> float:
     """The largest magnitude of a constant; of quantised weights, of what they stand for."""
-    assert value.const_value is not None
-    largest = float(np.abs(value.const_value.numpy().astype(np.float64)).max(initial=0.0))
+    largest = float(np.abs(array_of(value).astype(np.float64)).max(initial=0.0))
     for node, i in value.uses():
-        if node.op_type == "DequantizeLinear" and i == 0 and (scale := node.inputs[1]) is not None:
-            assert scale.const_value is not None
-            return largest * float(scale.const_value.numpy().max())
+        if node.op_type == "DequantizeLinear" and i == 0:
+            return largest * float(array_of(node.inputs[1]).max())
     return largest
 
 
-def moved_from(value: ir.Value) -> ir.Value:
+def _moved_from(value: ir.Value) -> ir.Value:
     """The value whose numbers these are, seen through movement, quantisation and back."""
     through = MOVEMENT | _QDQ
     while (node := value.producer()) is not None and node.op_type in through and node.inputs[0] is not None:
@@ -92,83 +90,47 @@ def moved_from(value: ir.Value) -> ir.Value:
 
 def to_half(model: ir.Model, islands: Mapping[str, str]) -> None:
     """Types a FP32 graph, in place: nodes in `islands` FP32, all others FP16; inputs and outputs keep their types."""
-    caster = _Caster(model)
-    outputs = {value: value.name for value in model.graph.outputs}
-    for node in list(model.graph):
-        if not any(is_float(value) for value in node.outputs) and node.op_type != "QuantizeLinear":
-            caster.align(node)
-            continue
-        wanted = FLOAT if node.name in islands else HALF
-        source = node.inputs[0]
-        if node.op_type in MOVEMENT and source is not None and source.const_value is None and node.name not in islands:
-            wanted = caster.type_of(source)
-        if node.op_type == "Cast":
+    graph = model.graph
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    for node in list(graph):
+        wanted = _type_of(node, islands)
+        if node.op_type == "Cast" and is_float(node.outputs[0]):
             node.attributes["to"] = ir.AttrInt64("to", int(wanted))
         else:
-            caster.give(node, wanted)
+            for i, value in enumerate(node.inputs):
+                if value is not None and is_float(value) and value.dtype != wanted:
+                    if (value, wanted) not in casts:
+                        casts[value, wanted] = _cast(graph, value, wanted)
+                    node.replace_input_with(i, casts[value, wanted])
         for value in node.outputs:
             if is_float(value):
                 value.dtype = wanted
-    for value, name in outputs.items():
+    for i, value in enumerate(list(graph.outputs)):
         if value.dtype == HALF:
-            _cast_output(model, value, str(name))
+            name, graph.outputs[i] = str(value.name), _cast(graph, value, FLOAT)
+            value.name, graph.outputs[i].name = f"{name}.fp16", name
     drop_unused(model)
 
 
-class _Caster:
-    """Casts of values, each made once."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self._graph = model.graph
-        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-
-    def type_of(self, value: ir.Value) -> ir.DataType:
-        return HALF if value.dtype == HALF else FLOAT
-
-    def give(self, node: ir.Node, wanted: ir.DataType) -> None:
-        """Gives a node all its float inputs in one type."""
-        for i, value in enumerate(node.inputs):
-            if value is not None and is_float(value) and value.dtype != wanted:
-                node.replace_input_with(i, self._cast(value, wanted))
-
-    def align(self, node: ir.Node) -> None:
-        """Of a node without float outputs, such as a comparison: its float inputs in one type."""
-        floats = [value for value in node.inputs if value is not None and is_float(value)]
-        if any(value.dtype == FLOAT for value in floats):
-            self.give(node, FLOAT)
-
-    def _cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        key = (value, wanted)
-        if key not in self._made:
-            self._made[key] = (
-                self._constant(value, wanted) if value.const_value is not None else self._node(value, wanted)
-            )
-        return self._made[key]
-
-    def _constant(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        assert value.const_value is not None
-        array = value.const_value.numpy().astype(np.float16 if wanted == HALF else np.float32)
-        return constant(self._graph, f"{value.name}.{'fp16' if wanted == HALF else 'fp32'}", array)
-
-    def _node(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        suffix = "fp16" if wanted == HALF else "fp32"
-        node = ir.node("Cast", [value], {"to": int(wanted)}, name=f"{value.name}/Cast.{suffix}")
-        made = node.outputs[0]
-        made.name, made.dtype, made.shape = str(node.name), wanted, value.shape
-        insert_after(self._graph, value, node)
-        return made
+def _type_of(node: ir.Node, islands: Mapping[str, str]) -> ir.DataType:
+    """The type of a node's float inputs and outputs, once the nodes before it have theirs."""
+    if node.op_type != "QuantizeLinear" and not any(map(is_float, node.outputs)):  # such as a comparison
+        return FLOAT if any(value is not None and value.dtype == FLOAT for value in node.inputs) else HALF
+    if node.name in islands:
+        return FLOAT
+    source = node.inputs[0]
+    moves = node.op_type in MOVEMENT and source is not None and source.const_value is None
+    return FLOAT if moves and source is not None and source.dtype != HALF else HALF
 
 
-def _cast_output(model: ir.Model, value: ir.Value, name: str) -> None:
-    """A graph output that became FP16, as FP32 under its old name."""
-    value.name = f"{name}.fp16"
-    node = ir.node("Cast", [value], {"to": int(FLOAT)}, name=f"{name}/Cast.fp32")
-    made = node.outputs[0]
-    made.name, made.dtype, made.shape = name, FLOAT, value.shape
-    insert_after(model.graph, value, node)
-    position = [i for i, output in enumerate(model.graph.outputs) if output is value]
-    for i in position:
-        model.graph.outputs[i] = made
+def _cast(graph: ir.Graph, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+    """A value in another type: a constant of its own, or through a Cast behind the node that makes it."""
+    suffix = "fp16" if wanted == HALF else "fp32"
+    if value.const_value is not None:
+        return constant(graph, f"{value.name}.{suffix}", array_of(value).astype(wanted.numpy()))
+    cast = new_output("Cast", [value], f"{value.name}/Cast.{suffix}", wanted, value.shape, to=int(wanted))
+    insert_after(graph, value, cast)
+    return cast
 
 
 def emulate_half(model: ir.Model) -> None:
@@ -180,7 +142,7 @@ def emulate_half(model: ir.Model) -> None:
     graph = model.graph
     for value in list(graph.initializers.values()):
         if value.dtype == HALF and value.const_value is not None:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.const_value = ir.tensor(array_of(value).astype(np.float32), name=value.name)
             value.dtype = FLOAT
     for node in list(graph):
         if node.op_type == "Cast" and node.attributes["to"].as_int() == HALF:
@@ -192,10 +154,8 @@ def emulate_half(model: ir.Model) -> None:
             if node.op_type in MOVEMENT:
                 continue  # rounded already
             readers = list(value.uses())
-            rounded = ir.node("Cast", [value], {"to": int(HALF)}, name=f"{value.name}/Round")
-            back = ir.node("Cast", [rounded.outputs[0]], {"to": int(FLOAT)}, name=f"{value.name}/Rounded")
-            rounded.outputs[0].name, back.outputs[0].name = str(rounded.name), str(back.name)
-            rounded.outputs[0].dtype, back.outputs[0].dtype = HALF, FLOAT
+            rounded = new_output("Cast", [value], f"{value.name}/Round", HALF, value.shape, to=int(HALF))
+            back = new_output("Cast", [rounded], f"{value.name}/Rounded", FLOAT, value.shape, to=int(FLOAT))
             for reader, i in readers:
-                reader.replace_input_with(i, back.outputs[0])
-            graph.insert_after(node, [rounded, back])
+                reader.replace_input_with(i, back)
+            insert_after(graph, value, rounded, back)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ..errors import BundleError, reason_of
 from ..runtime.backend import create_session, cuda_problem
-from .graphs import MOVEMENT, is_float
+from .graphs import FLOAT, MOVEMENT, constant, insert_after, is_float, new_output
 
 Array = npt.NDArray[Any]
 
@@ -51,11 +51,9 @@ def observed_tensors(model: ir.Model) -> list[str]:
 
 def add_range_outputs(model: ir.Model, tensors: Iterable[str]) -> list[str]:
     """Adds, in place, two scalar outputs for each tensor: its smallest and its largest value. Returns their names."""
-    values, names = _values(model), []
-    for tensor in tensors:
-        for op in ("ReduceMin", "ReduceMax"):
-            names.append(_add(model, op, [values[tensor]], f"{tensor}/{op}.range", [], keepdims=0))
-    return names
+    values = _values(model)
+    reductions = [(tensor, op) for tensor in tensors for op in ("ReduceMin", "ReduceMax")]
+    return [_add_output(model, op, [values[tensor]], f"{tensor}/{op}.range", []) for tensor, op in reductions]
 
 
 def add_channel_outputs(model: ir.Model, tensors: Iterable[str]) -> list[str]:
@@ -64,14 +62,11 @@ def add_channel_outputs(model: ir.Model, tensors: Iterable[str]) -> list[str]:
     for tensor in tensors:
         value = values[tensor]
         assert value.shape is not None
-        channels = value.shape[-1]
-        axes = ir.Value(name=f"{tensor}/axes", const_value=ir.tensor(np.arange(len(value.shape) - 1)))
-        model.graph.register_initializer(axes)
-        magnitude = ir.node("Abs", [value], name=f"{tensor}/Abs.channels")
-        magnitude.outputs[0].name = str(magnitude.name)
-        model.graph.append(magnitude)
-        for op, source in (("ReduceMax", magnitude.outputs[0]), ("ReduceSumSquare", value)):
-            names.append(_add(model, op, [source, axes], f"{tensor}/{op}.channels", [channels], keepdims=0))
+        magnitude = new_output("Abs", [value], f"{tensor}/Abs.channels", FLOAT, value.shape)
+        insert_after(model.graph, value, magnitude)
+        axes = constant(model.graph, f"{tensor}/axes", np.arange(len(value.shape) - 1))
+        for op, source in (("ReduceMax", magnitude), ("ReduceSumSquare", value)):
+            names.append(_add_output(model, op, [source, axes], f"{tensor}/{op}.channels", value.shape[-1:]))
     return names
 
 
@@ -83,16 +78,13 @@ def expose_outputs(model: ir.Model, tensors: Iterable[str]) -> None:
             model.graph.outputs.append(values[tensor])
 
 
-def _add(model: ir.Model, op: str, inputs: list[ir.Value], name: str, shape: list[Any], **attributes: int) -> str:
-    node = ir.node(op, inputs, attributes, name=name)
-    output = node.outputs[0]
-    output.name, output.dtype, output.shape = name, ir.DataType.FLOAT, ir.Shape(shape)
-    model.graph.append(node)
+def _add_output(model: ir.Model, op: str, inputs: list[ir.Value], name: str, shape: Iterable[Any]) -> str:
+    output = new_output(op, inputs, name, FLOAT, ir.Shape(shape), keepdims=0)
+    insert_after(model.graph, inputs[0], output)
     model.graph.outputs.append(output)
     return name
 
 
 def _values(model: ir.Model) -> dict[str, ir.Value]:
-    values = {str(value.name): value for value in model.graph.inputs}
-    values.update({str(value.name): value for node in model.graph for value in node.outputs})
-    return values
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    return {str(value.name): value for value in values}

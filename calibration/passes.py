@@ -2,190 +2,159 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import BundleError, ExportError
-from ..export.macs import count_macs
-from ..runtime.batches import image_feeds, text_feeds
+from ..errors import ExportError
 from ..runtime.bundle import Bundle
-from .graphs import node_names
-from .observers import Array, Session, add_channel_outputs, add_range_outputs, expose_outputs, observed_tensors
-from .products import Product, find_products
+from .graphs import load_graph, node_names
+from .observers import Session, add_channel_outputs, add_range_outputs, expose_outputs, observed_tensors
+from .products import image_products
 from .qdq import convolution_outputs, operands
 from .record import Calibration
-from .sample import Case
+from .sample import Array, Case, image_inputs, text_inputs
 from .smoothing import ChannelStatistics, Pair, find_pairs, weight_of
 from .thresholds import BINS, Histogram
 
 _CHUNK = 1 << 20
+_EMPTY_RANGE = np.array([[np.inf, -np.inf]])
 
 State = dict[str, Array]
 
 
-def load_graph(bundle: Bundle, role: str) -> ir.Model:
-    """A FP32 graph of the bundle, with its weights. Raises BundleError."""
-    path = bundle.file(role)
-    try:
-        return ir.load(path)
-    except Exception as error:  # protobuf's own class, which onnx_ir does not name
-        raise BundleError(f"{path} is not an ONNX graph ({type(error).__name__})") from error
+class Targets:
+    """What a calibration measures of a bundle's graphs.
 
-
-def image_macs(bundle: Bundle) -> dict[str, int]:
-    """MACs of each product of the image graph, by node name, for one image."""
-    batch = bundle.manifest.input.batch or 1
-    return {name: count // batch for name, count in count_macs(bundle.file("segmenter")).items()}
-
-
-def image_products(bundle: Bundle, model: ir.Model) -> list[Product]:
-    """The products of the image graph that may be quantised, with their MACs for one image."""
-    return find_products(model, image_macs(bundle))
-
-
-def fits_graphs(bundle: Bundle, calibration: Calibration) -> bool:
-    """Whether a calibration speaks of the tensors of the bundle's graphs, and of all that quantisation asks for."""
-    text, image = load_graph(bundle, "text_encoder"), load_graph(bundle, "segmenter")
-    names = [one.name for one in image_products(bundle, image)]
-    reads = operands(image, names)
-    asked = {*reads, *(str(value.name) for value in convolution_outputs(image, names))}
-    pairs = {pair.norm: len(weight_of(image, pair.product)) for pair in find_pairs(image, set(names))}
-    return (
-        set(observed_tensors(text)) <= calibration.ranges.get("text_encoder", {}).keys()
-        and {*observed_tensors(image), *reads} <= calibration.ranges.get("segmenter", {}).keys()
-        and asked <= calibration.histograms.keys()
-        and calibration.strengths.keys() <= calibration.channels.keys() == pairs.keys()
-        and all(one.amax.shape == one.square.shape == (pairs[norm],) for norm, one in calibration.channels.items())
-    )
-
-
-class Pass(Protocol):
-    """A run over the sample; `state` holds what it has gathered, arrays by name, changed in place."""
-
-    state: State
-
-    def open(self) -> None: ...
-
-    def take(self, group: Sequence[Case]) -> None: ...
-
-
-def text_inputs(group: Sequence[Case]) -> dict[str, Array]:
-    """The text graph's inputs for a batch of cases."""
-    return text_feeds([case.input_ids for case in group], [case.attention_mask for case in group])
-
-
-def image_inputs(group: Sequence[Case], prompts: Sequence[Array]) -> dict[str, Array]:
-    """The image graph's inputs for a batch of cases and their prompts (T,P)."""
-    return image_feeds([case.image for case in group], prompts, [case.attention_mask for case in group])
-
-
-class RangePass:
-    """Ranges of every tensor of both graphs, and channel statistics of the norms that may be smoothed."""
+    `tensors`, by role, have a range; `counted` have a histogram as well; the norm of each of `pairs` has statistics of
+    its channels, as many as `pairs` says.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        self.plain_image = load_graph(bundle, "segmenter")
-        self.products = image_products(bundle, self.plain_image)
-        names = [one.name for one in self.products]
-        self.pairs = find_pairs(self.plain_image, set(names))
-        self.reads = operands(self.plain_image, names)
-        self._text = observed_tensors(load_graph(bundle, "text_encoder"))
-        self._image = list(dict.fromkeys([*observed_tensors(self.plain_image), *self.reads]))
-        nodes = node_names(self.plain_image)
-        self._norms = [str(nodes[pair.norm].outputs[0].name) for pair in self.pairs]
-        widths = [len(weight_of(self.plain_image, pair.product)) for pair in self.pairs]
-        empty = np.array([[np.inf, -np.inf]])
-        self.state: State = {
-            "text": np.tile(empty, (len(self._text), 1)),
-            "image": np.tile(empty, (len(self._image), 1)),
+        self.bundle = bundle
+        self.image = load_graph(bundle, "segmenter")
+        products = [product.name for product in image_products(bundle, self.image)]
+        reads = operands(self.image, products)
+        outputs = [str(value.name) for value in convolution_outputs(self.image, products)]
+        self.counted = list(dict.fromkeys([*reads, *outputs]))
+        self.tensors = {
+            "text_encoder": observed_tensors(load_graph(bundle, "text_encoder")),
+            "segmenter": list(dict.fromkeys([*observed_tensors(self.image), *reads])),
         }
-        for i, width in enumerate(widths):
-            self.state[f"amax{i}"], self.state[f"square{i}"] = np.zeros(width), np.zeros(width)
+        pairs = find_pairs(self.image, set(products))
+        self.pairs = {pair: len(weight_of(self.image, pair.product)) for pair in pairs}
+
+    def are_in(self, calibration: Calibration) -> bool:
+        """Whether a calibration holds all of them."""
+        widths = {pair.norm: (width,) for pair, width in self.pairs.items()}
+        return (
+            all(set(names) <= calibration.ranges.get(role, {}).keys() for role, names in self.tensors.items())
+            and set(self.counted) <= calibration.histograms.keys()
+            and calibration.strengths.keys() <= calibration.channels.keys() == widths.keys()
+            and all(one.amax.shape == one.square.shape == widths[norm] for norm, one in calibration.channels.items())
+        )
+
+
+class Pass(ABC):
+    """A run of both graphs over a sample; `state` holds what it has gathered, arrays by name, changed in place."""
+
+    state: State
+    _sessions: tuple[Session, Session]
+    _outputs: tuple[Sequence[str], Sequence[str]]
+
+    @abstractmethod
+    def open(self) -> None:
+        """Makes the sessions of the text and the image graph, and the names of their outputs that are gathered."""
+
+    def take(self, batch: Sequence[Case]) -> None:
+        """Runs both graphs on a batch of cases and gathers their outputs."""
+        (text, image), (text_outputs, image_outputs) = self._sessions, self._outputs
+        prompts, *words = text.run(text_inputs(batch), ["prompt", *text_outputs])
+        self._gather(words, image.run(image_inputs(batch, prompts), image_outputs))
+
+    @abstractmethod
+    def _gather(self, text: Sequence[Array], image: Sequence[Array]) -> None: ...
+
+
+class RangePass(Pass):
+    """Ranges of every tensor of both graphs, and channel statistics of the norms that may be smoothed."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+        self.state = {role: np.tile(_EMPTY_RANGE, (len(names), 1)) for role, names in targets.tensors.items()}
+        for pair, width in targets.pairs.items():
+            self.state |= {f"{pair.norm}.{name}": np.zeros(width) for name in ("amax", "square")}
 
     def open(self) -> None:
-        text, image = load_graph(self._bundle, "text_encoder"), load_graph(self._bundle, "segmenter")
-        self._text_outputs = ["prompt", *add_range_outputs(text, self._text)]
-        self._image_outputs = add_range_outputs(image, self._image)
-        self._image_outputs += add_channel_outputs(image, self._norms)
+        bundle, tensors = self._targets.bundle, self._targets.tensors
+        text, image = load_graph(bundle, "text_encoder"), load_graph(bundle, "segmenter")
+        nodes = node_names(image)
+        norms = [str(nodes[pair.norm].outputs[0].name) for pair in self._targets.pairs]
+        ranges = add_range_outputs(image, tensors["segmenter"])
+        self._outputs = (
+            add_range_outputs(text, tensors["text_encoder"]),
+            [*ranges, *add_channel_outputs(image, norms)],
+        )
         self._sessions = Session(text), Session(image)
 
-    def take(self, group: Sequence[Case]) -> None:
-        prompts, *text = self._sessions[0].run(text_inputs(group), self._text_outputs)
-        found = self._sessions[1].run(image_inputs(group, list(prompts)), self._image_outputs)
-        scalars = 2 * len(self._image)
-        self._widen("text", text, self._text)
-        self._widen("image", found[:scalars], self._image)
-        channels = iter(found[scalars:])
-        for i in range(len(self.pairs)):
-            amax, square = islice(channels, 2)
-            np.maximum(self.state[f"amax{i}"], amax, out=self.state[f"amax{i}"])
-            self.state[f"square{i}"] += square
+    def _gather(self, text: Sequence[Array], image: Sequence[Array]) -> None:
+        scalars = 2 * len(self._targets.tensors["segmenter"])
+        self._widen("text_encoder", text)
+        self._widen("segmenter", image[:scalars])
+        for pair, amax, square in zip(self._targets.pairs, image[scalars::2], image[scalars + 1 :: 2], strict=True):
+            np.maximum(self.state[f"{pair.norm}.amax"], amax, out=self.state[f"{pair.norm}.amax"])
+            self.state[f"{pair.norm}.square"] += square
 
-    def _widen(self, role: str, scalars: Sequence[Array], tensors: Sequence[str]) -> None:
-        pairs = np.array([float(one) for one in scalars]).reshape(-1, 2)
-        if not np.isfinite(pairs).all():
-            bad = tensors[int(np.argmin(np.isfinite(pairs).all(axis=1)))]
-            raise ExportError(f"the {role} graph's {bad} is not finite on calibration data; is the checkpoint sound?")
+    def _widen(self, role: str, scalars: Sequence[Array]) -> None:
+        bounds = np.array([float(scalar) for scalar in scalars]).reshape(-1, 2)
+        finite = np.isfinite(bounds).all(axis=1)
+        if not finite.all():
+            tensor = self._targets.tensors[role][int(np.argmin(finite))]
+            raise ExportError(f"the {role}'s {tensor} is not finite on calibration data; is the checkpoint sound?")
         state = self.state[role]
-        state[:, 0] = np.minimum(state[:, 0], pairs[:, 0])
-        state[:, 1] = np.maximum(state[:, 1], pairs[:, 1])
-
-    def read_by(self, pair: Pair) -> str:
-        """The tensor that a pair's product reads."""
-        value = node_names(self.plain_image)[pair.product].inputs[0]
-        assert value is not None
-        return str(value.name)
+        state[:, 0] = np.minimum(state[:, 0], bounds[:, 0])
+        state[:, 1] = np.maximum(state[:, 1], bounds[:, 1])
 
     def ranges(self) -> dict[str, dict[str, tuple[float, float]]]:
         return {
-            role: {name: (float(low), float(high)) for name, (low, high) in zip(tensors, self.state[key], strict=True)}
-            for role, key, tensors in (("text_encoder", "text", self._text), ("segmenter", "image", self._image))
+            role: {name: (float(low), float(high)) for name, (low, high) in zip(names, self.state[role], strict=True)}
+            for role, names in self._targets.tensors.items()
         }
 
-    def channels(self, samples: int) -> dict[str, ChannelStatistics]:
-        """By norm; the squares' mean is up to a factor that all channels share."""
+    def channels(self, samples: int) -> dict[Pair, ChannelStatistics]:
+        """The squares' mean is up to a factor that all channels share."""
         return {
-            pair.norm: ChannelStatistics(self.state[f"amax{i}"].copy(), self.state[f"square{i}"] / samples)
-            for i, pair in enumerate(self.pairs)
+            pair: ChannelStatistics(self.state[f"{pair.norm}.amax"].copy(), self.state[f"{pair.norm}.square"] / samples)
+            for pair in self._targets.pairs
         }
 
 
-class HistogramPass:
+class HistogramPass(Pass):
     """Histograms of what the products of the smoothed image graph read, and of what its convolutions put out."""
 
-    def __init__(self, bundle: Bundle, model: ir.Model, ranging: RangePass, smoothed: Mapping[str, float]) -> None:
-        self._bundle, self._model = bundle, model
-        outputs = convolution_outputs(model, [one.name for one in ranging.products])
-        self._tensors = list(dict.fromkeys([*ranging.reads, *(str(value.name) for value in outputs)]))
-        ranges = ranging.ranges()["segmenter"]
-        bounds = {name: max(map(abs, ranges[name])) for name in self._tensors} | dict(smoothed)
-        self._bounds = [bounds[name] for name in self._tensors]
-        self.state: State = {
-            "counts": np.zeros((len(self._tensors), BINS), np.int64),
-            "extent": np.tile(np.array([[np.inf, -np.inf]]), (len(self._tensors), 1)),
+    def __init__(self, targets: Targets, smoothed: ir.Model, bounds: Mapping[str, float]) -> None:
+        self._targets, self._image = targets, smoothed
+        self._bounds = [bounds[name] for name in targets.counted]
+        self.state = {
+            "counts": np.zeros((len(self._bounds), BINS), np.int64),
+            "extent": np.tile(_EMPTY_RANGE, (len(self._bounds), 1)),
         }
 
     def open(self) -> None:
-        expose_outputs(self._model, self._tensors)
-        self._sessions = Session(load_graph(self._bundle, "text_encoder")), Session(self._model)
+        expose_outputs(self._image, self._targets.counted)
+        self._outputs = (), self._targets.counted
+        self._sessions = Session(load_graph(self._targets.bundle, "text_encoder")), Session(self._image)
 
-    def take(self, group: Sequence[Case]) -> None:
-        (prompts,) = self._sessions[0].run(text_inputs(group), ["prompt"])
-        found = self._sessions[1].run(image_inputs(group, list(prompts)), self._tensors)
-        for i, tensor in enumerate(found):
+    def _gather(self, text: Sequence[Array], image: Sequence[Array]) -> None:
+        for i, tensor in enumerate(image):
             _count(tensor, self._bounds[i], self.state["counts"][i], self.state["extent"][i])
 
     def histograms(self) -> dict[str, Histogram]:
-        return {
-            name: Histogram(float(low), float(high), bound, counts)
-            for name, bound, counts, (low, high) in zip(
-                self._tensors, self._bounds, self.state["counts"], self.state["extent"], strict=True
-            )
-        }
+        parts = zip(self.state["extent"].tolist(), self._bounds, self.state["counts"], strict=True)
+        histograms = [Histogram(low, high, bound, counts) for (low, high), bound, counts in parts]
+        return dict(zip(self._targets.counted, histograms, strict=True))
 
 
 def _count(tensor: Array, bound: float, counts: Array, extent: Array) -> None:

@@ -5,14 +5,18 @@ A *product* is a Conv or MatMul; `export.rewrites.names.place_of` says which of 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from ..export.macs import count_macs
 from ..export.rewrites.names import WEIGHTS, place_of
+from ..runtime.bundle import Bundle
 
 POLICIES = ("auto", "full", "decoder")
+RESTS = ("fp16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,17 @@ class Product:
     macs: int
 
 
+def image_macs(bundle: Bundle) -> dict[str, int]:
+    """MACs of each product of the image graph, by node name, for one image."""
+    batch = bundle.manifest.input.batch or 1
+    return {name: count // batch for name, count in count_macs(bundle.file("segmenter")).items()}
+
+
+def image_products(bundle: Bundle, model: ir.Model) -> list[Product]:
+    """The products of the image graph that may be quantised, with their MACs for one image."""
+    return find_products(model, image_macs(bundle))
+
+
 def find_products(model: ir.Model, macs: dict[str, int]) -> list[Product]:
     """The products that have a layer group, in the graph's order; `macs` gives those of every node."""
     names = [str(node.name) for node in model.graph if node.op_type in ("Conv", "MatMul")]
@@ -32,22 +47,26 @@ def find_products(model: ir.Model, macs: dict[str, int]) -> list[Product]:
     return [Product(name, place.group, place.kind, macs[name]) for name, place in places if place.group]
 
 
-def candidates(products: Iterable[Product], policy: str) -> list[Product]:
-    """The products that a policy starts from.
+def candidates(products: Iterable[Product], policy: str, rest: str = "fp16") -> list[Product]:
+    """The products that a policy starts from, in a graph whose rest is of a precision of RESTS.
 
     `decoder`: the decoder's convolutions, the part that quantises best. `full`: every product with a weight. `auto`:
-    attention and interpolation products besides, which accuracy control must let pass (see placement.py).
+    attention and interpolation products besides, which accuracy control must let pass (see placement.py), but not
+    beside FP32: activations times activations gain nothing in a CPU's INT8 kernels.
     """
-    if policy == "decoder":
-        return [one for one in products if one.kind == WEIGHTS and one.group.startswith("decoder.")]
-    return [one for one in products if policy == "auto" or one.kind == WEIGHTS]
+    return [
+        product
+        for product in products
+        if (product.kind == WEIGHTS or (policy == "auto" and rest == "fp16"))
+        and (policy != "decoder" or product.group.startswith("decoder."))
+    ]
 
 
 def group_macs(products: Iterable[Product]) -> dict[str, int]:
     """MACs of each group, in the graph's order."""
-    groups: dict[str, int] = {}
-    for one in products:
-        groups[one.group] = groups.get(one.group, 0) + one.macs
+    groups: Counter[str] = Counter()
+    for product in products:
+        groups[product.group] += product.macs
     return groups
 
 
@@ -57,6 +76,6 @@ def int8_macs(model: ir.Model, macs: dict[str, int]) -> int:
     for node in model.graph:
         if node.op_type in ("Conv", "MatMul", "Gemm"):
             producers = [value.producer() if value is not None else None for value in node.inputs[:2]]
-            if all(one is not None and one.op_type == "DequantizeLinear" for one in producers):
+            if all(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers):
                 total += macs[node.name or ""]
     return total

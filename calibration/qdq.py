@@ -11,12 +11,13 @@ activations) x (step of the weights), which is as good as exact.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .graphs import constant, drop_unused, insert_after, node_names
+from .graphs import FLOAT, array_of, constant, drop_unused, insert_after, new_output, node_names
 from .half import Range, fits_half
 
 _LEVELS = 127
@@ -30,38 +31,36 @@ def quantize_products(
     `ranges` holds the clipped range of every activation operand by tensor name (and, if `unsigned`, of what
     `convolution_outputs` names). With `half` all scales are numbers of FP16.
     """
-    nodes, inserter = node_names(model), _Inserter(model.graph, ranges, unsigned, half)
+    nodes, quantizer = node_names(model), _Quantizer(model.graph, ranges, unsigned, half)
     chosen = list(products)
     for name in chosen:
         node = nodes[name]
-        for i in (0, 1):
-            value = node.inputs[i]
+        for i, value in enumerate(node.inputs[:2]):
             assert value is not None
-            made = inserter.weight(node, i) if value.const_value is not None else inserter.activation(value)
-            node.replace_input_with(i, made)
+            quantized = quantizer.weight(node, i) if value.const_value is not None else quantizer.activation(value)
+            node.replace_input_with(i, quantized)
         if unsigned and node.op_type == "MatMul":
-            inserter.bias(node)
+            quantizer.bias(node)
     if unsigned:
         for value in convolution_outputs(model, chosen):
             readers = list(value.uses())
-            made = inserter.activation(value)
+            quantized = quantizer.activation(value)
             for reader, i in readers:
                 if reader.op_type != "QuantizeLinear":
-                    reader.replace_input_with(i, made)
+                    reader.replace_input_with(i, quantized)
     drop_unused(model)
 
 
 def convolution_outputs(model: ir.Model, products: Iterable[str]) -> list[ir.Value]:
-    """What the chosen convolutions put out, behind their Relu where they have one."""
+    """What the chosen convolutions put out, behind their Relu if they have one."""
     nodes = node_names(model)
-    found = []
+    outputs = []
     for name in products:
-        if nodes[name].op_type != "Conv":
-            continue
-        value = nodes[name].outputs[0]
-        readers = [reader for reader, _ in value.uses()]
-        found.append(readers[0].outputs[0] if len(readers) == 1 and readers[0].op_type == "Relu" else value)
-    return found
+        if nodes[name].op_type == "Conv":
+            value = nodes[name].outputs[0]
+            readers = [reader for reader, _ in value.uses()]
+            outputs.append(readers[0].outputs[0] if [reader.op_type for reader in readers] == ["Relu"] else value)
+    return outputs
 
 
 def operands(model: ir.Model, products: Iterable[str]) -> list[str]:
@@ -71,91 +70,77 @@ def operands(model: ir.Model, products: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(str(v.name) for v in values if v is not None and v.const_value is None))
 
 
-class _Inserter:
+class _Quantizer:
+    """Values after quantisation and back, each made once for all its readers."""
+
     def __init__(self, graph: ir.Graph, ranges: Mapping[str, Range], unsigned: bool, half: bool) -> None:
         self._graph, self._ranges, self._unsigned, self._half = graph, ranges, unsigned, half
         self._made: dict[ir.Value, ir.Value] = {}
+        self._scales: dict[ir.Value | None, npt.NDArray[np.float32]] = {}  # of what was made
 
     def activation(self, value: ir.Value) -> ir.Value:
-        """The value after quantisation and back; made once for all its readers."""
+        """An activation as INT8 with one scale."""
         if value not in self._made:
             low, high = self._ranges[str(value.name)]
             if self._unsigned:
                 low, high = min(low, 0.0), max(high, 0.0)
                 scale = self._scale(np.array((high - low) / 255))
-                zero = np.array(round(-low / float(scale)), np.uint8)
+                zero, dtype = np.array(round(-low / float(scale)), np.uint8), ir.DataType.UINT8
             else:
-                scale, zero = self._scale(np.array(max(-low, high) / _LEVELS)), np.array(0, np.int8)
-            inputs = [constant(self._graph, f"{value.name}.{n}", a) for n, a in (("scale", scale), ("zero", zero))]
-            quantize = ir.node("QuantizeLinear", [value, *inputs], name=f"{value.name}/QuantizeLinear")
-            quantized = quantize.outputs[0]
-            quantized.name, quantized.shape = str(quantize.name), value.shape
-            quantized.dtype = ir.DataType.UINT8 if self._unsigned else ir.DataType.INT8
-            node = self._dequantize([quantized, *inputs], f"{value.name}/DequantizeLinear", value)
-            insert_after(self._graph, value, [quantize, node])
-            self._made[value] = node.outputs[0]
+                scale = self._scale(np.array(max(-low, high) / _LEVELS))
+                zero, dtype = np.array(0, np.int8), ir.DataType.INT8
+            name, shape = value.name, value.shape
+            parts = [constant(self._graph, f"{name}.{part}", data) for part, data in (("scale", scale), ("zero", zero))]
+            quantized = new_output("QuantizeLinear", [value, *parts], f"{name}/QuantizeLinear", dtype, shape)
+            made = new_output("DequantizeLinear", [quantized, *parts], f"{name}/DequantizeLinear", FLOAT, shape)
+            insert_after(self._graph, value, quantized, made)
+            self._made[value], self._scales[made] = made, scale
         return self._made[value]
 
     def weight(self, node: ir.Node, i: int) -> ir.Value:
         """A constant operand as INT8 with a scale for each output channel."""
         value = node.inputs[i]
         assert value is not None
-        assert value.const_value is not None
-        array = value.const_value.numpy()
-        axis = array.ndim - 1 if node.op_type != "Conv" and i == 1 else 0
         if value not in self._made:
-            others = tuple(j for j in range(array.ndim) if j != axis)
-            scale = self._scale(np.abs(array).max(axis=others) / _LEVELS)
+            array = array_of(value)
+            axis = array.ndim - 1 if node.op_type != "Conv" and i == 1 else 0
+            scale = self._scale(np.abs(array).max(axis=tuple(j for j in range(array.ndim) if j != axis)) / _LEVELS)
             shaped = scale.reshape([-1 if j == axis else 1 for j in range(array.ndim)])
             rounded = np.rint(array / shaped).clip(-_LEVELS, _LEVELS).astype(np.int8)
-            inputs = [
-                constant(self._graph, f"{value.name}.{n}", a)
-                for n, a in (("int8", rounded), ("scale", scale), ("zero", np.zeros(scale.shape, np.int8)))
-            ]
-            made = self._dequantize(inputs, f"{value.name}/DequantizeLinear", value, axis=axis)
-            insert_after(self._graph, value, made)
-            self._made[value] = made.outputs[0]
+            self._made[value] = self._constant(value, str(value.name), rounded, scale, axis)
         return self._made[value]
 
     def bias(self, node: ir.Node) -> None:
         """The bias that is added to a product of an activation with a weight, as int32."""
         readers = list(node.outputs[0].uses())
-        scales = [self._scale_of(value) for value in node.inputs[:2]]
-        if len(readers) != 1 or readers[0][0].op_type != "Add" or scales[1] is None or scales[1].ndim != 1:
+        activation_scale, scale = (self._scales.get(value) for value in node.inputs[:2])
+        if len(readers) != 1 or readers[0][0].op_type != "Add" or scale is None or scale.ndim != 1:
             return
         add, i = readers[0][0], 1 - readers[0][1]
         value = add.inputs[i]
-        if value is None or value.const_value is None or value.const_value.numpy().shape != scales[1].shape:
+        if value is None or value.const_value is None or array_of(value).shape != scale.shape:
             return
-        assert scales[0] is not None
-        step = (scales[0] * scales[1]).astype(np.float32)
+        assert activation_scale is not None
+        step = (activation_scale * scale).astype(np.float32)
         largest = np.iinfo(np.int32).max
-        rounded = np.rint(value.const_value.numpy() / step.astype(np.float64)).clip(-largest, largest)
-        inputs = [
-            constant(self._graph, f"{node.name}.bias.{n}", a)
-            for n, a in (("int32", rounded.astype(np.int32)), ("scale", step), ("zero", np.zeros(step.shape, np.int32)))
-        ]
-        made = self._dequantize(inputs, f"{node.name}.bias/DequantizeLinear", value, axis=0)
+        rounded = np.rint(array_of(value) / step.astype(np.float64)).clip(-largest, largest).astype(np.int32)
+        add.replace_input_with(i, self._constant(value, f"{node.name}.bias", rounded, step, axis=0))
+
+    def _constant(
+        self, value: ir.Value, name: str, rounded: npt.NDArray[Any], scale: npt.NDArray[np.float32], axis: int
+    ) -> ir.Value:
+        """`rounded`, in steps of `scale`, in place of the constant `value`."""
+        parts = {rounded.dtype.name: rounded, "scale": scale, "zero": np.zeros(scale.shape, rounded.dtype)}
+        inputs = [constant(self._graph, f"{name}.{part}", data) for part, data in parts.items()]
+        made = new_output("DequantizeLinear", inputs, f"{name}/DequantizeLinear", FLOAT, value.shape, axis=axis)
         insert_after(self._graph, value, made)
-        add.replace_input_with(i, made.outputs[0])
-
-    @staticmethod
-    def _scale_of(value: ir.Value | None) -> npt.NDArray[np.float32] | None:
-        """The scale that a dequantised value has."""
-        producer = value.producer() if value is not None else None
-        scale = producer.inputs[1] if producer is not None and producer.op_type == "DequantizeLinear" else None
-        return scale.const_value.numpy() if scale is not None and scale.const_value is not None else None
-
-    def _dequantize(self, inputs: list[ir.Value], name: str, value: ir.Value, **attributes: int) -> ir.Node:
-        node = ir.node("DequantizeLinear", inputs, attributes, name=name)
-        made = node.outputs[0]
-        made.name, made.dtype, made.shape = name, ir.DataType.FLOAT, value.shape
-        return node
+        self._scales[made] = scale
+        return made
 
     def _scale(self, wanted: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Scales as FP32; with `half`, the next number of FP16, up, so that nothing saturates. Never zero.
 
-        Where FP16 does not hold the tensor itself, half.find_islands keeps it in FP32, and so its scale is any number.
+        If FP16 does not hold the tensor itself, half.find_islands keeps it in FP32, and so its scale is any number.
         """
         scale = np.where(wanted > 0, wanted, 1.0).astype(np.float32)
         if self._half and fits_half(_LEVELS * float(np.max(wanted))):

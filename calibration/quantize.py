@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from dataclasses import replace as replaced
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -16,22 +15,22 @@ from .. import __version__
 from .._base.progress import Progress, Report, ignore
 from ..errors import BundleError, ExportError
 from ..export.graph import save_graph
-from ..export.rewrites.names import WEIGHTS
 from ..runtime.bundle import Bundle, file_entry, open_bundle
 from ..runtime.manifest import FileEntry, Manifest
-from ..runtime.update import BundleUpdate, Change, update_bundle
-from .calibrate import apply_smoothing, calibrate, calibration_key, delete_state
+from ..runtime.update import BundleUpdate, update_bundle
+from .calibrate import calibrate, calibration_key, delete_state
 from .evaluator import Evaluator, Figures
+from .graphs import load_graph
 from .half import Range, emulate_half, find_islands, to_half
-from .passes import fits_graphs, image_macs, image_products, load_graph
+from .passes import Targets
 from .placement import GroupLoss, draw_ranking, select_int8_groups
-from .products import POLICIES, Product, candidates, group_macs
+from .products import POLICIES, RESTS, Product, candidates, image_macs, image_products
 from .qdq import quantize_products
 from .record import RECORD_NAME, Calibration, read_calibration
 from .sample import DataOptions, Sample, draw_sample
+from .smoothing import apply_smoothing
 from .thresholds import METHODS
 
-RESTS = ("fp16", "fp32")
 # Against the FP32 graphs on held-out sentences: what FP16 may cost before it is refused.
 HALF_MAX_DROP, HALF_MAX_ERROR = 0.25, 0.02
 TEXT_MAX_ERROR = 0.003
@@ -126,15 +125,12 @@ def quantize_bundle(
         opened = _open_without(root, name, replace)  # another command may have been faster
         calibration = _calibration(opened, sample, change, report, progress)
         report("segmenting the held-out sentences in FP32")
-        evaluator = Evaluator(opened, sample, progress)
-        if precision == "fp16":
-            return _half(opened, calibration, evaluator, change, report, progress)
-        return _int8(opened, calibration, evaluator, options, name, change, report)
+        work = _Work(opened, calibration, Evaluator(opened, sample, progress), change, report, progress)
+        return _add_half(work) if precision == "fp16" else _add_int8(work, options, name)
 
 
 def _open_without(root: Path, precision: str, replace_it: bool) -> Bundle:
-    """The bundle. Raises ExportError where it has the precision already, and that is not to be replaced, or was made
-    for CPUs in FP32."""
+    """The bundle, if it lacks the precision or that is to be replaced. Raises ExportError."""
     bundle = open_bundle(root)
     if bundle.manifest.model.get("winograd"):
         raise ExportError(f"{root} was exported with --winograd, for CPUs in FP32: export it again without")
@@ -147,58 +143,76 @@ def _calibration(
     bundle: Bundle, sample: Sample, change: BundleUpdate, report: Report, progress: Progress
 ) -> Calibration:
     """The bundle's own calibration if it is of these graphs and data, else a new one, which it then keeps."""
-    found = None
+    calibration = None
     if bundle.has("calibration"):
         with suppress(BundleError):  # one that is damaged is made again
-            found = read_calibration(bundle.file("calibration", None))
-    if found is not None and found.key == calibration_key(bundle, sample) and fits_graphs(bundle, found):
-        delete_state(bundle.root)  # left where a run was killed between keeping the record and this
+            calibration = read_calibration(bundle.file("calibration", None))
+    key = calibration_key(bundle, sample)
+    if calibration is not None and calibration.key == key and Targets(bundle).are_in(calibration):
         report("using the calibration that the bundle holds")
-        return found
-    report("calibrating")
-    calibration = calibrate(bundle, sample, progress)
-    path = change.new(RECORD_NAME)
-    path.write_bytes(calibration.to_json())
-    change.commit({RECORD_NAME: file_entry(path, "calibration")})
+    else:
+        report("calibrating")
+        calibration = calibrate(bundle, sample, progress)
+        path = change.new(RECORD_NAME)
+        path.write_bytes(calibration.to_json())
+        change.commit({RECORD_NAME: file_entry(path, "calibration")})
     delete_state(bundle.root)
     return calibration
 
 
-def _half(
-    bundle: Bundle,
-    calibration: Calibration,
-    evaluator: Evaluator,
-    change: BundleUpdate,
-    report: Report,
-    progress: Progress,
-) -> QuantizeResult:
-    report("typing the text encoder")
-    plain = load_graph(bundle, "segmenter")
+@dataclass(frozen=True)
+class _Work:
+    """A bundle that is being changed, what its new graphs are made from, and what measures them."""
+
+    bundle: Bundle
+    calibration: Calibration
+    evaluator: Evaluator
+    change: BundleUpdate
+    report: Report
+    progress: Progress
+
+    def save(self, model: ir.Model, role: str, precision: str) -> dict[str, FileEntry]:
+        name = f"{role}.{precision}.onnx"
+        graph, *weights = save_graph(model, self.change.new(name))
+        if weights:  # external data would carry the partial's name; a graph of this size is beyond protobuf's limit
+            raise ExportError(f"{name} would pass 2 GB; this model is too large to quantise")
+        return {name: file_entry(graph, role, precision)}
+
+    def commit(self, precision: str, entries: Mapping[str, FileEntry], figures: Figures, **more: object) -> Manifest:
+        """Gives the new files their names, and enters in the manifest how the precision was made."""
+        data = {key: self.calibration.key["data"][key] for key in ("dataset", "split", "samples", "held_out", "seed")}
+        about = {"generator": __version__, "data": data, "against_fp32": figures.to_dict(), **more}
+        return self.change.commit(
+            entries, lambda manifest: replaced(manifest, precisions={**manifest.precisions, precision: about})
+        )
+
+
+def _add_half(work: _Work) -> QuantizeResult:
+    work.report("typing the text encoder")
+    plain = load_graph(work.bundle, "segmenter")
     text, text_islands = half_text(
-        bundle, calibration, lambda text: evaluator.evaluate(plain, text=text).relative_error
+        work.bundle, work.calibration, lambda text: work.evaluator.evaluate(plain, text=text).relative_error
     )
-    report("typing the segmenter")
-    image, image_islands = half_graph(bundle, "segmenter", calibration)
-    islands = {"text_encoder": text_islands, "segmenter": image_islands}
-    entries = _save(change, text, "text_encoder.fp16.onnx", "text_encoder", "fp16")
-    entries |= _save(change, image, "segmenter.fp16.onnx", "segmenter", "fp16")
+    work.report("typing the segmenter")
+    image, image_islands = half_graph(work.bundle, "segmenter", work.calibration)
+    entries = work.save(text, "text_encoder", "fp16") | work.save(image, "segmenter", "fp16")
     emulate_half(text)
     emulate_half(image)
-    report("checking against FP32")
-    figures = evaluator.evaluate(image, text=text, progress=progress)
+    work.report("checking against FP32")
+    figures = work.evaluator.evaluate(image, text=text, progress=work.progress)
     if not (figures.drop <= HALF_MAX_DROP and figures.relative_error <= HALF_MAX_ERROR):
         raise ExportError(
             f"FP16 loses too much: {figures.drop:.2f} points of mean IoU, relative error {figures.relative_error:.1e}; "
             "nothing was written"
         )
-    about = _about(calibration, figures, islands=islands)
-    return QuantizeResult(change.commit(entries, _with_precision("fp16", about)), "fp16", figures)
+    islands = {"text_encoder": text_islands, "segmenter": image_islands}
+    return QuantizeResult(work.commit("fp16", entries, figures, islands=islands), "fp16", figures)
 
 
 def half_text(
     bundle: Bundle, calibration: Calibration, error: Callable[[ir.Model], float]
 ) -> tuple[ir.Model, dict[str, str]]:
-    """The text graph in FP16, or all in FP32 where FP16 costs too much; and its islands with their reasons.
+    """The text graph in FP16, or all in FP32 if FP16 costs too much; and its islands with their reasons.
 
     `error` gives the relative error of the logits behind a text graph. What tells words apart may be small beside what
     they share, most of all in a BERT that was never trained, and FP16 rounds the sum of both.
@@ -221,60 +235,42 @@ def half_graph(bundle: Bundle, role: str, calibration: Calibration) -> tuple[ir.
     return model, islands
 
 
-def _int8(
-    bundle: Bundle,
-    calibration: Calibration,
-    evaluator: Evaluator,
-    options: QuantizeOptions,
-    name: str,
-    change: BundleUpdate,
-    report: Report,
-) -> QuantizeResult:
-    rest = options.rest
-    chosen = candidates(image_products(bundle, load_graph(bundle, "segmenter")), options.policy)
-    if rest == "fp32":  # activations times activations gain nothing in a CPU's INT8 kernels
-        chosen = [one for one in chosen if one.kind == WEIGHTS]
+def _add_int8(work: _Work, options: QuantizeOptions, name: str) -> QuantizeResult:
+    bundle, calibration, rest = work.bundle, work.calibration, options.rest
     ranges = calibration.clipped(options.method)
+    chosen = candidates(image_products(bundle, load_graph(bundle, "segmenter")), options.policy, rest)
 
-    def build(kept: Sequence[Product]) -> ir.Model:
-        return quantized_graph(bundle, calibration, kept, ranges, rest)
+    def evaluate_alone(group: Sequence[Product], limit: int | None) -> Figures:
+        return work.evaluator.evaluate(quantized_graph(bundle, calibration, group, ranges, rest), limit=limit)
 
     def finish(kept: Sequence[Product]) -> tuple[ir.Model, dict[str, str]]:
-        model = build(kept)
+        model = quantized_graph(bundle, calibration, kept, ranges, rest)
         return model, type_rest(model, calibration) if rest == "fp16" else {}
 
-    def whole(kept: Sequence[Product]) -> Figures:  # as it will run
+    def evaluate(kept: Sequence[Product]) -> Figures:  # as it will run
         model, _ = finish(kept)
         emulate_half(model)  # nothing to round in a graph without FP16
-        return evaluator.evaluate(model, fused=rest == "fp32")
+        return work.evaluator.evaluate(model, fused=rest == "fp32")
 
     total = sum(image_macs(bundle).values())
-    placement = select_int8_groups(build, chosen, evaluator, options.max_drop, report, total_macs=total, whole=whole)
+    placement = select_int8_groups(chosen, evaluate_alone, evaluate, options.max_drop, work.report, total_macs=total)
     if not placement.products:
         raise ExportError(
             f"no layer group keeps within {options.max_drop} points of mean IoU in INT8; allow more with --max-drop"
         )
-    report("writing the graph")
+    work.report("writing the graph")
     model, islands = finish(placement.products)
-    entries = _save(change, model, f"segmenter.{name}.onnx", "segmenter", name)
-    figures = placement.figures
-    share = sum(group_macs(placement.products).values()) / total
+    entries = work.save(model, "segmenter", name)
+    share = sum(product.macs for product in placement.products) / total
     chart = f"segmenter.{name}.png"
-    draw_ranking(placement.ranking, f"INT8 layer groups, {100 * share:.1f} % of the MACs", change.new(chart))
-    entries[chart] = file_entry(change.path(chart), "report")
-    about = _about(
-        calibration,
-        figures,
-        policy=options.policy,
-        method=options.method,
-        rest=rest,
-        max_drop=options.max_drop,
-        int8_share=share,
-        groups=[one.to_dict() for one in placement.ranking],
-        islands={"segmenter": islands},
+    draw_ranking(placement.ranking, f"INT8 layer groups, {100 * share:.1f} % of the MACs", work.change.new(chart))
+    entries[chart] = file_entry(work.change.path(chart), "report")
+    about = {key: value for key, value in asdict(options).items() if key != "data"}
+    groups = [asdict(loss) for loss in placement.ranking]
+    manifest = work.commit(
+        name, entries, placement.figures, **about, int8_share=share, groups=groups, islands={"segmenter": islands}
     )
-    manifest = change.commit(entries, _with_precision(name, about))
-    return QuantizeResult(manifest, name, figures, total, share, placement.ranking)
+    return QuantizeResult(manifest, name, placement.figures, total, share, placement.ranking)
 
 
 def quantized_graph(
@@ -286,35 +282,14 @@ def quantized_graph(
     """
     model = load_graph(bundle, "segmenter")
     apply_smoothing(model, calibration.channels, calibration.strengths)
-    names = [one.name for one in products]
+    names = [product.name for product in products]
     quantize_products(model, names, ranges, unsigned=rest == "fp32", half=rest == "fp16")
     return model
 
 
 def type_rest(model: ir.Model, calibration: Calibration) -> dict[str, str]:
     """Makes the rest of a quantised image graph FP16, in place; returns its islands of FP32 with their reasons."""
-    smoothed = {tensor: (one.low, one.high) for tensor, one in calibration.histograms.items()}
+    smoothed = {tensor: (histogram.low, histogram.high) for tensor, histogram in calibration.histograms.items()}
     islands = find_islands(model, {**calibration.ranges["segmenter"], **smoothed})
     to_half(model, islands)
     return islands
-
-
-def _save(change: BundleUpdate, model: ir.Model, name: str, role: str, precision: str) -> dict[str, FileEntry]:
-    graph, *weights = save_graph(model, change.new(name))
-    if weights:  # external data would carry the partial's name; a graph of this size is beyond protobuf's limit
-        raise ExportError(f"{name} would pass 2 GB; this model is too large to quantise")
-    return {name: file_entry(graph, role, precision)}
-
-
-def _about(calibration: Calibration, figures: Figures, **more: Any) -> dict[str, Any]:
-    data = calibration.key["data"]
-    return {
-        "generator": __version__,
-        "data": {key: data[key] for key in ("dataset", "split", "samples", "held_out", "seed")},
-        "against_fp32": figures.to_dict(),
-        **more,
-    }
-
-
-def _with_precision(name: str, about: dict[str, Any]) -> Change:
-    return lambda manifest: replaced(manifest, precisions={**manifest.precisions, name: about})

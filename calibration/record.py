@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +43,18 @@ class Calibration:
         return {name: clipped_range(histogram, method) for name, histogram in self.histograms.items()}
 
     def to_json(self) -> bytes:
-        fields = {
-            "format_version": FORMAT_VERSION,
-            "key": dict(self.key),
-            "ranges": {role: {name: list(pair) for name, pair in found.items()} for role, found in self.ranges.items()},
-            "channels": {
-                name: {"amax": one.amax.tolist(), "square": one.square.tolist()} for name, one in self.channels.items()
-            },
-            "strengths": dict(self.strengths),
-            "histograms": {
-                name: {"low": one.low, "high": one.high, "bound": one.bound, "counts": one.counts.tolist()}
-                for name, one in self.histograms.items()
-            },
-        }
-        return json.dumps(fields, allow_nan=False, separators=(",", ":")).encode()
+        fields = {"format_version": FORMAT_VERSION, **asdict(self)}
+        return json.dumps(fields, allow_nan=False, separators=(",", ":"), default=np.ndarray.tolist).encode()
 
 
 def read_calibration(path: Path) -> Calibration | None:
-    """The calibration in a file; None where there is no file, or one of another format version.
+    """The calibration in a file; None if there is no file, or one of another format version.
 
-    Raises BundleError where the file is damaged.
+    Raises BundleError if the file is damaged.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise BundleError(f"{path}: larger than {_MAX_BYTES} bytes, no calibration; delete it")
+            raise BundleError(f"{path}: larger than {_MAX_BYTES} bytes, not a calibration; delete it")
         fields = strict_json.loads(path.read_bytes())
         if not isinstance(fields, dict):
             raise TypeError("not an object")
@@ -75,14 +63,12 @@ def read_calibration(path: Path) -> Calibration | None:
         return Calibration(
             key=dict(fields["key"]),
             ranges={
-                role: {name: _range(*pair) for name, pair in found.items()} for role, found in fields["ranges"].items()
+                role: {name: _range(*pair) for name, pair in ranges.items()}
+                for role, ranges in fields["ranges"].items()
             },
-            channels={
-                name: ChannelStatistics(_vector(one["amax"], _MAX_FLOAT), _vector(one["square"], _MAX_FLOAT**2))
-                for name, one in fields["channels"].items()
-            },
-            strengths={name: _number(value, 0, 1) for name, value in fields["strengths"].items()},
-            histograms={name: _histogram(one) for name, one in fields["histograms"].items()},
+            channels={name: _statistics(**parts) for name, parts in fields["channels"].items()},
+            strengths={name: _numbers([strength], 0, 1)[0] for name, strength in fields["strengths"].items()},
+            histograms={name: _histogram(**parts) for name, parts in fields["histograms"].items()},
         )
     except FileNotFoundError:
         return None
@@ -92,33 +78,29 @@ def read_calibration(path: Path) -> Calibration | None:
         raise BundleError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _number(value: object, low: float = -_MAX_FLOAT, high: float = _MAX_FLOAT) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"not a number from {low:g} to {high:g}")
-    return float(value)
+def _numbers(values: object, low: float, high: float) -> list[float]:
+    """`values`, if they are a list of one number or more within these limits."""
+    if not isinstance(values, list) or not values:
+        raise TypeError("not a list of numbers")
+    if not all(type(value) in (int, float) and low <= value <= high for value in values):
+        raise ValueError(f"not numbers from {low:g} to {high:g}")
+    return [float(value) for value in values]
 
 
 def _range(low: object, high: object) -> Range:
-    pair = _number(low), _number(high)
-    if pair[0] > pair[1]:
+    smallest, largest = _numbers([low, high], -_MAX_FLOAT, _MAX_FLOAT)
+    if smallest > largest:
         raise ValueError("a range that ends before it begins")
-    return pair
+    return smallest, largest
 
 
-def _vector(values: object, high: float) -> np.ndarray:
-    if not isinstance(values, list) or not values:
-        raise TypeError("not a list of numbers")
-    return np.array([_number(value, 0, high) for value in values])
+def _statistics(amax: object, square: object) -> ChannelStatistics:
+    return ChannelStatistics(np.array(_numbers(amax, 0, _MAX_FLOAT)), np.array(_numbers(square, 0, _MAX_FLOAT**2)))
 
 
-def _histogram(fields: Mapping[str, Any]) -> Histogram:
-    counts = np.array(fields["counts"])
-    if (
-        counts.shape != (BINS,)
-        or counts.dtype != np.int64
-        or counts.min() < 0
-        or not 0 < counts.sum(dtype=float) < _MAX_COUNT
-    ):
+def _histogram(low: object, high: object, bound: object, counts: object) -> Histogram:
+    numbers = np.array(_numbers(counts, 0, _MAX_COUNT))
+    if len(numbers) != BINS or (numbers % 1).any() or not 0 < numbers.sum() < _MAX_COUNT:
         raise ValueError(f"a histogram is {BINS} counts")
-    low, high = _range(fields["low"], fields["high"])
-    return Histogram(low, high, _number(fields["bound"], 0), counts)
+    (limit,) = _numbers([bound], 0, _MAX_FLOAT)
+    return Histogram(*_range(low, high), limit, numbers.astype(np.int64))

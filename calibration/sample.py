@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from .._base.progress import Progress, ignore
 from ..data import resize_mask
 from ..data.sentences import GENERATED, Sentence, open_split
 from ..errors import DatasetError, ExportError
+from ..runtime.batches import image_feeds, text_feeds
+from ..runtime.bundle import Bundle
 from ..runtime.images import resize
-from ..runtime.tokenizer import SentenceTokenizer
 
 HELD_OUT_PART = 4
 MAX_HELD_OUT = 512
 """They and what FP32 makes of them are kept in memory, about 2.8 MB each at 480x480."""
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -104,17 +108,27 @@ def draw_sample(options: DataOptions, progress: Progress = ignore) -> Sample:
 def _take(images: Sequence[list[Sentence]], wanted: int, rng: np.random.Generator) -> list[Sentence]:
     """Up to `wanted` sentences, image by image in turns."""
     shuffled = [[image[i] for i in rng.permutation(len(image))] for image in images]
-    found: list[Sentence] = []
-    for turn in range(max(map(len, shuffled))):
-        found += [image[turn] for image in shuffled if turn < len(image)]
-        if len(found) >= wanted:
-            break
-    return found[:wanted]
+    turns = zip_longest(*shuffled)
+    return [sentence for turn in turns for sentence in turn if sentence is not None][:wanted]
 
 
-def cases(sentences: Sequence[Sentence], size: tuple[int, int], tokenizer: SentenceTokenizer) -> Iterator[Case]:
-    """The sentences as the graphs take them, one at a time. Raises DatasetError for a missing or damaged image."""
+def cases(bundle: Bundle, sentences: Sequence[Sentence]) -> Iterator[Case]:
+    """The sentences as the bundle's graphs take them, one at a time.
+
+    Raises BundleError for a damaged tokenizer, DatasetError for a missing or damaged image.
+    """
+    spec, tokenizer = bundle.manifest.input, bundle.tokenizer()
     for sentence in sentences:
         ids, mask, _ = tokenizer.encode(sentence.text)
-        target = resize_mask(sentence.target.mask, *size)
-        yield Case(resize(sentence.target.image, *size), ids, mask, target)
+        target = resize_mask(sentence.target.mask, spec.height, spec.width)
+        yield Case(resize(sentence.target.image, spec.height, spec.width), ids, mask, target)
+
+
+def text_inputs(batch: Sequence[Case]) -> dict[str, Array]:
+    """The text graph's inputs for a batch of cases."""
+    return text_feeds([case.input_ids for case in batch], [case.attention_mask for case in batch])
+
+
+def image_inputs(batch: Sequence[Case], prompts: Sequence[Array]) -> dict[str, Array]:
+    """The image graph's inputs for a batch of cases and their prompts (T,P)."""
+    return image_feeds([case.image for case in batch], prompts, [case.attention_mask for case in batch])

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .graphs import constant, node_names
+from .graphs import array_of, constant, node_names
 
 STRENGTHS = tuple(i / 10 for i in range(1, 10))
 _LARGEST_FACTOR = 100.0
@@ -92,10 +92,7 @@ def factors(statistics: ChannelStatistics, weight: Vector, strength: float) -> V
 
 def weight_of(model: ir.Model, product: str) -> Vector:
     """The weight (in,out) of a MatMul, in float64."""
-    value = node_names(model)[product].inputs[1]
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy().astype(np.float64)
+    return array_of(node_names(model)[product].inputs[1]).astype(np.float64)
 
 
 def smooth(model: ir.Model, pairs: Mapping[Pair, Vector]) -> None:
@@ -103,14 +100,13 @@ def smooth(model: ir.Model, pairs: Mapping[Pair, Vector]) -> None:
     nodes = node_names(model)
     for pair, factor in pairs.items():
         norm, product = nodes[pair.norm], nodes[pair.product]
-        for i, power in ((1, -1.0), (2, -1.0)):
-            _scale(model.graph, norm, i, factor**power)
-        _scale(model.graph, product, 1, factor[:, None])
+        for node, i, scale in ((norm, 1, factor**-1.0), (norm, 2, factor**-1.0), (product, 1, factor[:, None])):
+            array = (array_of(node.inputs[i]).astype(np.float64) * scale).astype(np.float32)
+            node.replace_input_with(i, constant(model.graph, f"{node.name}.smoothed{i}", array))
 
 
-def _scale(graph: ir.Graph, node: ir.Node, i: int, factor: Vector) -> None:
-    value = node.inputs[i]
-    assert value is not None
-    assert value.const_value is not None
-    array = (value.const_value.numpy().astype(np.float64) * factor).astype(np.float32)
-    node.replace_input_with(i, constant(graph, f"{node.name}.smoothed{i}", array))
+def apply_smoothing(model: ir.Model, channels: Mapping[str, ChannelStatistics], strengths: Mapping[str, float]) -> None:
+    """Smooths, in place, the pairs of the LayerNorms that `strengths` names."""
+    pairs = [pair for pair in find_pairs(model, set(node_names(model))) if pair.norm in strengths]
+    chosen = {pair: (channels[pair.norm], weight_of(model, pair.product), strengths[pair.norm]) for pair in pairs}
+    smooth(model, {pair: factors(*parts) for pair, parts in chosen.items()})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-METHODS = ("mse", "entropy", "percentile", "minmax")
 BINS = 2048
 _LEVELS = 127
 _PERCENTILE = 99.99
@@ -33,12 +33,7 @@ def clipped_range(histogram: Histogram, method: str) -> tuple[float, float]:
     """The smallest and largest value that stay as they are; what is beyond saturates."""
     if histogram.bound == 0:
         return 0.0, 0.0
-    threshold = {
-        "minmax": lambda: histogram.bound,
-        "percentile": lambda: _percentile(histogram),
-        "entropy": lambda: _entropy(histogram),
-        "mse": lambda: _mse(histogram),
-    }[method]()
+    threshold = _THRESHOLDS[method](histogram)
     return max(histogram.low, -threshold), min(histogram.high, threshold)
 
 
@@ -91,3 +86,12 @@ def _entropy(histogram: Histogram) -> float:
         if divergence < best_divergence:
             best, best_divergence = count, divergence
     return histogram.bound * best / len(folded)
+
+
+_THRESHOLDS: dict[str, Callable[[Histogram], float]] = {
+    "mse": _mse,
+    "entropy": _entropy,
+    "percentile": _percentile,
+    "minmax": lambda histogram: histogram.bound,
+}
+METHODS = tuple(_THRESHOLDS)

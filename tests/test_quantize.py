@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 from lavt_edge.calibration.evaluator import Evaluator, Figures
-from lavt_edge.calibration.passes import image_products, load_graph
-from lavt_edge.calibration.placement import select_int8_groups
-from lavt_edge.calibration.products import Product, candidates, int8_macs
+from lavt_edge.calibration.graphs import load_graph
+from lavt_edge.calibration.placement import Placement, select_int8_groups
+from lavt_edge.calibration.products import Product, candidates, image_products, int8_macs
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle, quantized_graph
 from lavt_edge.calibration.record import read_calibration
 from lavt_edge.calibration.sample import DataOptions, draw_sample
@@ -237,21 +238,17 @@ PRODUCTS = [Product(f"{group}{i}", group, WEIGHTS, 10) for group in LOSSES for i
 
 
 class TestAccuracyControl:
-    """The search itself, on an evaluator whose losses are known."""
+    """The search itself, on losses that are known."""
 
-    def judged(self, max_drop: float):
-        class Known:
-            def evaluate(self, model: ir.Model, limit: int | None = None) -> Figures:
-                drop = sum(LOSSES[group] for group in model)  # type: ignore[attr-defined]
-                return Figures(8, 70 - drop, drop, 1, drop / 100)
+    def placed(self, max_drop: float) -> Placement:
+        def evaluate(products: Sequence[Product], limit: int | None = None) -> Figures:
+            drop = sum(LOSSES[group] for group in {product.group for product in products})
+            return Figures(8, 70 - drop, drop, 1, drop / 100)
 
-        def groups(products):
-            return sorted({one.group for one in products})
-
-        return select_int8_groups(groups, PRODUCTS, Known(), max_drop)  # type: ignore[arg-type]
+        return select_int8_groups(PRODUCTS, evaluate, evaluate, max_drop)
 
     def test_the_worst_are_returned_until_the_budget_holds(self) -> None:
-        placed = self.judged(0.2)
+        placed = self.placed(0.2)
         assert {one.group for one in placed.products} == {"a", "c"}
         assert [one.group for one in placed.ranking] == ["b", "d", "a", "c"]
         assert [one.int8 for one in placed.ranking] == [False, False, True, True]
@@ -259,19 +256,18 @@ class TestAccuracyControl:
         assert [one.macs for one in placed.ranking] == [20] * 4
 
     def test_all_stay_within_a_large_budget_and_none_within_none(self) -> None:
-        assert len(self.judged(2.5).products) == 8
-        assert {one.group for one in self.judged(0.0).products} == {"c"}
+        assert len(self.placed(2.5).products) == 8
+        assert {one.group for one in self.placed(0.0).products} == {"c"}
 
     def test_ranking_a_large_model_takes_fewer_sentences_and_the_whole_all(self) -> None:
         seen: list[int | None] = []
 
-        class Counting:
-            def evaluate(self, model: ir.Model, limit: int | None = None) -> Figures:
-                seen.append(limit)
-                return Figures(128, 70, 0, 1, 0)
+        def evaluate(products: Sequence[Product], limit: int | None = None) -> Figures:
+            seen.append(limit)
+            return Figures(128, 70, 0, 1, 0)
 
         base = 154_000_000_000
-        select_int8_groups(lambda kept: kept, PRODUCTS, Counting(), 0.5, total_macs=base)  # type: ignore[arg-type,return-value]
+        select_int8_groups(PRODUCTS, evaluate, evaluate, 0.5, total_macs=base)
         assert seen == [32] * 4 + [None]
 
     def test_figures_of_fewer_cases_are_those_of_the_cases(self, quantized: Path, options: QuantizeOptions) -> None:
@@ -295,9 +291,11 @@ class TestAccuracyControl:
         ranges = calibration.clipped("mse")
         tensor = "decoder.level0/Relu"
         ranges[tensor] = (0.0, ranges[tensor][1] * 300)  # a scale that leaves nearly nothing
-        placed = select_int8_groups(
-            lambda kept: quantized_graph(bundle, calibration, kept, ranges, "fp16"), products, evaluator, max_drop=1.0
-        )
+
+        def evaluate(kept: Sequence[Product], limit: int | None = None) -> Figures:
+            return evaluator.evaluate(quantized_graph(bundle, calibration, kept, ranges, "fp16"), limit=limit)
+
+        placed = select_int8_groups(products, evaluate, evaluate, max_drop=1.0)
         assert placed.ranking[0].group == "decoder.level0.conv"
         assert {one.group for one in placed.products} == {"stage2.mlp.fc1"}
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 from lavt_edge.calibration.calibrate import calibrate
+from lavt_edge.calibration.graphs import load_graph
 from lavt_edge.calibration.half import emulate_half
 from lavt_edge.calibration.observers import Session
-from lavt_edge.calibration.passes import image_products, load_graph
-from lavt_edge.calibration.products import int8_macs
+from lavt_edge.calibration.products import image_products, int8_macs
 from lavt_edge.calibration.quantize import half_graph, half_text, quantized_graph, type_rest
 from lavt_edge.calibration.record import Calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
@@ -54,9 +54,7 @@ class Chain:
     """Both graphs on the held-out sentence."""
 
     def __init__(self, bundle: Bundle, sample: Sample) -> None:
-        spec = bundle.manifest.input
-        tokenizer = bundle.tokenizer()
-        (self.case,) = cases(sample.held_out, (spec.height, spec.width), tokenizer)
+        (self.case,) = cases(bundle, sample.held_out)
         self.mask = self.case.attention_mask[None]
 
     def logits(self, text: ir.Model, image: ir.Model) -> npt.NDArray[np.float64]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from lavt_edge.calibration import quantize
 from lavt_edge.calibration.evaluator import Evaluator
+from lavt_edge.calibration.graphs import load_graph
 from lavt_edge.calibration.half import emulate_half, find_islands
-from lavt_edge.calibration.passes import load_graph
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle
 from lavt_edge.calibration.record import read_calibration
 from lavt_edge.calibration.sample import draw_sample

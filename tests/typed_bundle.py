@@ -9,9 +9,9 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from lavt_edge.calibration.graphs import load_graph
 from lavt_edge.calibration.half import find_islands, to_half
-from lavt_edge.calibration.passes import image_products, load_graph
-from lavt_edge.calibration.products import candidates
+from lavt_edge.calibration.products import candidates, image_products
 from lavt_edge.calibration.qdq import quantize_products
 from lavt_edge.runtime.bundle import file_entry, open_bundle
 from lavt_edge.runtime.update import update_bundle

@@ -78,26 +78,17 @@ def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
     """What `modelopt.onnx.quantization.quantize` makes of the FP32 image graph when only the data is given."""
     from modelopt.onnx.quantization import quantize
 
+    from ...calibration.graphs import load_graph
     from ...calibration.observers import Session
-    from ...calibration.passes import load_graph
-    from ...calibration.sample import cases
+    from ...calibration.sample import cases, image_inputs, text_inputs
 
-    spec = bundle.manifest.input
-    chosen = list(cases(sample.calibrated[:MODELOPT_SAMPLES], (spec.height, spec.width), bundle.tokenizer()))
+    chosen = list(cases(bundle, sample.calibrated[:MODELOPT_SAMPLES]))
     text = Session(load_graph(bundle, "text_encoder"))
-    masks = [case.attention_mask[None] for case in chosen]
-    prompts = [
-        text.run({"input_ids": case.input_ids[None], "attention_mask": mask}, ["prompt"])[0]
-        for case, mask in zip(chosen, masks, strict=True)
-    ]
+    prompts = [text.run(text_inputs([case]), ["prompt"])[0] for case in chosen]
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints a line for every sentence
         quantize(
             str(bundle.file("segmenter")),
-            calibration_data={
-                "image": np.stack([case.image for case in chosen]),
-                "prompt": np.concatenate(prompts),
-                "word_mask": np.concatenate(masks).astype(np.float32),
-            },
+            calibration_data=image_inputs(chosen, np.concatenate(prompts)),
             calibration_eps=["cpu"],
             output_path=str(output),
             log_level="ERROR",

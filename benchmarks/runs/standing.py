@@ -127,8 +127,8 @@ def add_int8(root: Path, data: Any) -> None:
     `data` is a calibration.sample.DataOptions. Raises LavtError.
     """
     from ...calibration.calibrate import calibrate
-    from ...calibration.passes import image_products, load_graph
-    from ...calibration.products import candidates
+    from ...calibration.graphs import load_graph
+    from ...calibration.products import candidates, image_products
     from ...calibration.quantize import quantized_graph
     from ...calibration.sample import draw_sample
     from ...export.graph import save_graph

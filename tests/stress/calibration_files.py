@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from lavt_edge.benchmarks.evaluation.results import ResultsFile
 from lavt_edge.benchmarks.timing.baseline import compare_with_baseline, read_result
-from lavt_edge.calibration.calibrate import _Store
+from lavt_edge.calibration.calibrate import _StateFile
 from lavt_edge.calibration.half import fits_half
 from lavt_edge.calibration.record import Calibration, read_calibration
 from lavt_edge.calibration.smoothing import ChannelStatistics, factors
@@ -62,8 +62,8 @@ def states(folder: Path) -> Case:
     """The state of a calibration that was stopped: what is restored fits, or is nothing."""
     path, key = folder / "state.npz", {"data": "x"}
     sound = {"counts": np.arange(12).reshape(3, 4), "extent": np.ones((3, 2))}
-    store = _Store(path, key)
-    store.save(0, 7, sound)
+    store = _StateFile(path, key)
+    store.save("ranges", sound, 7)
     whole = path.read_bytes()
 
     def case(rng: Rng) -> None:
@@ -71,13 +71,13 @@ def states(folder: Path) -> Case:
             path.write_bytes(damaged(whole, rng))
         else:  # a sound file of something else
             odd = (np.array(-5), np.array([1]), np.array("x"), np.array(2.5), np.zeros((3, 4)), np.array(2**62))
-            parts = {"key": np.array(json.dumps(key)), "0.done": np.array(7)}
-            parts |= {f"0.{name}": value for name, value in sound.items()}
+            parts = {"key": np.array(json.dumps(key)), "ranges.done": np.array(7)}
+            parts |= {f"ranges.{name}": value for name, value in sound.items()}
             parts[list(parts)[int(rng.integers(1, len(parts)))]] = odd[int(rng.integers(len(odd)))]
             np.savez(path, **parts)  # type: ignore[arg-type]
         state = {name: np.zeros_like(value) for name, value in sound.items()}
-        done = _Store(path, key).restore(0, state)
-        assert done >= 0
+        done = _StateFile(path, key).restore("ranges", state, 12)
+        assert 0 <= done <= 12
         assert {name: value.shape for name, value in state.items()} == {"counts": (3, 4), "extent": (3, 2)}
 
     return case
