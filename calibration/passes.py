@@ -72,7 +72,7 @@ class Pass(ABC):
         """Runs both graphs on a batch of cases and gathers their outputs."""
         (text, image), (text_outputs, image_outputs) = self._sessions, self._outputs
         prompts, *words = text.run(text_inputs(batch), ["prompt", *text_outputs])
-        self._gather(words, image.run(image_inputs(batch, prompts), image_outputs))
+        self._gather(words, image.run(image_inputs(batch, list(prompts)), image_outputs))
 
     @abstractmethod
     def _gather(self, text: Sequence[Array], image: Sequence[Array]) -> None: ...

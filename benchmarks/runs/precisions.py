@@ -88,7 +88,7 @@ def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints a line for every sentence
         quantize(
             str(bundle.file("segmenter")),
-            calibration_data=image_inputs(chosen, np.concatenate(prompts)),
+            calibration_data=image_inputs(chosen, list(np.concatenate(prompts))),
             calibration_eps=["cpu"],
             output_path=str(output),
             log_level="ERROR",
