@@ -27,7 +27,7 @@ def engine_part_times(
 ) -> tuple[TimedPart, ...]:
     """Seconds, MACs and bytes of each part of the engine `name` of a bundle, as `profile.part_times` has them.
 
-    A layer that TensorRT fused from nodes of several parts is shared among them by their MACs, evenly where it has
+    A layer that TensorRT fused from nodes of several parts is shared among them by their MACs, evenly if it has
     none. The engine runs layer by layer for this, without CUDA graphs: the whole takes longer than otherwise.
 
     Raises BundleError and BackendError as `load_engine` does, InputError for fewer than one round.

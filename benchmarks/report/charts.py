@@ -62,7 +62,7 @@ def interval(ratio: float, low: float, high: float, scale: tuple[float, float], 
 
 
 def bars(shares: Sequence[float | None]) -> tuple[str, int]:
-    """Bars below each other in the colours of their numbers, none where the share is None; and their height."""
+    """Bars below each other in the colours of their numbers, none if the share is None; and their height."""
     parts = [
         _rect(0, 100, 4 + 18 * i, 12, "var(--track)") + _rect(0, max(100 * share, 0.3), 4 + 18 * i, 12, colour(i))
         for i, share in enumerate(shares)
@@ -149,7 +149,7 @@ def place(x: Axis, y: Axis, horizontal: float, vertical: float) -> Point:
 
 
 def dot(at: Point, fill: str, *, name: str, text: str = "") -> str:
-    """A point of a plot with its text beside it, where there is room; `name` shows when it is pointed at."""
+    """A point of a plot with its text on the side that has room; `name` shows when it is pointed at."""
     shift, anchor = (-8, "end") if at[0] > 62 else (8, "start")
     circle = f'<circle cx="{at[0]:.2f}%" cy="{at[1]:.1f}" r="4.5" fill="{fill}"/>'
     position = f'x="{at[0]:.2f}%" dx="{shift}" y="{at[1] + 4:.1f}" text-anchor="{anchor}"'
