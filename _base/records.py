@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,7 +15,10 @@ OPTIONAL = {"optional": True}
 
 
 def to_plain(value: object) -> Any:
-    """Dataclasses and mappings as dicts, sequences as lists, paths as text; what else there is as it is."""
+    """Dataclasses and mappings as dicts, sequences as lists, paths as text, other values as they are.
+
+    JSON has no infinity: a float that is not finite is None.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         contents = [(field, getattr(value, field.name)) for field in fields(value)]
         return {
@@ -26,6 +30,8 @@ def to_plain(value: object) -> Any:
         return {key: to_plain(content) for key, content in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(content) for content in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Path) else value
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,13 @@ class TestPage:
         change(broken)
         with pytest.raises(ValueError, match=said):
             read(broken)
+
+    def test_an_error_that_is_not_finite_is_null_in_json(self) -> None:
+        result = read(example())
+        overflow = replace((result.fidelity or ())[1], relative_error=math.inf)
+        plain = replace(result, fidelity=(overflow,)).to_dict()
+        assert plain["fidelity"][0]["relative_error"] is None
+        assert read(plain).fidelity == (replace(overflow, relative_error=None),)
 
     def test_what_is_read_is_what_was_written(self) -> None:
         result = read(example())

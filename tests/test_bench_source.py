@@ -10,7 +10,8 @@ import pytest
 import torch
 from lavt_edge.benchmarks.peers.plain import plain_export
 from lavt_edge.benchmarks.peers.pytorch import TorchSide
-from lavt_edge.benchmarks.timing.measure import Options, prepare_sides
+from lavt_edge.benchmarks.timing.measure import prepare_sides
+from lavt_edge.benchmarks.timing.result import Options
 from lavt_edge.errors import CheckpointError
 from lavt_edge.export import ExportOptions, export_bundle
 from lavt_edge.export.source import Source, open_source, peer_source

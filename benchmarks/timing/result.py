@@ -245,7 +245,8 @@ class Overlay:
 class FidelityRow:
     """What a precision keeps of the masks of `against`, "PyTorch" or "the FP32 graph", over `sentences`.
 
-    IoU in percent, `drop` in points of it, `pixel_agreement` from 0 to 1, `relative_error` that of the logits.
+    IoU in percent, `drop` in points of it, `pixel_agreement` from 0 to 1, `relative_error` that of the logits
+    (in JSON None if it is not finite).
     """
 
     name: str
@@ -253,7 +254,7 @@ class FidelityRow:
     mean_iou: float
     drop: float
     pixel_agreement: float
-    relative_error: float
+    relative_error: float | None
     iou_with_reference: float
     against: str
     overlays: tuple[Overlay, ...]
