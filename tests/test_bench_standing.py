@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import pytest
+from lavt_edge._base.cache import cache_folder
+from lavt_edge._base.records import from_plain, to_plain
 from lavt_edge.benchmarks.report.markdown import markdown
 from lavt_edge.benchmarks.runs import standing
 from lavt_edge.benchmarks.runs.standing import (
@@ -19,16 +22,26 @@ from lavt_edge.benchmarks.runs.standing import (
     PLAIN,
     REWRITTEN,
     WINOGRAD,
+    Model,
+    Part,
+    PartTime,
+    Side,
+    Standing,
     Subject,
     add_int8,
+    make_bundle,
     measure_subject,
     merge_previous,
     ratios_of,
     winograd_bundle,
     write_standing,
 )
+from lavt_edge.benchmarks.timing.machine import Cpu, Machine
+from lavt_edge.benchmarks.timing.result import FidelityFigures, Memory
+from lavt_edge.benchmarks.timing.statistics import Summary
 from lavt_edge.calibration.products import int8_macs
 from lavt_edge.calibration.sample import DataOptions
+from lavt_edge.data.shapes.cached import SEED, generator_version
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import LavtError
 from lavt_edge.export import ExportOptions
@@ -39,72 +52,66 @@ from lavt_edge.runtime.bundle import open_bundle
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def side(name: str, seconds: list[float]) -> dict[str, Any]:
+def side(name: str, seconds: list[float]) -> Side:
     median = sorted(seconds)[len(seconds) // 2]
-    summary = {"median": median, "p90": 1.1 * median, "p99": 1.2 * median, "throughput": 1 / median}
-    return {
-        "name": name,
-        "precision": "fp32",
-        "size": [480, 480],
-        "runtime": "ONNX Runtime 1.24",
-        "seconds": seconds,
-    } | {
-        "summary": summary,
-        "memory": {"peak_bytes": 1_500_000_000},
-    }
+    return Side(
+        name=name,
+        precision="fp32",
+        size=(480, 480),
+        runtime="ONNX Runtime 1.24",
+        seconds=tuple(seconds),
+        summary=Summary(median, 1.1 * median, 1.2 * median, 1 / median),
+        memory=Memory(1_500_000_000, None, None),
+    )
+
+
+def standing_result(ratio: float = 0.7) -> Standing:
+    rounds = [1 + 0.001 * i for i in range(8)]
+    sides = (
+        side(REWRITTEN, [ratio * seconds for seconds in rounds]),
+        side(WINOGRAD, [0.6 * seconds for seconds in rounds]),
+        side(INT8, [0.46 * seconds for seconds in rounds]),
+        side(PLAIN, rounds),
+        side(NAMES["openvino-plain"], [0.9 * seconds for seconds in rounds]),
+        side(NAMES["openvino"], [0.63 * seconds for seconds in rounds]),
+    )
+    model = Model(
+        name="base, window 12",
+        weights="random",
+        size=(480, 480),
+        rounds=8,
+        calibrated_on=2,
+        int8_policy="full",
+        sides=sides,
+        ratios=ratios_of(sides),
+        targets=standing.TARGETS,
+        parts=(
+            Part("stage2.mlp", {REWRITTEN: PartTime(0.3, 40_000_000_000)}),
+            Part(
+                "decoder.level0",
+                {REWRITTEN: PartTime(0.1, 60_000_000_000), WINOGRAD: PartTime(0.05, 30_000_000_000)},
+            ),
+        ),
+        accuracy=(FidelityFigures("int8-cpu", 520, 90.12, 0.34, 0.99912, 0.0123, 98.2, "PyTorch"),),
+        warnings=("PyTorch | eager was left out:\nno torch",),
+    )
+    machine = Machine(
+        cpu=Cpu("Example", ("avx2",), 4, 2, None, True, None, None, None),
+        threads=2,
+        memory_bytes=24_000_000_000,
+        gpu=None,
+        jetson=None,
+        system="Linux 6",
+        python="3.11",
+        versions={"torch": "2.15"},
+        load=0.1,
+    )
+    return Standing(standing.FORMAT_VERSION, "2026-01-02", 31.4, machine, (model,), ("a warning",))
 
 
 def result(ratio: float = 0.7) -> dict[str, Any]:
-    rounds = [1 + 0.001 * i for i in range(8)]
-    sides = [
-        side(REWRITTEN, [ratio * one for one in rounds]),
-        side(WINOGRAD, [0.6 * one for one in rounds]),
-        side(INT8, [0.46 * one for one in rounds]),
-        side(PLAIN, rounds),
-        side(NAMES["openvino-plain"], [0.9 * one for one in rounds]),
-        side(NAMES["openvino"], [0.63 * one for one in rounds]),
-    ]
-    row = {
-        "name": "int8-cpu",
-        "sentences": 520,
-        "mean_iou": 90.12,
-        "drop": 0.34,
-        "iou_with_reference": 98.2,
-        "against": "PyTorch",
-    }
-    row |= {"pixel_agreement": 0.99912, "relative_error": 0.0123}
-    model = {
-        "name": "base, window 12",
-        "weights": "random",
-        "size": [480, 480],
-        "rounds": 8,
-        "calibrated_on": 2,
-        "int8_policy": "full",
-        "sides": sides,
-        "ratios": ratios_of(sides),
-        "targets": [list(target) for target in standing.TARGETS],
-        "parts": [
-            {"part": "stage2.mlp", "sides": {REWRITTEN: {"seconds": 0.3, "macs": 40_000_000_000}}},
-            {
-                "part": "decoder.level0",
-                "sides": {
-                    REWRITTEN: {"seconds": 0.1, "macs": 60_000_000_000},
-                    WINOGRAD: {"seconds": 0.05, "macs": 30_000_000_000},
-                },
-            },
-        ],
-        "accuracy": [row],
-        "warnings": ["PyTorch | eager was left out:\nno torch"],
-    }
-    machine = {
-        "cpu": {"model": "Example", "cores": 4, "allowed": 2, "virtual": True, "flags": ["avx2"]},
-        "threads": 2,
-        "memory_bytes": 24_000_000_000,
-        "system": "Linux 6",
-        "python": "3.11",
-        "versions": {"torch": "2.15"},
-    }
-    return {"date": "2026-01-02", "minutes": 31.4, "machine": machine, "models": [model], "warnings": ["a warning"]}
+    plain: dict[str, Any] = to_plain(standing_result(ratio))
+    return plain
 
 
 class TestMarkdown:
@@ -152,30 +159,34 @@ class TestMarkdown:
         assert "- base, window 12: PyTorch \\| eager was left out: no torch" in text
 
     def test_it_is_written_from_the_json_beside_it(self, tmp_path: Path) -> None:
-        write_standing(result(), tmp_path)
+        text = write_standing(standing_result(), tmp_path)
         written = json.loads((tmp_path / "benchmarks.json").read_text())
         assert written == result()
-        assert (tmp_path / "benchmarks.md").read_text(encoding="utf-8") == markdown(written)
+        assert (tmp_path / "benchmarks.md").read_text(encoding="utf-8") == text == markdown(written)
 
 
 def test_the_docs_are_the_rendering_of_what_was_measured() -> None:
     measured = json.loads((DOCS / "benchmarks.json").read_bytes())
     assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == markdown(measured)
+    assert to_plain(from_plain(Standing, measured)) == measured
     base, demo = measured["models"]
     assert base["size"] == [480, 480]
     assert min(row["sentences"] for row in demo["accuracy"]) >= 500
 
 
 def test_one_model_measured_again_leaves_the_other(tmp_path: Path) -> None:
-    both = {**result(), "format": standing.FORMAT_VERSION}
-    demo = {**both["models"][0], "name": "demo model"}
-    write_standing({**both, "models": [both["models"][0], demo]}, tmp_path)
-    again = {**result(0.6), "format": standing.FORMAT_VERSION}
-    base, kept = merge_previous(again, tmp_path)["models"]
-    assert (base, kept) == (again["models"][0], demo)
-    again["machine"]["cpu"]["model"] = "Another"
+    both = standing_result()
+    demo = replace(both.models[0], name="demo model")
+    write_standing(replace(both, models=(both.models[0], demo)), tmp_path)
+    again = standing_result(0.6)
+    merged = merge_previous(again, tmp_path)
+    assert merged.models == (again.models[0], demo)
+    assert merged.minutes == pytest.approx(62.8)
+    other = replace(again, machine=replace(again.machine, cpu=replace(again.machine.cpu, model="Another")))
     with pytest.raises(LavtError, match="of another format, machine or versions"):
-        merge_previous(again, tmp_path)
+        merge_previous(other, tmp_path)
+    with pytest.raises(LavtError, match="of another format, machine or versions"):
+        merge_previous(replace(again, format=standing.FORMAT_VERSION + 1), tmp_path)
     (tmp_path / "benchmarks.json").write_text("{}")
     with pytest.raises(LavtError, match="cannot be kept"):
         merge_previous(again, tmp_path)
@@ -208,19 +219,60 @@ def test_a_small_model_is_measured_on_all_sides_that_are_there(
     monkeypatch.setitem(NAMES, "tensorrt-plain", "TensorRT, plain export")  # not to be had on a CPU
     steps: list[str] = []
     subject = Subject("demo model", rounds=4, samples=2, threads=1)
-    found = measure_subject(subject, root, ["onnx-plain", "tensorrt-plain"], steps.append)
-    assert [one["name"] for one in found["sides"]] == [REWRITTEN, WINOGRAD, INT8, PLAIN]
-    assert all(len(one["seconds"]) == 4 and min(one["seconds"]) > 0 for one in found["sides"])
-    assert [(one["name"], one["against"]) for one in found["ratios"]] == [
+    model = measure_subject(subject, root, ["onnx-plain", "tensorrt-plain"], steps.append)
+    assert [side.name for side in model.sides] == [REWRITTEN, WINOGRAD, INT8, PLAIN]
+    assert all(len(side.seconds) == 4 and min(side.seconds) > 0 for side in model.sides)
+    assert [(ratio.name, ratio.against) for ratio in model.ratios] == [
         (name, PLAIN) for name in (REWRITTEN, WINOGRAD, INT8)
     ]
-    whole = {name: [one["sides"][name] for one in found["parts"]] for name in (REWRITTEN, WINOGRAD)}
-    assert sum(one["macs"] for one in whole[REWRITTEN]) == sum(macs.values())
-    assert all(sum(one["seconds"] for one in parts) > 0 for parts in whole.values())
-    assert any(one.startswith("TensorRT, plain export was left out: ") for one in found["warnings"])
-    assert found["accuracy"] is None
+    whole = {name: [part.sides[name] for part in model.parts] for name in (REWRITTEN, WINOGRAD)}
+    assert sum(part.macs for part in whole[REWRITTEN]) == sum(macs.values())
+    assert all(sum(part.seconds for part in parts) > 0 for parts in whole.values())
+    assert any(warning.startswith("TensorRT, plain export was left out: ") for warning in model.warnings)
+    assert model.accuracy is None
     assert "measuring, round 7 of 7" in steps
+    (root / INT8_FILE).write_bytes(b"no graph")
+    with pytest.raises(LavtError, match=INT8_FILE):  # a peer may be missing, a graph of ours not
+        measure_subject(subject, root, ["onnx-plain"], steps.append)
     shutil.rmtree(root)
-    text = markdown({**result(), "models": [found]})
-    assert f"## Demo model, {found['size'][0]}x{found['size'][1]}" in text
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    plain = to_plain(model)
+    text = markdown({**result(), "models": [plain]})
+    assert f"## Demo model, {model.size[0]}x{model.size[1]}" in text
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+
+
+def test_the_demo_model_is_made_and_measured_in_two_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for split, scenes in (("train", 12), ("val", 2)):  # the generated data, but little of it
+        data = cache_folder() / f"shapes-{generator_version()}-seed{SEED}-{split}"
+        write_refcoco(data, seed=SEED, scenes={split: scenes})
+    subject, root = Subject("demo model", rounds=2, samples=4, sentences=3, threads=1), tmp_path / "bundle"
+    make_bundle(subject, root)
+    weights = open_source(None)
+    for folder in (root, winograd_bundle(root)):
+        bundle = open_bundle(folder)
+        assert weights.is_of(bundle)
+        assert bundle.manifest.model["winograd"] is (folder != root)
+    assert open_bundle(root).manifest.files[INT8_FILE].precision == "int8-cpu"
+    macs = count_macs(root / "segmenter.onnx")
+    assert int8_macs(ir.load(root / INT8_FILE), macs) > 0
+    assert sum(count_macs(winograd_bundle(root) / "segmenter.onnx").values()) < sum(macs.values())
+
+    model = measure_subject(subject, root, ["onnx-plain"], lambda step: None)
+    assert (model.weights, model.size, model.rounds, model.int8_policy) == ("demo", weights.size, 2, "auto")
+    assert [(side.name, side.precision, len(side.seconds)) for side in model.sides] == [
+        (REWRITTEN, "fp32", 2),
+        (WINOGRAD, "fp32", 2),
+        (INT8, "int8-cpu", 2),
+        (PLAIN, "fp32", 2),
+    ]
+    assert all(ratio.low <= ratio.ratio <= ratio.high for ratio in model.ratios)
+    assert {name for part in model.parts for name in part.sides} == {REWRITTEN, WINOGRAD}
+    assert model.accuracy is not None
+    exact, int8 = model.accuracy
+    assert (exact.name, exact.sentences, exact.against, int8.name) == ("fp32", 3, "PyTorch", "int8-cpu")
+    assert exact.relative_error < 1e-4 < int8.relative_error < 1
+    assert exact.pixel_agreement > 0.999
+    standing_of_it = replace(standing_result(), models=(model,))
+    write_standing(standing_of_it, tmp_path)
+    assert from_plain(Standing, json.loads((tmp_path / "benchmarks.json").read_bytes())) == standing_of_it

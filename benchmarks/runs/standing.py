@@ -12,12 +12,11 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -25,16 +24,19 @@ from ..._base import strict_json
 from ..._base.exits import run_main
 from ..._base.files import write_whole
 from ..._base.progress import Report
-from ..._base.records import to_plain
+from ..._base.records import from_plain, to_plain
 from ...errors import LavtError
 from ...runtime.bundle import open_bundle
-from ..peers.process import RemoteSide, run_in_subprocess
+from ..peers.process import run_in_subprocess
 from ..peers.sides import SideSpec
 from ..report.markdown import markdown
-from ..timing.machine import Ticks, describe_machine, machine_warnings, run_warnings
-from ..timing.measure import interleave, prepare_sides
-from ..timing.result import Options
-from ..timing.statistics import paired_ratio, summarise
+from ..timing.machine import Machine, Ticks, describe_machine, machine_warnings, run_warnings
+from ..timing.measure import measure_sides, prepare_sides, try_sides
+from ..timing.result import FidelityFigures, Memory, Options, SideRatio, SideResult
+from ..timing.statistics import Summary, paired_ratio
+
+if TYPE_CHECKING:
+    from ...calibration import DataOptions
 
 FORMAT_VERSION = 3
 INT8_FILE = "segmenter.int8-cpu.onnx"
@@ -87,6 +89,63 @@ SUBJECTS = (
 )
 
 
+@dataclass(frozen=True)
+class Side:
+    """A side as `SideResult` describes it; seconds are rounded to microseconds."""
+
+    name: str
+    precision: str
+    size: tuple[int, int]
+    runtime: str
+    seconds: tuple[float, ...]
+    summary: Summary
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class PartTime:
+    seconds: float
+    macs: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the model: what it costs on each side that was profiled, by the side's name."""
+
+    part: str
+    sides: Mapping[str, PartTime]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What was measured of a subject; see `measure_subject`. `targets` are those of TARGETS."""
+
+    name: str
+    weights: str
+    size: tuple[int, int]
+    rounds: int
+    calibrated_on: int
+    int8_policy: str
+    sides: tuple[Side, ...]
+    ratios: tuple[SideRatio, ...]
+    targets: tuple[tuple[str, str, float], ...]
+    parts: tuple[Part, ...]
+    accuracy: tuple[FidelityFigures, ...] | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The content of docs/benchmarks.json."""
+
+    format: int
+    date: str
+    minutes: float
+    machine: Machine
+    models: tuple[Model, ...]
+    warnings: tuple[str, ...]
+
+
 def winograd_bundle(root: Path) -> Path:
     """The bundle with Winograd products, beside the bundle `root`."""
     return root.with_name(f"{root.name}-winograd")
@@ -94,37 +153,42 @@ def winograd_bundle(root: Path) -> Path:
 
 def make_bundle(subject: Subject, root: Path) -> None:
     """Writes the subject's bundle with its INT8 graph for CPUs, and `winograd_bundle`. Raises LavtError."""
+    from ...calibration import DataOptions, QuantizeOptions, quantize_bundle
+
+    _export(subject, root)
+    data = DataOptions(samples=subject.samples)
+    if subject.swin is None:
+        # Accuracy is shown beside it, so the budget is the default one and not widened here.
+        quantize_bundle(root, "int8", QuantizeOptions(rest="fp32", data=data))
+    else:
+        add_int8(root, data)
+
+
+def _export(subject: Subject, root: Path) -> None:
     import torch
 
-    from ...calibration import DataOptions
-    from ...calibration.quantize import QuantizeOptions, quantize_bundle
     from ...export import ExportOptions, export_bundle
     from ...export.source import open_source
     from ...reference import LAVT, LAVTConfig
+    from ...reference.checkpoint import BERT_VOCABULARY
     from ...runtime.manifest import CheckpointInfo
 
-    data = DataOptions(samples=subject.samples)
     if subject.swin is None:
         source = open_source(None)
-        for path, winograd in ((root, False), (winograd_bundle(root), True)):
-            options = ExportOptions(size=source.size, winograd=winograd)
-            source.export(path, options)
-        # Accuracy is shown beside it, so the budget is the default one and not widened here.
-        quantize_bundle(root, "int8", QuantizeOptions(rest="fp32", data=data))
-        return
-    torch.manual_seed(0)
-    model = LAVT(LAVTConfig(swin=subject.swin, window=subject.window)).eval()
+        model, info, size, vocabulary = source.load(), source.info(), source.size, source.vocabulary
+    else:
+        torch.manual_seed(0)
+        model = LAVT(LAVTConfig(swin=subject.swin, window=subject.window)).eval()
+        info, size, vocabulary = CheckpointInfo("random", "0" * 64), (subject.size,) * 2, BERT_VOCABULARY
     for path, winograd in ((root, False), (winograd_bundle(root), True)):
-        options = ExportOptions(size=(subject.size,) * 2, winograd=winograd)
-        export_bundle(model.float(), path, CheckpointInfo("random", "0" * 64), options=options)
-    del model
-    add_int8(root, data)
+        options = ExportOptions(size=size, winograd=winograd)
+        export_bundle(model.float(), path, info, vocabulary=vocabulary, options=options)
 
 
-def add_int8(root: Path, data: Any) -> None:
+def add_int8(root: Path, data: DataOptions) -> None:
     """Adds the INT8 graph for CPUs, every product with a weight in INT8: of random weights accuracy is no guide.
 
-    `data` is a calibration.sample.DataOptions. Raises LavtError.
+    Raises LavtError.
     """
     from ...calibration.calibrate import calibrate
     from ...calibration.graphs import load_graph
@@ -157,101 +221,100 @@ def specify_sides(subject: Subject, root: Path, peers: Sequence[str], report: Re
     return [replace(spec, name=name) for spec, name in zip(prepare_sides(options, report), names, strict=True)]
 
 
-def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: Report) -> dict[str, Any]:
-    """Sides, ratios, accuracy and warnings of a subject whose bundle is in `root`.
+def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: Report) -> Model:
+    """Sides, ratios, parts, accuracy and warnings of a subject whose bundle is in `root`.
 
-    A peer that cannot be opened here is left out with a warning. Raises LavtError where our own graphs cannot.
+    A peer that does not run here is left out with a warning. Raises LavtError if the plain export or our own graphs do
+    not.
     """
     warnings: list[str] = []
-    specs, sides = specify_sides(subject, root, peers, report), list[RemoteSide]()
-    with ExitStack() as stack:
-        for spec in specs:
-            report(f"opening {spec.name}")
-            try:
-                sides.append(stack.enter_context(RemoteSide(spec)))
-            except LavtError as error:
-                if spec.name in (*OURS, PLAIN):
-                    raise
-                warnings.append(f"{spec.name} was left out: {error}")
-        report(f"measuring {len(sides)} sides")
-        before = Ticks.now()
-        seconds = interleave(
-            sides, 3, subject.rounds, lambda done, total: report(f"measuring, round {done} of {total}")
-        )
-        found = [_described(side, values) for side, values in zip(sides, seconds, strict=True)]
-        warnings += run_warnings([one["name"] for one in found], seconds, before, Ticks.now())
+    report("opening")
+    specs, skipped = try_sides(specify_sides(subject, root, peers, report))
+    for name, reason in skipped:
+        if name in (*OURS, PLAIN):
+            raise LavtError(reason)
+        warnings.append(f"{name} was left out: {reason}")
+    before = Ticks.now()
+    measured = measure_sides(
+        specs, 3, subject.rounds, report, lambda done, total: report(f"measuring, round {done} of {total}"), warnings
+    )
+    warnings += run_warnings([side.name for side in measured], [side.seconds for side in measured], before, Ticks.now())
+    sides = tuple(_rounded(side) for side in measured)
     report("where the time goes")
     parts = run_in_subprocess(parts_of, root, subject.threads)
     report("judging")
-    return {
-        "name": subject.name,
-        "weights": subject.checkpoint,
-        "size": found[0]["size"],
-        "rounds": subject.rounds,
-        "calibrated_on": subject.samples,
-        "int8_policy": "auto" if subject.swin is None else "full",
-        "sides": found,
-        "ratios": ratios_of(found),
-        "targets": [list(target) for target in TARGETS] if subject.swin == "base" else [],
-        "parts": parts,
-        "accuracy": accuracy(subject, root) if subject.sentences else None,
-        "warnings": warnings,
-    }
+    return Model(
+        name=subject.name,
+        weights=subject.checkpoint,
+        size=sides[0].size,
+        rounds=subject.rounds,
+        calibrated_on=subject.samples,
+        int8_policy="auto" if subject.swin is None else "full",
+        sides=sides,
+        ratios=ratios_of(sides),
+        targets=TARGETS if subject.swin == "base" else (),
+        parts=parts,
+        accuracy=accuracy(subject, root) if subject.sentences else None,
+        warnings=tuple(warnings),
+    )
 
 
-def _described(side: RemoteSide, seconds: list[float]) -> dict[str, Any]:
-    summary = {key: round(value, 6) for key, value in vars(summarise(seconds)).items()}
-    return {
-        "name": side.spec.name,
-        **{key: side.about[key] for key in ("precision", "size", "runtime")},
-        "seconds": [round(value, 6) for value in seconds],
-        "summary": summary,
-        "memory": side.memory(),
-    }
+def _rounded(side: SideResult) -> Side:
+    values = {field.name: getattr(side, field.name) for field in fields(Side)}
+    values["seconds"] = tuple(round(value, 6) for value in side.seconds)
+    values["summary"] = Summary(**{key: round(value, 6) for key, value in vars(side.summary).items()})
+    return Side(**values)
 
 
-def ratios_of(sides: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def ratios_of(sides: Sequence[Side]) -> tuple[SideRatio, ...]:
     """Each side over the plain export on ONNX Runtime, and OpenVINO's over OpenVINO's, with 95 % intervals."""
-    seconds = {one["name"]: one["seconds"] for one in sides}
+    seconds = {side.name: side.seconds for side in sides}
     pairs = [(name, PLAIN) for name in seconds if name != PLAIN]
     pairs += [(name, OPENVINO_PLAIN) for name in seconds if name.startswith("OpenVINO") and name != OPENVINO_PLAIN]
-    return [
-        {"name": name, "against": other, **asdict(paired_ratio(seconds[name], seconds[other], period=len(sides)))}
+    return tuple(
+        SideRatio(
+            **vars(paired_ratio(seconds[name], seconds[other], period=len(sides))),
+            name=name,
+            against=other,
+        )
         for name, other in pairs
         if other in seconds
-    ]
+    )
 
 
-def parts_of(root: Path, threads: int | None) -> list[dict[str, Any]]:
-    """Seconds and MACs of each part of the rewritten graph and of the one with Winograd products, from ONNX Runtime's
-    profiler: `part`, and for each side its `seconds` and `macs`. Raises LavtError."""
+def parts_of(root: Path, threads: int | None) -> tuple[Part, ...]:
+    """The parts of the rewritten graph and of the one with Winograd products, by ONNX Runtime's profiler.
+
+    Raises LavtError.
+    """
     from ...runtime.signature import segmenter_signature
     from ..parts.profile import part_times
     from ..peers.sides import feeds_for
 
-    parts: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, PartTime]] = {}
     for name, folder in ((REWRITTEN, root), (WINOGRAD, winograd_bundle(root))):
         bundle = open_bundle(folder)
         path, inputs = bundle.file("segmenter"), segmenter_signature(bundle.manifest.input).inputs
-        feeds = feeds_for([(one.name, one.dtype, one.shape) for one in inputs], 1)
+        feeds = feeds_for([(tensor.name, tensor.dtype, tensor.shape) for tensor in inputs], 1)
         for row in part_times(path, feeds, threads):
-            parts.setdefault(row.part, {})[name] = {"seconds": round(row.seconds, 6), "macs": row.macs}
-    return [{"part": part, "sides": sides} for part, sides in parts.items()]
+            parts.setdefault(row.part, {})[name] = PartTime(round(row.seconds, 6), row.macs)
+    return tuple(Part(part, sides) for part, sides in parts.items())
 
 
-def accuracy(subject: Subject, root: Path) -> list[dict[str, Any]]:
-    """Rows of FP32 and INT8 on generated val against PyTorch, see `fidelity.measure_fidelity`, less the pictures."""
+def accuracy(subject: Subject, root: Path) -> tuple[FidelityFigures, ...]:
+    """FP32 and INT8 on generated val against PyTorch, see `fidelity.measure_fidelity`."""
     from ...data.sentences import open_split
     from ...export.source import open_source
     from ..evaluation.fidelity import measure_fidelity
 
     sentences = open_split("shapes", "val").sentences[: subject.sentences]
     rows = measure_fidelity(root, sentences, source=open_source(subject.checkpoint), cases=0)
-    return [{key: value for key, value in to_plain(row).items() if key != "overlays"} for row in rows]
+    names = [field.name for field in fields(FidelityFigures)]
+    return tuple(FidelityFigures(**{name: getattr(row, name) for name in names}) for row in rows)
 
 
-def measure_standing(subjects: Sequence[Subject], peers: Sequence[str], report: Report) -> dict[str, Any]:
-    """The content of docs/benchmarks.json. Raises LavtError."""
+def measure_standing(subjects: Sequence[Subject], peers: Sequence[str], report: Report) -> Standing:
+    """Makes and measures every subject. Raises LavtError."""
     start = time.monotonic()
     machine = describe_machine(subjects[0].threads)
     models = []
@@ -263,41 +326,44 @@ def measure_standing(subjects: Sequence[Subject], peers: Sequence[str], report: 
             models.append(
                 measure_subject(subject, root, peers, lambda step, name=subject.name: report(f"{name}: {step}"))  # type: ignore[misc]
             )
-    return {
-        "format": FORMAT_VERSION,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "minutes": round((time.monotonic() - start) / 60, 1),
-        "machine": to_plain(machine),
-        "models": models,
-        "warnings": machine_warnings(machine),
-    }
+    return Standing(
+        format=FORMAT_VERSION,
+        date=datetime.now(timezone.utc).date().isoformat(),
+        minutes=round((time.monotonic() - start) / 60, 1),
+        machine=machine,
+        models=tuple(models),
+        warnings=tuple(machine_warnings(machine)),
+    )
 
 
-def merge_previous(result: dict[str, Any], folder: Path) -> dict[str, Any]:
+def merge_previous(result: Standing, folder: Path) -> Standing:
     """`result` with the models that it lacks as benchmarks.json in `folder` has them, in the order of SUBJECTS.
 
-    Raises LavtError where that file cannot be read, or is of another format or machine.
+    Raises LavtError if that file cannot be read, or is of another format or machine.
     """
     path = folder / "benchmarks.json"
     try:
-        old = strict_json.loads(path.read_bytes())
-        kept = {model["name"]: model for model in old["models"]}
-        same = old["format"] == FORMAT_VERSION and old["machine"]["cpu"]["model"] == result["machine"]["cpu"]["model"]
-        same = same and old["machine"]["versions"] == result["machine"]["versions"]
-        minutes = float(old["minutes"]) + result["minutes"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        old = from_plain(Standing, strict_json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
         raise LavtError(f"{path}: cannot be kept ({error}); measure all models, without --only") from error
-    if not same:
+    if _comparable(old) != _comparable(result):
         raise LavtError(f"{path}: of another format, machine or versions; measure all models, without --only")
-    found = {**kept, **{model["name"]: model for model in result["models"]}}
-    models = [found[subject.name] for subject in SUBJECTS if subject.name in found]
-    return {**result, "models": models, "minutes": minutes}
+    models = {model.name: model for model in (*old.models, *result.models)}
+    kept = tuple(models[subject.name] for subject in SUBJECTS if subject.name in models)
+    return replace(result, models=kept, minutes=old.minutes + result.minutes)
 
 
-def write_standing(result: dict[str, Any], folder: Path) -> None:
-    """Writes benchmarks.json and, from it, benchmarks.md. Raises OSError."""
-    write_whole(folder / "benchmarks.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-    write_whole(folder / "benchmarks.md", markdown(result).encode())
+def _comparable(result: Standing) -> tuple[object, ...]:
+    return result.format, result.machine.cpu.model, result.machine.versions
+
+
+def write_standing(result: Standing, folder: Path) -> str:
+    """Writes benchmarks.json and, from it, benchmarks.md, and returns the latter's text. Raises OSError."""
+    plain = to_plain(result)
+    text = markdown(plain)
+    write_whole(folder / "benchmarks.json", (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(folder / "benchmarks.md", text.encode())
+    return text
 
 
 def main() -> None:
@@ -310,19 +376,24 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, help="sentences that the demo model is judged on")
     parser.add_argument("--threads", type=int, help="threads of each side; default: one per core")
     given = parser.parse_args()
-    changes: dict[str, Any] = {key: getattr(given, key) for key in ("rounds", "samples", "threads")}
-    changes = {key: value for key, value in changes.items() if value is not None}
-    subjects = [replace(one, **changes) for one in SUBJECTS if given.only in (None, one.name.split(",")[0].split()[0])]
+    names = ("rounds", "samples", "threads")
+    changes = {name: value for name in names if (value := getattr(given, name)) is not None}
+    subjects = [
+        replace(subject, **changes)
+        for subject in SUBJECTS
+        if given.only in (None, subject.name.split(",")[0].split()[0])
+    ]
     if given.sentences is not None:
-        subjects = [replace(one, sentences=given.sentences) if one.swin is None else one for one in subjects]
+        subjects = [
+            replace(subject, sentences=given.sentences) if subject.swin is None else subject for subject in subjects
+        ]
     peers = list(dict.fromkeys(["onnx-plain", *given.peers]))
     console = Console(stderr=True)
     with console.status("starting") as status:
         result = measure_standing(subjects, peers, status.update)
     if given.only and (given.output / "benchmarks.json").exists():
         result = merge_previous(result, given.output)
-    write_standing(result, given.output)
-    print(markdown(result))
+    print(write_standing(result, given.output))
 
 
 if __name__ == "__main__":

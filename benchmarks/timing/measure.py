@@ -201,7 +201,7 @@ def sweep(
 
 
 def _sweep_points(kind: str, options: Options, specs: Sequence[SideSpec], progress: Progress) -> list[SweepPoint]:
-    running, skipped = _try_sides(specs)
+    running, skipped = try_sides(specs)
     sides = measure_sides(running, options.warmup, options.sweep_rounds, progress=progress)
     ratios = {ratio.against: (ratio.ratio, ratio.low, ratio.high) for ratio in ratios_of(sides)}
     point = partial(SweepPoint, kind, specs[0].threads, sides[0].batch)
@@ -211,7 +211,7 @@ def _sweep_points(kind: str, options: Options, specs: Sequence[SideSpec], progre
     return measured + [point(name, skipped=reason) for name, reason in skipped]
 
 
-def _try_sides(specs: Sequence[SideSpec]) -> tuple[list[SideSpec], list[tuple[str, str]]]:
+def try_sides(specs: Sequence[SideSpec]) -> tuple[list[SideSpec], list[tuple[str, str]]]:
     """The sides that run with their batch, and the names of the others with the reason. Raises LavtError if the
     engine, the first, does not run."""
     running: list[SideSpec] = []

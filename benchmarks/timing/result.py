@@ -242,7 +242,7 @@ class Overlay:
 
 
 @dataclass(frozen=True)
-class FidelityRow:
+class FidelityFigures:
     """What a precision keeps of the masks of `against`, "PyTorch" or "the FP32 graph", over `sentences`.
 
     IoU in percent, `drop` in points of it, `pixel_agreement` from 0 to 1, `relative_error` that of the logits
@@ -257,6 +257,12 @@ class FidelityRow:
     relative_error: float | None
     iou_with_reference: float
     against: str
+
+
+@dataclass(frozen=True)
+class FidelityRow(FidelityFigures):
+    """The figures of a precision, and its masks on the sentences where they differ most from those of `against`."""
+
     overlays: tuple[Overlay, ...]
 
 
