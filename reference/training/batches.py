@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
+from itertools import count, product
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ...data.shapes import KINDS, VOCABULARY, Scene, SceneSentence, scene_at
 from ...data.shapes.objects import COLOURS, SHAPES, SIZES, TEXTURES
@@ -23,6 +22,7 @@ from ...data.shapes.queries import (
     RELATIONS,
     Attribute,
     Descriptor,
+    Extreme,
     Ordinal,
     Query,
     Region,
@@ -37,8 +37,15 @@ HINT_GRID = 30  # cells on a side of the grid that carries attributes and hints
 NOTHING = -1
 HINTS = 3
 SAID = 8  # sentences of a scene that teach the text encoder
-_NAMED = len(SIZES) + 1, len(TEXTURES) + 1, len(COLOURS) + 1, len(SHAPES) + 1
-_CLAIMS = ("", *DIRECTIONS, *(f"in {region}" for region in REGIONS), *RELATIONS, *(f"from {one}" for one in DIRECTIONS))
+VALUES = {"size": SIZES, "texture": TEXTURES, "colour": tuple(COLOURS), "shape": SHAPES}  # as in Descriptor
+_NAMED = [len(values) + 1 for values in VALUES.values()]  # 0 for an attribute that is not named
+_CLAIMS: list[tuple[object, ...]] = [
+    (Attribute,),
+    *product([Extreme], DIRECTIONS),
+    *product([Region], REGIONS),
+    *product([Relation], RELATIONS),
+    *product([Ordinal], DIRECTIONS),
+]
 MEANING_SIZES = (*_NAMED, *_NAMED, len(_CLAIMS), len(ORDINALS) + 1)
 _SCENES = 32  # numbers that each step has to itself; the data is endless
 
@@ -48,12 +55,11 @@ class Batch:
     """S scenes with R sentences each, of a scene's side by side."""
 
     images: Tensor  # uint8 (S,H,W,3)
+    attributes: Tensor  # (S,4,G,G): colour, shape, texture and size of the object at each cell, or NOTHING
     input_ids: Tensor  # (S*R,T)
     attention_mask: Tensor  # (S*R,T)
     masks: Tensor  # bool (S*R,H,W)
-    attributes: Tensor  # (S,4,G,G): colour, shape, texture and size of the object at each cell, or NOTHING
     hints: Tensor  # bool (S*R,3,G,G): what the target's words fit, the anchor of a relation, the object that is meant
-
     said_ids: Tensor  # (S*SAID,T)
     said_mask: Tensor  # (S*SAID,T)
     meanings: Tensor  # (S*SAID,len(MEANING_SIZES)): what each of those says
@@ -91,90 +97,52 @@ def _chosen(sentences: list[SceneSentence], wanted: int, rng: np.random.Generato
 
 def _attributes(scene: Scene, owners: NDArray[np.int64]) -> NDArray[np.int64]:
     """(4, ...) from the object (or NOTHING) at each place."""
-    names = [(list(COLOURS), "colour"), (SHAPES, "shape"), (TEXTURES, "texture"), (SIZES, "size")]
-    table = [[*(values.index(getattr(item, name)) for item in scene.objects), NOTHING] for values, name in names]
+    names = ("colour", "shape", "texture", "size")
+    table = [[*(VALUES[name].index(getattr(item, name)) for item in scene.objects), NOTHING] for name in names]
     return np.array(table)[:, owners]
 
 
-def _hints(one: SceneSentence, view: View, owners: NDArray[np.int64]) -> NDArray[np.bool_]:
-    anchors = view.matching(one.query.anchor) if isinstance(one.query, Relation) else []
-    fitting = view.matching(one.query.target)
-    return np.stack([np.isin(owners, chosen) for chosen in (fitting, anchors, [one.object_index])])
+def _hints(sentence: SceneSentence, view: View, owners: NDArray[np.int64]) -> NDArray[np.bool_]:
+    query = sentence.query
+    anchors = view.matching(query.anchor) if isinstance(query, Relation) else []
+    return np.stack([np.isin(owners, c) for c in (view.matching(query.target), anchors, [sentence.object_index])])
 
 
-def _named(one: Descriptor) -> list[int]:
-    values: list[tuple[Sequence[str], str | None]] = [(SIZES, one.size), (TEXTURES, one.texture)]
-    values += [(list(COLOURS), one.colour), (SHAPES, one.shape)]
-    return [0 if value is None else 1 + among.index(value) for among, value in values]
+def _named(descriptor: Descriptor) -> list[int]:
+    return [1 + VALUES[name].index(value) if value else 0 for name, value in vars(descriptor).items()]
 
 
 def meaning(query: Query) -> list[int]:
     """A query as one class number for each of MEANING_SIZES: target, anchor, claim, rank."""
-    anchor, rank = Descriptor(), 0
-    if isinstance(query, Relation):
-        anchor = query.anchor
-        claim_index = _CLAIMS.index(query.relation, 1 + len(DIRECTIONS) + len(REGIONS))
-    elif isinstance(query, Region):
-        claim_index = _CLAIMS.index(f"in {query.region}")
-    elif isinstance(query, Ordinal):
-        claim_index, rank = _CLAIMS.index(f"from {query.direction}"), query.rank
-    else:
-        claim_index = 0 if isinstance(query, Attribute) else _CLAIMS.index(query.direction)
-    return [*_named(query.target), *_named(anchor), claim_index, rank]
+    anchor = query.anchor if isinstance(query, Relation) else Descriptor()
+    said = [value for name, value in vars(query).items() if name in ("relation", "region", "direction")]
+    claim = _CLAIMS.index((type(query), *said))
+    return [*_named(query.target), *_named(anchor), claim, query.rank if isinstance(query, Ordinal) else 0]
 
 
 def make_batch(seed: int, step: int, scenes: int, sentences: int) -> Batch:
     """The batch of a training step."""
     rng = np.random.default_rng([seed, step])
-    images: list[NDArray[np.uint8]] = []
-    tokens, masks, attributes, hints, said, meanings = [], [], [], [], [], []
     numbers = count(step * _SCENES)
-    while len(images) < scenes:
+    rows: list[list[tuple[NDArray[Any], ...]]] = [[], [], []]  # of Batch's fields
+    by_scene, by_sentence, by_said = rows
+    while len(by_scene) < scenes:
         scene = scene_at(seed, "train", next(numbers))
-        said_of = scene.sentences()
-        if len(said_of) < sentences:
+        said = scene.sentences()
+        if len(said) < sentences:
             continue
         image = scene.render()
-        images.append(as_jpeg(image, int(rng.integers(70, 97))) if rng.random() < 0.8 else image)
-        visible = scene.masks()
+        image = as_jpeg(image, int(rng.integers(70, 97))) if rng.random() < 0.8 else image
+        visible, view = scene.masks(), View(scene.objects, scene.size)
         shown = visible[:, 4::8, 4::8]
         owners = np.where(shown.any(axis=0), shown.argmax(axis=0), NOTHING)
-        attributes.append(_attributes(scene, owners))
-        view = View(scene.objects, scene.size)
-        for one in _chosen(said_of, sentences, rng):
-            tokens.append(demo_tokenizer().encode(one.text)[:2])
-            masks.append(visible[one.object_index])
-            hints.append(_hints(one, view, owners))
-        for i in rng.integers(len(said_of), size=SAID):
-            said.append(demo_tokenizer().encode(said_of[i].text)[:2])
-            meanings.append(meaning(said_of[i].query))
-    ids, attention = (torch.from_numpy(np.stack(part)) for part in zip(*tokens, strict=True))
-    said_ids, said_mask = (torch.from_numpy(np.stack(part)) for part in zip(*said, strict=True))
-    return Batch(
-        images=torch.from_numpy(np.stack(images)),
-        input_ids=ids,
-        attention_mask=attention,
-        masks=torch.from_numpy(np.stack(masks)),
-        attributes=torch.from_numpy(np.stack(attributes)),
-        hints=torch.from_numpy(np.stack(hints)),
-        said_ids=said_ids,
-        said_mask=said_mask,
-        meanings=torch.tensor(meanings),
-    )
-
-
-class _Steps(Dataset[Batch]):
-    def __init__(self, make: Callable[[int], Batch]) -> None:
-        self.make = make
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.make(step)
-
-
-def batches(make: Callable[[int], Batch], steps: range, *, workers: int = 1) -> Iterator[Batch]:
-    """The batches of `steps`, made ahead of time in worker processes (0: in this one)."""
-    loader: DataLoader[Batch] = DataLoader(_Steps(make), batch_size=None, sampler=list(steps), num_workers=workers)
-    return iter(loader)
+        by_scene.append((image, _attributes(scene, owners)))
+        for sentence in _chosen(said, sentences, rng):
+            tokens = demo_tokenizer().encode(sentence.text)[:2]
+            by_sentence.append((*tokens, visible[sentence.object_index], _hints(sentence, view, owners)))
+        for i in rng.integers(len(said), size=SAID):
+            by_said.append((*demo_tokenizer().encode(said[i].text)[:2], np.array(meaning(said[i].query))))
+    return Batch(*(torch.from_numpy(np.stack(column)) for table in rows for column in zip(*table, strict=True)))
 
 
 @dataclass(frozen=True)

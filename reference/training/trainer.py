@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -12,15 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import nn
+from torch.utils.data import DataLoader
 
-from ..._base.files import write_whole
+from ..._base.files import whole_file, write_whole
 from ...data.shapes import KINDS
 from ...errors import CheckpointError
 from ..demo import DEMO_CONFIG, demo_bytes
 from ..lavt import LAVT, normalise
-from .batches import Batch, Example, batches, demo_tokenizer, examples, make_batch
+from .batches import Batch, Example, demo_tokenizer, examples, make_batch
 from .curve import draw_loss_curve
 from .step import Crew, Phase, Trainee
 
@@ -57,12 +57,6 @@ class Options:
         begin = self.decay_from * self.steps
         fall = max(0.0, (step - begin) / (self.steps - begin))
         return self.rate * min(1.0, (step + 1) / self.warmup) * max(0.01, 1 - fall**0.5)
-
-
-def _plain(options: Options) -> dict[str, Any]:
-    """Options as plain lists and values, which a checkpoint may hold."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(options)))
-    return values
 
 
 class Run:
@@ -102,25 +96,19 @@ class Run:
         nn.utils.clip_grad_norm_(self.crew.parameters, 1.0)
         self.optimizer.step()
         self.step += 1
-        self._follow()
-        return loss
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Moves the averaged weights towards the model's."""
         keep = min(0.998, self.step / (self.step + 10))
-        for mean, value in zip(
-            self.average.state_dict().values(), self.trainee.model.state_dict().values(), strict=True
-        ):
+        state = self.trainee.model.state_dict()
+        for name, mean in self.average.state_dict().items():
             if mean.is_floating_point():
-                mean.lerp_(value, 1 - keep)
+                mean.lerp_(state[name], 1 - keep)
             else:
-                mean.copy_(value)
+                mean.copy_(state[name])
+        return loss
 
     def state(self) -> dict[str, Any]:
         """Everything that the steps to come depend on."""
         return {
-            "options": _plain(self.options),
+            "options": asdict(self.options),
             "step": self.step,
             "seconds": self.seconds,
             "trainee": self.trainee.state_dict(),
@@ -128,19 +116,11 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Inverse of `state`."""
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.trainee.load_state_dict(state["trainee"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
 
 def save(run: Run, path: Path) -> None:
     """Write a checkpoint, whole or not at all."""
-    file = io.BytesIO()
-    torch.save(run.state(), file)
-    write_whole(path, file.getvalue())
+    with whole_file(path) as partial:
+        torch.save(run.state(), partial)
 
 
 def load(run: Run, path: Path) -> None:
@@ -149,19 +129,19 @@ def load(run: Run, path: Path) -> None:
         raise CheckpointError(f"{path}: no such file; there is nothing to resume")
     try:
         state = torch.load(path, weights_only=True)
-        trained = {name: state["options"][name] for name in _plain(run.options)}
+        for name, value in asdict(run.options).items():
+            # The length may change: what is done stays done, the rate falls sooner or later.
+            if name != "steps" and state["options"][name] != value:
+                raise CheckpointError(f"{path}: trained with {name} {state['options'][name]}, not {value}")
+        run.step, run.seconds = state["step"], state["seconds"]
+        for part in ("trainee", "average", "optimizer"):
+            getattr(run, part).load_state_dict(state[part])
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged archive surfaces as almost any type
         raise CheckpointError(
             f"{path}: not a checkpoint of a training run, or damaged; begin in another folder"
         ) from error
-    for name, value in _plain(run.options).items():
-        # The length may change: what is done stays done, the rate falls sooner or later.
-        if name != "steps" and trained[name] != value:
-            raise CheckpointError(f"{path}: trained with {name} {trained[name]}, not {value}")
-    try:
-        run.restore(state)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: the state of another model, or damaged; begin in another folder") from error
 
 
 @torch.no_grad()
@@ -216,21 +196,14 @@ def train(output: Path, options: Options, *, minutes: float, resume: bool, conso
     held = examples(_EVALUATION_SEED, "val", _EVALUATED)
     begun, before = time.monotonic(), run.seconds
     losses: list[float] = []
-    data = batches(options.batch, range(run.step, options.steps))
-    columns = (
-        TextColumn("step"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=options.steps, completed=run.step, said="")
+    steps = range(run.step, options.steps)
+    data: DataLoader[Batch] = DataLoader(steps, batch_size=None, num_workers=1, collate_fn=options.batch)  # type: ignore[arg-type]
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("step", total=options.steps, completed=run.step)
         for batch in data:
             losses.append(run.advance(batch))
             run.seconds = before + time.monotonic() - begun
             last = run.step == options.steps
-            fine = options.phase(run.step - 1).level == 2  # before, there is no mask to evaluate
             out_of_time = run.seconds - before > 60 * minutes
             if run.step % _LOG_EVERY == 0 or last:
                 line: dict[str, Any] = {
@@ -239,13 +212,12 @@ def train(output: Path, options: Options, *, minutes: float, resume: bool, conso
                     "loss": round(np.mean(losses), 4),
                 }
                 losses.clear()
+                fine = options.phase(run.step - 1).level == 2  # before, there is no mask to evaluate
                 if (run.step % _EVALUATE_EVERY == 0 and fine) or last:
                     line["mean_iou"] = {name: round(value, 1) for name, value in evaluate(run.average, held).items()}
                 with log.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-                progress.update(task, said=f"loss {line['loss']:.3f}")
-                if not console.is_terminal:
-                    console.print(json.dumps(line), soft_wrap=True, highlight=False)
+                console.print(json.dumps(line), soft_wrap=True, highlight=False)
             if run.step % _SAVE_EVERY == 0 or last or out_of_time:
                 save(run, checkpoint)
             progress.update(task, completed=run.step)
