@@ -28,15 +28,6 @@ def linear(weight: Tensor, bias: Tensor | None) -> MatMul:
     return MatMul(weight.detach().T, None if bias is None else bias.detach())
 
 
-def layer_norm(norm: nn.Module) -> nn.LayerNorm:
-    """A LayerNorm of its own that shares the given one's tensors."""
-    assert isinstance(norm, nn.LayerNorm)
-    out = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, device="meta")
-    out.weight = nn.Parameter(norm.weight.detach(), requires_grad=False)
-    out.bias = nn.Parameter(norm.bias.detach(), requires_grad=False)
-    return out
-
-
 def pointwise(conv: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight (out,in) and bias (out,) of a convolution of width 1."""
     assert isinstance(conv, nn.Conv1d)
@@ -44,12 +35,11 @@ def pointwise(conv: nn.Module) -> tuple[Tensor, Tensor]:
     return conv.weight.detach().squeeze(-1), conv.bias.detach()
 
 
-def scaled_qkv(qkv: nn.Linear, scale: float) -> MatMul:
-    """The qkv projection with the attention's scale in its query rows: (s Wq x) k = s (Wq x) k."""
-    channels = qkv.in_features
-    factor = torch.ones(3 * channels, dtype=qkv.weight.dtype)
-    factor[:channels] = scale
-    return linear(qkv.weight * factor[:, None], qkv.bias * factor)
+def scaled_qkv(weight: Tensor, bias: Tensor, scale: float) -> MatMul:
+    """The projection (3C,C) to queries, keys and values with the attention's scale in its query rows."""
+    factor = torch.ones_like(bias)
+    factor[: weight.shape[1]] = scale
+    return linear(weight * factor[:, None], bias * factor)
 
 
 def batch_norm_factors(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

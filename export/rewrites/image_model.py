@@ -6,6 +6,7 @@ their place (`stage2.block5.attn.qkv`), stages and blocks counted from 0, and ex
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from ...reference.decoder import Decoder
 from ...reference.lavt import LAVT
 from ...reference.swin import PatchEmbed, Stage, SwinBlock
-from .folding import layer_norm, linear, patch_projection
+from .folding import linear, patch_projection
 from .pwam import FusedPWAM
 from .upsampling import DecoderLevel, interpolation_matrix
 from .windows import GatheredAttention, WindowLayout
-from .words import PromptReader, StagePrompt
+from .words import PromptReader
 
 
 class BytePatchEmbed(nn.Module):
@@ -33,7 +34,7 @@ class BytePatchEmbed(nn.Module):
         assert embed.proj.bias is not None
         self.proj = linear(weight, None)
         self.bias = nn.Parameter(self._bias(embed.proj.bias.detach(), offset, height, width), requires_grad=False)
-        self.norm = layer_norm(embed.norm)
+        self.norm = deepcopy(embed.norm)
 
     def _bias(self, bias: Tensor, offset: Tensor, height: int, width: int) -> Tensor:
         """The convolution's bias less the offsets of each patch's real pixels: (E,), or (N,E) with padding."""
@@ -50,8 +51,7 @@ class BytePatchEmbed(nn.Module):
         p = self.patch
         x = x.reshape(batch, height // p, p, width // p, p * 3).transpose(2, 3)
         x = x.reshape(batch, (height // p) * (width // p), p * p * 3)
-        out: Tensor = self.norm(self.proj(x) + self.bias)
-        return out
+        return self.norm(self.proj(x) + self.bias)
 
 
 class Mlp(nn.Module):
@@ -63,8 +63,7 @@ class Mlp(nn.Module):
         self.fc2 = linear(block.mlp.fc2.weight, block.mlp.fc2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -72,15 +71,14 @@ class Block(nn.Module):
 
     def __init__(self, block: SwinBlock, layout: WindowLayout) -> None:
         super().__init__()
-        self.norm1 = layer_norm(block.norm1)
+        self.norm1 = deepcopy(block.norm1)
         self.attn = GatheredAttention(block, layout)
-        self.norm2 = layer_norm(block.norm2)
+        self.norm2 = deepcopy(block.norm2)
         self.mlp = Mlp(block)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        return x + self.mlp(self.norm2(x))
 
 
 class Gate(nn.Module):
@@ -110,7 +108,7 @@ class Merge(nn.Module):
         self.register_buffer("rows", quads.flatten(), persistent=False)
         downsample = stage.downsample
         assert downsample is not None
-        self.norm = layer_norm(downsample.norm)
+        self.norm = deepcopy(downsample.norm)
         self.reduction = linear(downsample.reduction.weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,14 +116,13 @@ class Merge(nn.Module):
             x = F.pad(x, (0, 0, 0, 1))
         batch, _, channels = x.shape
         quads = x.index_select(1, self.rows).reshape(batch, -1, 4 * channels)
-        out: Tensor = self.reduction(self.norm(quads))
-        return out
+        return self.reduction(self.norm(quads))
 
 
 class ImageStage(nn.Module):
     """Blocks, PWAM and gate of one stage: x (B,N,C) -> the decoder's map as rows (B,N,C), and the next stage's x."""
 
-    def __init__(self, stage: Stage, norm: nn.LayerNorm, height: int, width: int) -> None:
+    def __init__(self, stage: Stage, norm: nn.Module, height: int, width: int) -> None:
         super().__init__()
         layouts: dict[int, WindowLayout] = {}
         for i, block in enumerate(stage.swin_blocks):
@@ -134,14 +131,14 @@ class ImageStage(nn.Module):
             self.add_module(f"block{i}", Block(block, layouts[block.shift]))
         self.depth = len(stage.swin_blocks)
         self.pwam = FusedPWAM(stage.fusion)
-        self.norm = layer_norm(norm)
+        self.norm = deepcopy(norm)
         self.gate = Gate(stage.res_gate) if stage.downsample is not None else None
         self.merge = Merge(stage, height, width) if stage.downsample is not None else None
 
-    def forward(self, x: Tensor, prompt: StagePrompt, word_bias: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, word_bias: Tensor) -> tuple[Tensor, Tensor]:
         for i in range(self.depth):
             x = self.get_submodule(f"block{i}")(x)
-        residual = self.pwam(x, prompt.key, prompt.value, word_bias)
+        residual = self.pwam(x, key, value, word_bias)
         if self.gate is not None and self.merge is not None:
             x = self.merge(self.gate(x, residual))
         return self.norm(residual), x
@@ -189,8 +186,7 @@ class ImageModel(nn.Module):
         self.patch_embed = BytePatchEmbed(model.backbone.patch_embed, height, width)
         sizes = stage_sizes(height, width)
         for i, stage in enumerate(model.backbone.stages):
-            norm = model.backbone.get_submodule(f"norm{i}")
-            self.add_module(f"stage{i}", ImageStage(stage, norm, *sizes[i]))  # type: ignore[arg-type]
+            self.add_module(f"stage{i}", ImageStage(stage, model.backbone.get_submodule(f"norm{i}"), *sizes[i]))
         self.decoder = ImageDecoder(model.classifier, sizes, (height, width), winograd=winograd)
         self.eval().requires_grad_(False)
 
@@ -198,8 +194,8 @@ class ImageModel(nn.Module):
         x = self.patch_embed(image)
         word_bias, parts = self.prompt(prompt, word_mask)
         maps = []
-        for i, part in enumerate(parts):
-            mapped, x = self.get_submodule(f"stage{i}")(x, part, word_bias)
+        for i, (key, value) in enumerate(parts):
+            mapped, x = self.get_submodule(f"stage{i}")(x, key, value, word_bias)
             maps.append(mapped)
         logits, mask = self.decoder(maps)
         return logits, mask
@@ -207,8 +203,4 @@ class ImageModel(nn.Module):
 
 def stage_sizes(height: int, width: int) -> list[tuple[int, int]]:
     """Height and width of the four stages' grids."""
-    sizes = [(-(-height // 4), -(-width // 4))]
-    for _ in range(3):
-        h, w = sizes[-1]
-        sizes.append((-(-h // 2), -(-w // 2)))
-    return sizes
+    return [(-(-height // stride), -(-width // stride)) for stride in (4, 8, 16, 32)]

@@ -71,5 +71,4 @@ class FusedPWAM(nn.Module):
         query, key = self.query_norm(query, key)
         attention = self._attend(query, key, word_bias)
         centred, value = self.word_norm(attention, value)
-        out: Tensor = F.gelu(self.mix(F.gelu(vis) * (centred @ value)))
-        return out
+        return F.gelu(self.mix(F.gelu(vis) * (centred @ value)))

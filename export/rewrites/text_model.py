@@ -6,6 +6,7 @@ value in one product, and the attention's scale in the query weights.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...reference.lavt import LAVT
-from .folding import layer_norm, linear
+from .folding import linear, scaled_qkv
 from .words import PromptEncoder
 
 
@@ -25,11 +26,10 @@ class Embeddings(nn.Module):
         self.word = nn.Parameter(embeddings.word_embeddings.weight.detach(), requires_grad=False)
         place = embeddings.position_embeddings.weight[:max_words] + embeddings.token_type_embeddings.weight[0]
         self.place = nn.Parameter(place.detach(), requires_grad=False)
-        self.norm = layer_norm(embeddings.LayerNorm)
+        self.norm = deepcopy(embeddings.LayerNorm)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        out: Tensor = self.norm(F.embedding(input_ids, self.word) + self.place)
-        return out
+        return self.norm(F.embedding(input_ids, self.word) + self.place)
 
 
 class SelfAttention(nn.Module):
@@ -38,10 +38,9 @@ class SelfAttention(nn.Module):
     def __init__(self, attention: Any, num_heads: int) -> None:
         super().__init__()
         parts = [attention.self.query, attention.self.key, attention.self.value]
-        weights, biases = [p.weight.detach() for p in parts], [p.bias.detach() for p in parts]
-        scale = (weights[0].shape[0] // num_heads) ** -0.5
+        weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
         self.num_heads = num_heads
-        self.qkv = linear(torch.cat([weights[0] * scale, *weights[1:]]), torch.cat([biases[0] * scale, *biases[1:]]))
+        self.qkv = scaled_qkv(weight, bias, (weight.shape[1] // num_heads) ** -0.5)
         self.proj = linear(attention.output.dense.weight, attention.output.dense.bias)
 
     def forward(self, x: Tensor, word_bias: Tensor) -> Tensor:
@@ -50,8 +49,7 @@ class SelfAttention(nn.Module):
         query, key, value = (part.reshape(heads).transpose(1, 2) for part in self.qkv(x).split(channels, dim=-1))
         attention = (query @ key.transpose(2, 3) + word_bias).softmax(dim=-1)
         attended = (attention @ value).transpose(1, 2).reshape(batch, words, channels)
-        out: Tensor = self.proj(attended)
-        return out
+        return self.proj(attended)
 
 
 class TextLayer(nn.Module):
@@ -60,15 +58,14 @@ class TextLayer(nn.Module):
     def __init__(self, layer: Any, num_heads: int) -> None:
         super().__init__()
         self.attn = SelfAttention(layer.attention, num_heads)
-        self.norm1 = layer_norm(layer.attention.output.LayerNorm)
+        self.norm1 = deepcopy(layer.attention.output.LayerNorm)
         self.fc1 = linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias)
         self.fc2 = linear(layer.output.dense.weight, layer.output.dense.bias)
-        self.norm2 = layer_norm(layer.output.LayerNorm)
+        self.norm2 = deepcopy(layer.output.LayerNorm)
 
     def forward(self, x: Tensor, word_bias: Tensor) -> Tensor:
         x = self.norm1(x + self.attn(x, word_bias))
-        out: Tensor = self.norm2(x + self.fc2(F.gelu(self.fc1(x))))
-        return out
+        return self.norm2(x + self.fc2(F.gelu(self.fc1(x))))
 
 
 class TextModel(nn.Module):
@@ -90,5 +87,4 @@ class TextModel(nn.Module):
         x = self.embeddings(input_ids)
         for i in range(self.depth):
             x = self.get_submodule(f"layer{i}")(x, word_bias)
-        out: Tensor = self.prompt(x, mask)
-        return out
+        return self.prompt(x, mask)

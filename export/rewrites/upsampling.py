@@ -88,8 +88,7 @@ class DecoderLevel(nn.Module):
             rows = (self.skip(skip).permute(0, 2, 3, 1) + self.upsampled(x)).relu().flatten(1, 2)
             return self.conv(rows).relu().unflatten(1, self.size).permute(0, 3, 1, 2)
         first = (self.skip(skip) + self.upsampled(x).permute(0, 3, 1, 2)).relu()
-        out: Tensor = self.conv(first).relu()
-        return out
+        return self.conv(first).relu()
 
 
 def _conv3x3(weight: Tensor, bias: Tensor) -> nn.Conv2d:

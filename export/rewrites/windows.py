@@ -59,7 +59,7 @@ class GatheredAttention(nn.Module):
         attn = block.attn
         self.num_heads = attn.num_heads
         self.layout = layout
-        self.qkv = scaled_qkv(attn.qkv, attn.scale)
+        self.qkv = scaled_qkv(attn.qkv.weight, attn.qkv.bias, attn.scale)
         self.proj = linear(attn.proj.weight, attn.proj.bias)
         index = torch.as_tensor(attn.relative_position_index)
         bias = attn.relative_position_bias_table.detach()[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
@@ -81,5 +81,4 @@ class GatheredAttention(nn.Module):
             similarity = similarity + self.layout.mask
         attended = similarity.softmax(dim=-1) @ value
         merged = attended.flatten(1, 3).index_select(1, self.layout.merge_rows)
-        out: Tensor = self.proj(merged.reshape(batch, -1, channels))
-        return out
+        return self.proj(merged.reshape(batch, -1, channels))

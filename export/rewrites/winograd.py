@@ -10,6 +10,7 @@ up to 8 cost FP32 one digit, FP16 most of what it has, and INT8 has no use for i
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 TILE, POINTS = 4, 6
@@ -23,25 +24,17 @@ _AT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 
 
 def input_transform(size: int) -> Tensor:
     """B^T of every tile along an axis of `size` pixels: (6 tiles, size), rows in the order (point, tile), float64."""
-    transform = torch.tensor(_BT, dtype=torch.float64)
-    tiles = -(-size // TILE)
-    matrix = torch.zeros(POINTS, tiles, size, dtype=torch.float64)
-    for tile in range(tiles):
-        for k in range(POINTS):
-            pixel = TILE * tile + k - 1  # the tile's first pixel lies one before its first result
-            if 0 <= pixel < size:
-                matrix[:, tile, pixel] = transform[:, k]
-    return matrix.flatten(0, 1)
+    pixels = torch.eye(size, dtype=torch.float64)
+    # A tile's first pixel lies one before its first result.
+    tiles = F.pad(pixels, (0, 0, 1, 1 + -size % TILE)).unfold(0, POINTS, TILE)
+    return torch.einsum("pk,tsk->pts", torch.tensor(_BT, dtype=torch.float64), tiles).flatten(0, 1)
 
 
 def output_transform(size: int) -> Tensor:
     """A^T of every tile along an axis of `size` results: (size, 6 tiles), columns as `input_transform`'s rows."""
-    transform = torch.tensor(_AT, dtype=torch.float64)
-    tiles = -(-size // TILE)
-    matrix = torch.zeros(tiles, TILE, POINTS, tiles, dtype=torch.float64)
-    for tile in range(tiles):
-        matrix[tile, :, :, tile] = transform
-    return matrix.flatten(2, 3).flatten(0, 1)[:size].contiguous()
+    tiles = [torch.tensor(_AT, dtype=torch.float64)] * -(-size // TILE)
+    matrix = torch.block_diag(*tiles).unflatten(1, (-1, POINTS)).transpose(1, 2)
+    return matrix.flatten(1)[:size].contiguous()
 
 
 class WinogradConv(nn.Module):
@@ -69,5 +62,4 @@ class WinogradConv(nn.Module):
         x = x.flatten(3, 4).flatten(1, 2) @ self.weight  # (B, 36, rows columns, C')
         x = x.unflatten(2, (rows, columns)).unflatten(1, (POINTS, POINTS)).transpose(2, 3)
         x = self.columns_out @ x.flatten(3, 4).flatten(1, 2)  # (B, 6 rows, W, C')
-        out: Tensor = self.rows_out @ x.flatten(2)
-        return out.unflatten(2, (width, -1)).flatten(1, 2) + self.bias
+        return (self.rows_out @ x.flatten(2)).unflatten(2, (width, -1)).flatten(1, 2) + self.bias

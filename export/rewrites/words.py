@@ -6,8 +6,6 @@ projection, V'_h = Ww[:, h] V_h (C each): P is the sum of C_i (1 + h_i).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -17,33 +15,26 @@ from ...reference.lavt import LAVT
 from .folding import linear, pointwise
 
 
-class StagePrompt(NamedTuple):
-    """Keys (B,T,C) and values (B,h*T,C) of one stage."""
-
-    key: Tensor
-    value: Tensor
-
-
 def prompt_channels(config: LAVTConfig) -> int:
     """P, the numbers that a prompt holds per word."""
     return sum(c * (1 + h) for c, h in zip(config.channels, config.fusion_heads, strict=True))
 
 
 class PromptReader(nn.Module):
-    """Prompt (B,T,P) and word mask (B,T) -> word bias (B,T), 0 or -1e4, and the four stages' parts."""
+    """Prompt (B,T,P), word mask (B,T) -> word bias (B,T), 0 or -1e4; each stage's keys (B,T,C), values (B,h*T,C)."""
 
     def __init__(self, config: LAVTConfig) -> None:
         super().__init__()
         self.stages = list(zip(config.channels, config.fusion_heads, strict=True))
 
-    def forward(self, prompt: Tensor, word_mask: Tensor) -> tuple[Tensor, list[StagePrompt]]:
+    def forward(self, prompt: Tensor, word_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         parts = prompt.split([c * n for c, h in self.stages for n in (1, h)], dim=-1)
         stages = []
         for i, (channels, heads) in enumerate(self.stages):
             value = parts[2 * i + 1]
             if heads > 1:
                 value = value.unflatten(2, (heads, channels)).transpose(1, 2).flatten(1, 2)
-            stages.append(StagePrompt(parts[2 * i], value))
+            stages.append((parts[2 * i], value))
         return (word_mask - 1) * 1e4, stages
 
 
@@ -78,5 +69,4 @@ class PromptEncoder(nn.Module):
     def forward(self, words: Tensor, word_mask: Tensor) -> Tensor:
         mask = word_mask.to(words.dtype).unsqueeze(-1)
         mean = (words * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
-        out: Tensor = self.project((words - mean) * mask)
-        return out
+        return self.project((words - mean) * mask)
