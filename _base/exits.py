@@ -120,16 +120,14 @@ def describe(error: BaseException) -> tuple[ExitCode, str | None]:
         return ExitCode.INTERRUPTED, "interrupted"
     if isinstance(error, BrokenPipeError):
         return ExitCode.PIPE_CLOSED, None
-    for reason in (_refusal(error), _no_memory(error), _missing(error), _system(error)):
+    if isinstance(error, LavtError):
+        return ExitCode.REFUSED, f"error: {error}"
+    for reason in (_no_memory(error), _missing(error), _system(error)):
         if reason is not None:
             return ExitCode.REFUSED, f"error: {reason}"
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     again = f"run it again with {TRACEBACK}=1 and report what it prints"
     return ExitCode.BUG, f"error: this is a bug in lavt-edge ({what[:500]}); {again}"
-
-
-def _refusal(error: BaseException) -> str | None:
-    return str(error) if isinstance(error, LavtError) else None
 
 
 def _no_memory(error: BaseException) -> str | None:

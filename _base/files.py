@@ -16,18 +16,13 @@ _marks: set[str] = set()  # of this process's partials
 
 
 def sync(path: Path) -> None:
-    """Forces a file's or folder's content to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Forces a file's or folder's content to disk, if its file system and its permissions have such a thing."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_names(folder: Path) -> None:
-    """`sync` of a folder whose entries changed, if its file system and its permissions have such a thing."""
-    try:
-        sync(folder)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise
@@ -42,25 +37,16 @@ def partial_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.{mark}.partial")
 
 
-def remove_abandoned(target: Path) -> None:
-    """Removes what processes that are gone left of `target`, as far as this user may."""
-    name = re.escape(target.name)
-    _remove_partials(target.parent, name)
-    if target.exists():
-        for path in _matching(target.parent, rf"\.{name}\.[0-9a-f]{{8}}\.replaced"):
-            _remove(path)
-
-
-def remove_all_abandoned(folder: Path) -> None:
-    """Removes what processes that are gone left in `folder` of any file that they were writing."""
-    _remove_partials(folder, ".+")
-
-
-def _remove_partials(folder: Path, name: str) -> None:
-    for path in _matching(folder, rf"\.{name}\.[0-9]{{1,7}}\.[0-9a-f]{{8}}\.partial"):
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Removes what processes that are gone left in `folder`: of the file `name`, or of any (None)."""
+    known = ".+" if name is None else re.escape(name)
+    for path in _matching(folder, rf"\.{known}\.[0-9]{{1,7}}\.[0-9a-f]{{8}}\.partial"):
         _, pid, mark, _ = path.name.rsplit(".", 3)
         # With this process's id but not its own: in a container every run may have the same.
         if not _alive(int(pid)) or (int(pid) == os.getpid() and mark not in _marks):
+            _remove(path)
+    if name is not None and (folder / name).exists():
+        for path in _matching(folder, rf"\.{known}\.[0-9a-f]{{8}}\.replaced"):
             _remove(path)
 
 
@@ -86,7 +72,7 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 
@@ -98,28 +84,11 @@ def _make_folder(path: Path) -> None:
 
 
 @contextmanager
-def locked_folder(path: Path) -> Iterator[int]:
-    """Holds the lock of the folder that `path` names, until the context or the process ends; gives its descriptor.
+def locked(path: Path, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> Iterator[int]:
+    """Holds the lock of a folder, or of what `flags` open, until the context or the process ends; gives its descriptor.
 
-    Raises BlockingIOError if another process holds it, OSError if the folder cannot be read.
+    Raises BlockingIOError if another process holds it, OSError if it cannot be opened.
     """
-    with _locked(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-        yield descriptor
-
-
-@contextmanager
-def _locked_name(target: Path) -> Iterator[None]:
-    """Holds the lock of a name that nothing may have yet: that of a file beside it, which goes with the lock."""
-    path = target.with_name(f".{target.name}.lock")
-    with _locked(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW):
-        try:
-            yield
-        finally:
-            _remove(path)
-
-
-@contextmanager
-def _locked(path: Path, flags: int) -> Iterator[int]:
     while True:
         descriptor = os.open(path, flags, 0o666)
         try:
@@ -156,12 +125,15 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     partial = partial_of(target)
     _make_folder(target.parent)
     with ExitStack() as locks:
-        locks.enter_context(_locked_name(target))
+        # A name that nothing may have yet is locked by a file beside it, which goes with the lock.
+        beside = target.with_name(f".{target.name}.lock")
+        locks.enter_context(locked(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW))
+        locks.callback(_remove, beside)
         if target.is_dir():
-            locks.enter_context(locked_folder(target))
+            locks.enter_context(locked(target))
         _refuse_content(target, replace)  # another process may have been faster
         old = os.stat(target) if target.exists() and replace else None
-        remove_abandoned(target)
+        remove_abandoned(target.parent, target.name)
         partial.mkdir()
         try:
             yield partial
@@ -171,7 +143,7 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
             _give_name(partial, target, old)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        remove_abandoned(target)
+        remove_abandoned(target.parent, target.name)
 
 
 def _refuse_content(target: Path, replace: bool) -> None:
@@ -196,7 +168,7 @@ def _give_name(partial: Path, target: Path, old: os.stat_result | None) -> None:
         elif target.exists():
             raise FileExistsError(errno.EEXIST, f"{target} was made meanwhile") from error
         raise
-    _sync_names(target.parent)
+    sync(target.parent)
 
 
 @contextmanager
@@ -209,13 +181,13 @@ def whole_file(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, f"{target} is not a regular file")
     _make_folder(target.parent)
-    remove_abandoned(target)
+    remove_abandoned(target.parent, target.name)
     partial = partial_of(target)
     try:
         yield partial
         sync(partial)
         partial.replace(target)
-        _sync_names(target.parent)
+        sync(target.parent)
     finally:
         partial.unlink(missing_ok=True)
 

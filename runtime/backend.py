@@ -30,23 +30,19 @@ _CUDA_FIRST = ((_CUDA, {"use_tf32": "0"}), *_CPU_ONLY)
 
 
 class Backend(Protocol):
-    """A loaded graph. `run` may be called from several threads at once."""
+    """A loaded graph. `run` may be called from several threads at once.
 
-    @property
-    def name(self) -> str:
-        """What runs it, with its version, such as "TensorRT 10.3.0"."""
+    Attributes:
+        name: what runs it, with its version, such as "TensorRT 10.3.0".
+        device: "cpu" or "cuda".
+        signature: the graph's inputs and outputs.
+        max_batch: the largest batch that runs at once, if its batch is dynamic and has a limit; else None.
+    """
 
-    @property
-    def device(self) -> str:
-        """Where the graph runs: "cpu" or "cuda"."""
-
-    @property
-    def signature(self) -> Signature:
-        """The graph's inputs and outputs."""
-
-    @property
-    def max_batch(self) -> int | None:
-        """The largest batch that runs at once, if its batch is dynamic and has a limit; else None."""
+    name: str
+    device: str
+    signature: Signature
+    max_batch: int | None
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
         """The named outputs for these inputs. Raises BackendError if the graph cannot be run on them."""
@@ -158,16 +154,12 @@ class OnnxRuntimeBackend:
 def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
-
-        return onnxruntime if hasattr(onnxruntime, "InferenceSession") else _no_onnxruntime("it is incomplete")
+        from onnxruntime import InferenceSession  # noqa: F401  (one that is half removed has none)
     except ImportError as error:
-        return _no_onnxruntime(str(error))
-
-
-def _no_onnxruntime(reason: str) -> Any:
-    raise BackendError(
-        f"ONNX Runtime cannot be imported ({reason}): pip install lavt-edge[cpu], or lavt-edge[cuda] for a GPU"
-    )
+        raise BackendError(
+            f"ONNX Runtime cannot be imported ({error}): pip install lavt-edge[cpu], or lavt-edge[cuda] for a GPU"
+        ) from error
+    return onnxruntime
 
 
 def _preload_cuda_libraries(runtime: Any) -> None:

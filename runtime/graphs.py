@@ -10,7 +10,7 @@ from ..errors import BackendError, BundleError, LavtError
 from .backend import Backend, OnnxRuntimeBackend
 from .bundle import Bundle
 from .cuda import cuda_device_count
-from .signature import Signature, check_signature, segmenter_signature, text_signature
+from .signature import check_signature, segmenter_signature, text_signature
 from .tensorrt.record import (
     EngineRecord,
     UnusedEngineWarning,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .tensorrt.backend import TensorRTBackend
 
 _WITH_CUDA = ("auto", "cuda")
+_SIGNATURES = {"text_encoder": text_signature, "segmenter": segmenter_signature}
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def open_graphs(bundle: Bundle, *, device: str, threads: int | None, precision: 
         _refuse_unless(record.role, record.precision, precision, selected)
         if device not in _WITH_CUDA:
             raise BackendError(f"{selected} runs on a CUDA device, not on {device!r}: give the bundle's folder")
-        image = _load_engine(bundle, record, segmenter_signature(bundle.manifest.input))
-        return _with_text(bundle, record, image, device, threads)
+        return _with_text(bundle, record, _load_engine(bundle, record), device, threads)
     _refuse_unless(entry.role, entry.precision, precision, selected)
     return _onnx(bundle, entry.precision or "fp32", device, threads)
 
@@ -66,15 +66,14 @@ def _refuse_unless(role: str, of: str | None, precision: str | None, file: str) 
 
 def _best_engine(bundle: Bundle, device: str, threads: int | None, precision: str | None) -> Graphs | None:
     """The first engine in the order of `preferred` that runs here, or None with a warning that says why."""
-    names = _engine_names(bundle, precision)
-    if not names or device not in _WITH_CUDA:
+    if not bundle.has("engine", precision) or device not in _WITH_CUDA:
         return None
     if not cuda_device_count():
         _warn_unused(f"{bundle.root} runs on ONNX Runtime, not on its engines: no CUDA device was found")
         return None
-    for record in preferred(_readable(bundle, names)):
+    for record in preferred(_readable(bundle, "segmenter", precision)):
         try:
-            image = _load_engine(bundle, record, segmenter_signature(bundle.manifest.input))
+            image = _load_engine(bundle, record)
         except LavtError as error:
             _warn_unused(f"{record.name} is not used: {error}")
             continue
@@ -83,18 +82,15 @@ def _best_engine(bundle: Bundle, device: str, threads: int | None, precision: st
     return None
 
 
-def _engine_names(bundle: Bundle, precision: str | None = None) -> list[str]:
-    engines = {name: entry for name, entry in bundle.manifest.files.items() if entry.role == "engine"}
-    return [name for name, entry in engines.items() if precision in (None, entry.precision)]
-
-
 def _warn_unused(message: str) -> None:
     warn_caller(message, UnusedEngineWarning, __package__)
 
 
-def _readable(bundle: Bundle, names: list[str], role: str = "segmenter") -> list[EngineRecord]:
+def _readable(bundle: Bundle, role: str, precision: str | None = None) -> list[EngineRecord]:
     records = []
-    for name in names:
+    for name, entry in bundle.manifest.files.items():
+        if entry.role != "engine" or precision not in (None, entry.precision):
+            continue
         try:
             record = engine_record(bundle.root, bundle.manifest, name)
         except BundleError as error:
@@ -107,18 +103,17 @@ def _readable(bundle: Bundle, names: list[str], role: str = "segmenter") -> list
 
 def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, device: str, threads: int | None) -> Graphs:
     """The text graph beside an image engine: its engine if that runs here, else ONNX Runtime."""
-    text_record = text_engine_for(record, _readable(bundle, _engine_names(bundle), "text_encoder"))
+    text_record = text_engine_for(record, _readable(bundle, "text_encoder"))
+    engines = [record]
     text: Backend | None = None
     if text_record is not None:
         try:
-            text = _load_engine(bundle, text_record, text_signature(bundle.manifest.input))
+            text, file = _load_engine(bundle, text_record), text_record.name
+            engines = [text_record, record]
         except LavtError as error:
             _warn_unused(f"{text_record.name} is not used, the text encoder runs on ONNX Runtime: {error}")
-    engines = [record]
-    if text is None or text_record is None:
+    if text is None:
         text, file = _onnx_graph(bundle, "text_encoder", record.precision, device, threads)
-    else:
-        engines, file = [text_record, record], text_record.name
     unverified = [engine.name for engine in engines if not engine.verified]
     if unverified:
         warn_caller(
@@ -130,10 +125,11 @@ def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, device: str
     return Graphs(text, image, record.precision, (file, record.name))
 
 
-def _load_engine(bundle: Bundle, record: EngineRecord, signature: Signature) -> TensorRTBackend:
-    from .tensorrt.loading import load_engine
+def _load_engine(bundle: Bundle, record: EngineRecord) -> TensorRTBackend:
+    from .tensorrt.backend import load_engine
 
     backend = load_engine(bundle, record)
+    signature = _SIGNATURES[record.role](bundle.manifest.input)
     check_signature(backend.signature, signature, str(bundle.root / record.name))
     return backend
 
@@ -152,6 +148,5 @@ def _onnx_graph(
         precision = "fp32"
     file = bundle.file(role, precision)
     backend = OnnxRuntimeBackend(file, device=device, threads=threads)
-    signature = text_signature if role == "text_encoder" else segmenter_signature
-    check_signature(backend.signature, signature(bundle.manifest.input), str(file))
+    check_signature(backend.signature, _SIGNATURES[role](bundle.manifest.input), str(file))
     return backend, file.name

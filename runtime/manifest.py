@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from .._base import strict_json
+from .._base.records import OPTIONAL, to_plain
 from ..errors import BundleError
 
 FORMAT_VERSION = 1
@@ -31,7 +32,7 @@ class FileEntry:
     role: str
     sha256: str
     bytes: int
-    precision: str | None = None
+    precision: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -119,16 +120,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of `lavt.json`. Raises BundleError if `parse` would refuse it."""
-        files = {name: asdict(entry) for name, entry in self.files.items()}
-        content = {
-            "format_version": FORMAT_VERSION,
-            **{key: value for key, value in vars(self).items() if value or key not in _OPTIONAL},
-            "input": asdict(self.input),
-            "checkpoint": asdict(self.checkpoint),
-            "files": {
-                name: {key: value for key, value in entry.items() if value is not None} for name, entry in files.items()
-            },
-        }
+        content = {"format_version": FORMAT_VERSION, **to_plain(self)}
+        content = {key: value for key, value in content.items() if value or key not in _OPTIONAL}
         try:
             text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:

@@ -61,19 +61,11 @@ class PromptCache:
 
     def get(self, key: bytes, sentence: str, compute: Callable[[], Prompt]) -> Prompt:
         """The prompt with this key, computed if it is not there. A hit does not wait for another's computation."""
-        cached = self._lookup(key, sentence)
-        if cached is not None:
-            return cached
-        with self._computing:
-            cached = self._lookup(key, sentence)
-            if cached is not None:
-                return cached
-            prompt = compute()
-            with self._lock:
-                self._prompts[key] = _without_long_text(prompt)
-                while len(self._prompts) > self._capacity:
-                    self._prompts.popitem(last=False)
-            return prompt
+        prompt = self._lookup(key, sentence)
+        if prompt is None:
+            with self._computing:
+                prompt = self._lookup(key, sentence) or self._keep(key, compute())
+        return prompt
 
     def clear(self) -> None:
         """Forget all prompts."""
@@ -88,7 +80,11 @@ class PromptCache:
             self._prompts.move_to_end(key)
         return prompt if prompt.sentence == sentence else replace(prompt, sentence=sentence)
 
-
-def _without_long_text(prompt: Prompt) -> Prompt:
-    """What the cache keeps: bounded in memory, however long the sentences are."""
-    return prompt if len(prompt.sentence) <= _MAX_KEPT_CHARACTERS else replace(prompt, sentence="")
+    def _keep(self, key: bytes, prompt: Prompt) -> Prompt:
+        # Bounded in memory, however long the sentences are.
+        short = prompt if len(prompt.sentence) <= _MAX_KEPT_CHARACTERS else replace(prompt, sentence="")
+        with self._lock:
+            self._prompts[key] = short
+            while len(self._prompts) > self._capacity:
+                self._prompts.popitem(last=False)
+        return prompt

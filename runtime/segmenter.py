@@ -6,7 +6,6 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -196,9 +195,7 @@ class Segmenter:
     def __enter__(self) -> Segmenter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -217,14 +214,13 @@ class Segmenter:
         given = prompt if isinstance(prompt, (list, tuple)) else (prompt,)
         if not given:
             raise PromptError("no sentence was given: give at least one")
-        return [self._prompt(item, text) for item in given]
-
-    def _prompt(self, prompt: str | Prompt, text: Backend) -> Prompt:
-        if not isinstance(prompt, Prompt):
-            return self._encode(prompt, text)
-        if prompt.fingerprint != self._fingerprint:
-            raise PromptError(f"the prompt {prompt.sentence[:60]!r} comes from another bundle: encode it with this one")
-        return prompt
+        prompts = [item if isinstance(item, Prompt) else self._encode(item, text) for item in given]
+        for item in prompts:
+            if item.fingerprint != self._fingerprint:
+                raise PromptError(
+                    f"the prompt {item.sentence[:60]!r} comes from another bundle: encode it with this one"
+                )
+        return prompts
 
     def _encode(self, sentence: str, text: Backend) -> Prompt:
         input_ids, attention_mask, truncated = self._tokenizer.encode(sentence)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BundleError
@@ -57,16 +56,11 @@ def segmenter_signature(spec: InputSpec) -> Signature:
 
 def check_signature(found: Signature, expected: Signature, file: str) -> None:
     """Raise BundleError for the first input or output that is missing, superfluous, or of another type or shape."""
-    _check("input", found.inputs, expected.inputs, file)
-    _check("output", found.outputs, expected.outputs, file)
-
-
-def _check(kind: str, found: Sequence[TensorSpec], expected: Sequence[TensorSpec], file: str) -> None:
-    by_name = {tensor.name: tensor for tensor in found}
-    for tensor in expected:
-        given = by_name.pop(tensor.name, None)
-        if given != tensor:
-            shown = "none" if given is None else str(given)
-            raise BundleError(f"{file}: expected the {kind} {tensor}, found {shown}: {EXPORT_AGAIN}")
-    if by_name:
-        raise BundleError(f"{file}: unexpected {kind} {next(iter(by_name.values()))}: {EXPORT_AGAIN}")
+    for kind, given, wanted in (("input", found.inputs, expected.inputs), ("output", found.outputs, expected.outputs)):
+        by_name = {tensor.name: tensor for tensor in given}
+        for tensor in wanted:
+            match = by_name.pop(tensor.name, None)
+            if match != tensor:
+                raise BundleError(f"{file}: expected the {kind} {tensor}, found {match or 'none'}: {EXPORT_AGAIN}")
+        if by_name:
+            raise BundleError(f"{file}: unexpected {kind} {next(iter(by_name.values()))}: {EXPORT_AGAIN}")

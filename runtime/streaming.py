@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 _PATIENCE_SECONDS = 5.0
+_END: Any = object()
 
 
 def prepared_ahead(
@@ -20,49 +21,34 @@ def prepared_ahead(
     What `items` or `prepare` raises is raised in the place of that item, and ends the stream. Closing the generator
     stops the thread after the item that it is at; an item that takes longer than five seconds is not waited for.
     """
-    done: SimpleQueue[tuple[_Made | None, BaseException | None]] = SimpleQueue()
+    done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
     slots = threading.Semaphore(ahead)
     stopped = threading.Event()
-    worker = threading.Thread(
-        target=_work, args=(items, prepare, done, slots, stopped), name="lavt_edge stream", daemon=True
-    )
+
+    def work() -> None:
+        try:
+            source = iter(items)
+            while slots.acquire() and not stopped.is_set():
+                item = next(source, _END)
+                if item is _END:
+                    done.put((_END, None))
+                    return
+                done.put((prepare(item), None))
+        except BaseException as error:
+            done.put((None, error))
+
+    worker = threading.Thread(target=work, name="lavt_edge stream", daemon=True)
     worker.start()
     try:
         while True:
             made, error = done.get()
-            if isinstance(error, _End):
-                return
             if error is not None:
                 raise error
+            if made is _END:
+                return
             slots.release()
-            yield made  # type: ignore[misc]
+            yield made
     finally:
         stopped.set()
         slots.release()
         worker.join(_PATIENCE_SECONDS)
-
-
-class _End(Exception):  # noqa: N818
-    """Says that there are no more items."""
-
-
-def _work(
-    items: Iterable[_Given],
-    prepare: Callable[[_Given], _Made],
-    done: SimpleQueue[tuple[_Made | None, BaseException | None]],
-    slots: threading.Semaphore,
-    stopped: threading.Event,
-) -> None:
-    try:
-        source = iter(items)
-        while True:
-            slots.acquire()
-            if stopped.is_set():
-                return
-            try:
-                item = next(source)
-            except StopIteration:
-                raise _End from None
-            done.put((prepare(item), None))
-    except BaseException as error:
-        done.put((None, error))

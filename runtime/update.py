@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from .._base.files import locked_folder, partial_of, remove_all_abandoned, sync, write_whole
+from .._base.files import locked, partial_of, remove_abandoned, sync, write_whole
 from ..errors import BundleError
 from .bundle import open_bundle
 from .manifest import MANIFEST_NAME, FileEntry, Manifest
@@ -79,21 +79,18 @@ def update_bundle(root: Path) -> Iterator[BundleUpdate]:
     Raises BundleError if `root` is not a bundle, cannot be written, or is being changed by another process.
     """
     _read(root)
-    with ExitStack() as locks:
-        try:
-            descriptor = locks.enter_context(locked_folder(root))
-        except BlockingIOError:
-            raise BundleError(f"{root}: {BUSY}") from None
-        except OSError as error:
-            raise BundleError(f"{root}: cannot be read ({error.strerror or error})") from error
-        remove_all_abandoned(root)
-        update = BundleUpdate(root, descriptor)
-        try:
-            yield update
-        except OSError as error:
-            raise BundleError(f"{root}: cannot be written ({error.strerror or error})") from error
-        finally:
-            update.discard()
+    try:
+        with locked(root) as descriptor:
+            remove_abandoned(root)
+            update = BundleUpdate(root, descriptor)
+            try:
+                yield update
+            finally:
+                update.discard()
+    except BlockingIOError:
+        raise BundleError(f"{root}: {BUSY}") from None
+    except OSError as error:
+        raise BundleError(f"{root}: cannot be written ({error.strerror or error})") from error
 
 
 def _read(root: Path) -> Manifest:

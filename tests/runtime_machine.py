@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lavt_edge.runtime import graphs
+from lavt_edge.runtime.tensorrt import cuda as cuda_module
 from lavt_edge.tests.runtime_bundle import write_bundle
 from lavt_edge.tests.runtime_engines import add_engine
 from lavt_edge.tests.runtime_simulated_cuda import SimulatedCuda, SimulatedTensorRT, plan
@@ -34,6 +35,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, version: str = "10.3.0", **device: 
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setattr(graphs, "cuda_device_count", lambda: 1)
+    monkeypatch.setattr(cuda_module, "find_device", cuda.described)
     return Machine(cuda, tensorrt)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+from lavt_edge.runtime.cuda import CudaDevice
 from lavt_edge.tests.runtime_bundle import CHANNELS, HEIGHT, WIDTH, WORDS, expected_logits, expected_prompt
 
 SUCCESS, OUT_OF_MEMORY, CAPTURE_FAILED = 0, 2, 901
@@ -41,9 +42,6 @@ class SimulatedCuda(ModuleType):
     """`cuda.bindings.runtime` on one device. `live` holds what was made and not given back, `failing` error codes."""
 
     cudaHostAllocDefault, cudaHostAllocMapped, cudaStreamNonBlocking = 0, 2, 1
-    cudaDeviceAttr = SimpleNamespace(
-        cudaDevAttrIntegrated=18, cudaDevAttrCanMapHostMemory=19, cudaDevAttrMultiProcessorCount=16
-    )
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
@@ -94,12 +92,9 @@ class SimulatedCuda(ModuleType):
     def cudaSetDevice(self, device: int) -> None:
         assert device == 0
 
-    def cudaGetDeviceProperties(self, device: int) -> SimpleNamespace:
-        major, minor = map(int, self.capability.split("."))
-        return SimpleNamespace(name=self.gpu.encode() + b"\0\0", major=major, minor=minor)
-
-    def cudaDeviceGetAttribute(self, attribute: int, device: int) -> int:
-        return 8 if attribute == self.cudaDeviceAttr.cudaDevAttrMultiProcessorCount else int(self.integrated)
+    def described(self) -> CudaDevice:
+        """What the driver says of the device."""
+        return CudaDevice(self.gpu, self.capability, shares_memory=self.integrated, multiprocessors=8)
 
     def cudaGetErrorString(self, code: int) -> bytes:
         return {OUT_OF_MEMORY: b"out of memory"}.get(code, b"simulated failure")

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from lavt_edge._base.files import partial_of, remove_abandoned, remove_all_abandoned, whole_file, whole_folder
+from lavt_edge._base.files import partial_of, remove_abandoned, whole_file, whole_folder
 from lavt_edge.tests.folder_content import content, names
 from lavt_edge.tests.stress.steps import kill_at_each_step
 
@@ -243,10 +243,10 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(
     for path in kept:
         (tmp_path / path).write_text("kept")
     (tmp_path / f".{name}.00000009.replaced").write_text("the only copy")
-    remove_abandoned(tmp_path / name)
+    remove_abandoned(tmp_path, name)
     assert names(tmp_path) == sorted([*kept, f".{name}.00000009.replaced"])
     (tmp_path / name).write_text("new")
-    remove_abandoned(tmp_path / name)
+    remove_abandoned(tmp_path, name)
     assert names(tmp_path) == sorted([*kept, name])
 
 
@@ -254,7 +254,7 @@ def test_leftovers_of_any_name_go(tmp_path: Path, gone: int, living: int) -> Non
     kept = ["mine", ".mine", f".a.{living}.00000001.partial", ".b.partial"]
     for name in (*kept, f".a.{gone}.00000002.partial", f"..b.npz.{gone}.00000003.partial"):
         (tmp_path / name).write_text("")
-    remove_all_abandoned(tmp_path)
+    remove_abandoned(tmp_path)
     assert names(tmp_path) == sorted(kept)
 
 
@@ -263,7 +263,7 @@ def test_an_earlier_process_with_the_same_id_is_gone(tmp_path: Path) -> None:
     (tmp_path / f".out.png.{os.getpid()}.00000001.partial").write_text("half")
     with whole_file(tmp_path / "out.png") as partial:
         partial.write_text("new")
-        remove_abandoned(tmp_path / "out.png")  # as another thread would
+        remove_abandoned(tmp_path, "out.png")  # as another thread would
     assert names(tmp_path) == ["out.png"]
 
 

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lavt_edge._base.files import locked_folder, whole_folder
+from lavt_edge._base.files import locked, whole_folder
 from lavt_edge.tests.folder_content import content, names
 
 HELD = """
 import sys
 from pathlib import Path
-from lavt_edge._base.files import locked_folder, whole_folder
+from lavt_edge._base.files import locked, whole_folder
 
 target = Path(sys.argv[2])
-with locked_folder(target) if sys.argv[1] == "lock" else whole_folder(target, replace=True) as partial:
+with locked(target) if sys.argv[1] == "lock" else whole_folder(target, replace=True) as partial:
     print("held", flush=True)
     input()
     if sys.argv[1] == "write":
@@ -73,7 +73,7 @@ def test_a_folder_that_another_changes_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(BlockingIOError, match="another command"), whole_folder(target, replace=True):
             pytest.fail("the body must not run")
         assert names(tmp_path) == ["bundle"]
-    with whole_folder(target, replace=True) as partial, pytest.raises(BlockingIOError), locked_folder(target):
+    with whole_folder(target, replace=True) as partial, pytest.raises(BlockingIOError), locked(target):
         pytest.fail("what is being replaced cannot be changed")
     assert partial.name not in names(tmp_path)
 
@@ -81,10 +81,10 @@ def test_a_folder_that_another_changes_is_not_replaced(tmp_path: Path) -> None:
 def test_the_lock_of_a_folder_is_that_of_the_name(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     folder.mkdir()
-    with locked_folder(folder):
+    with locked(folder):
         folder.rename(tmp_path / "away")
         folder.mkdir()
-        with locked_folder(folder), pytest.raises(BlockingIOError), locked_folder(tmp_path / "away"):
+        with locked(folder), pytest.raises(BlockingIOError), locked(tmp_path / "away"):
             pytest.fail("the first is locked wherever it lies")
     assert names(folder) == []
 

@@ -166,12 +166,12 @@ import json, hashlib, sys, warnings
 from pathlib import Path
 from lavt_edge.errors import LavtError
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.tensorrt import loading
+from lavt_edge.runtime.tensorrt import backend
 
 def reached(*arguments, **options):
     raise SystemExit(f"{name} came as far as the device")
 
-loading.Cuda = loading.TensorRTBackend = reached
+backend.Cuda = backend.TensorRTBackend = reached
 bundle = Path(sys.argv[1])
 engine, text = bundle / "segmenter.fp16.engine", (bundle / "lavt.json").read_text()
 for case in sorted(Path(sys.argv[2]).iterdir()):

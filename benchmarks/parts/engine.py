@@ -14,9 +14,8 @@ from ...export.engines.layers import EngineLayer, layers_from_inspector
 from ...export.macs import count_macs
 from ...export.rewrites.names import OTHER, part_of
 from ...runtime.bundle import Bundle
-from ...runtime.tensorrt.backend import TensorRTBackend
+from ...runtime.tensorrt.backend import TensorRTBackend, load_engine
 from ...runtime.tensorrt.flavor import find_flavor
-from ...runtime.tensorrt.loading import load_engine
 from ...runtime.tensorrt.record import engine_record
 from ..timing.result import TimedPart
 from .costs import cost_rows, node_parts, timed_parts

@@ -1,4 +1,4 @@
-"""An engine on a CUDA device. What can be decided without one is in `tensorrt_engine` and `tensorrt_buffers`."""
+"""An engine on a CUDA device. What can be decided without one is in `record` and `buffers`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..._base.callers import warn_caller
 from ...errors import BackendError
-from .buffers import BufferPlan, TensorPlan, is_immutable, pieces, plan_buffers, validate_feeds
-from .cuda import Cuda
-from .flavor import Flavor
-from .memory import DeviceResources
-from .record import DISPLAY_NAMES, EngineRecord
-
-if TYPE_CHECKING:
-    import tensorrt
+from ..bundle import Bundle
+from .buffers import BufferPlan, TensorPlan, plan_buffers, validate_feeds
+from .cuda import Cuda, DeviceResources
+from .flavor import Flavor, find_flavor
+from .record import (
+    DISPLAY_NAMES,
+    EngineRecord,
+    PowerModeWarning,
+    check_header,
+    device_misfit,
+    flavor_misfit,
+    power_mode_misfit,
+)
 
 _LOGGER = logging.getLogger("lavt_edge")
 _LEVELS = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING}
@@ -36,7 +42,7 @@ class TensorRTBackend:
     TensorRT for RTX captures by itself. An input that is the read-only array of the call before is not copied again.
 
     Args:
-        data: the engine file's bytes, which must have passed `tensorrt_loading.read_engine`.
+        data: the engine file's bytes, checked by SHA-256 and header.
         record: what the manifest says of it.
         flavor: the TensorRT to run it with.
         cuda: the device.
@@ -58,7 +64,7 @@ class TensorRTBackend:
         self._resident: dict[str, npt.NDArray[Any]] = {}
         self._batch = 0
         self._runs = 0
-        self._held = held = DeviceResources(cuda)
+        self._held = held = DeviceResources(cuda, mapped=cuda.device().shares_memory)
         self._close = weakref.finalize(self, held.free)
         try:
             held.runtime, held.engine = _deserialise(data, record, flavor)
@@ -67,24 +73,14 @@ class TensorRTBackend:
             context = _create_context(held.engine, flavor.module, own_graphs)
             if context is None:
                 raise _refused(record, flavor, "could not prepare")
-            held.context = context
             self._capture = cuda_graphs and not own_graphs
-            held.allocate(self._plan, context, mapped=cuda.device().shares_memory)
+            held.allocate(self._plan, context)
         except BaseException:
             self._close()
             raise
         self.signature = self._plan.signature
+        self.max_batch = self._plan.max_batch if self._plan.dynamic else None  # larger ones run in pieces
         _LOGGER.info("%s runs on cuda (%s)", record.name, self.name)
-
-    @property
-    def max_batch(self) -> int | None:
-        """The largest batch that runs at once; larger ones run in pieces. None: a fixed size."""
-        return self._plan.max_batch if self._plan.dynamic else None
-
-    @property
-    def uses_graph(self) -> bool:
-        """Whether the next call of the same batch size launches a CUDA graph that was captured here."""
-        return self._held.graph is not None
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
         """The named outputs for these inputs. Raises BackendError if the engine cannot be run on them."""
@@ -92,9 +88,10 @@ class TensorRTBackend:
             if not self._close.alive:
                 raise BackendError(f"{self._file} is closed: load it again")
             try:
-                rows = validate_feeds(self._plan, feeds, outputs)
+                rows, most = validate_feeds(self._plan, feeds, outputs), self._plan.max_batch
                 self._held.cuda.use()
-                parts = [self._run_piece(feeds, part, outputs) for part in pieces(rows, self._plan.max_batch)]
+                pieces = [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
+                parts = [self._run_piece(feeds, piece, outputs) for piece in pieces]
             except (BackendError, ValueError) as error:
                 self._resident.clear()
                 raise BackendError(f"{self._file} could not run: {error}") from error
@@ -117,9 +114,9 @@ class TensorRTBackend:
             self._execute()
             wanted = [held.buffers[name] for name in outputs]
             for buffer in wanted:
-                buffer.download(held.cuda, held.stream, batch)
+                held.download(buffer, batch)
         finally:
-            held.cuda.wait(held.stream)  # the buffers must be idle, whatever happened
+            held.cuda.call("cudaStreamSynchronize", held.stream)  # the buffers must be idle, whatever happened
         return [buffer.array[:batch].copy() for buffer in wanted]
 
     def _set_batch(self, batch: int) -> None:
@@ -131,7 +128,7 @@ class TensorRTBackend:
         self._held.drop_graph()
         if self._plan.dynamic:
             for tensor in self._plan.inputs:
-                if not self._context.set_input_shape(tensor.spec.name, tensor.at(batch)):
+                if not self._held.context.set_input_shape(tensor.spec.name, tensor.at(batch)):
                     raise BackendError(f"TensorRT refused the shape {tensor.at(batch)} of {tensor.spec.name}")
         self._batch = batch
 
@@ -142,8 +139,9 @@ class TensorRTBackend:
         self._resident.pop(name, None)
         buffer = self._held.buffers[name]
         np.copyto(buffer.array[: self._batch], array[part])
-        buffer.upload(self._held.cuda, self._held.stream, self._batch)
-        if len(array) == self._batch and is_immutable(array):
+        self._held.upload(buffer, self._batch)
+        # Read-only and not a view of another array: it cannot change.
+        if len(array) == self._batch and array.flags.owndata and not array.flags.writeable:
             self._resident[name] = array
 
     def _execute(self) -> None:
@@ -155,23 +153,56 @@ class TensorRTBackend:
                 self._capture = False
                 _LOGGER.warning("%s runs without a CUDA graph: %s", self._file, str(error))
         if held.graph is not None:
-            held.cuda.launch(held.graph, held.stream)
+            held.cuda.call("cudaGraphLaunch", held.graph, held.stream)
         elif not self._enqueue():
             raise BackendError(f"TensorRT could not enqueue it{_last_error(self._logger)}")
         self._runs += 1
 
-    @property
-    def _context(self) -> tensorrt.IExecutionContext:
-        assert self._held.context is not None
-        return self._held.context
-
     def _enqueue(self) -> bool:
-        return bool(self._context.execute_async_v3(int(self._held.stream)))
+        return bool(self._held.context.execute_async_v3(int(self._held.stream)))
 
 
-def _deserialise(data: bytes, record: EngineRecord, flavor: Flavor) -> tuple[tensorrt.Runtime, tensorrt.ICudaEngine]:
+def load_engine(bundle: Bundle, record: EngineRecord, *, cuda_graphs: bool = True) -> TensorRTBackend:
+    """Run an engine of the bundle on the first CUDA device; every check comes before anything is deserialised.
+
+    Warns of one that was built in another power mode.
+
+    Raises:
+        BundleError: the file is damaged or foreign; the line has the command that rebuilds it.
+        BackendError: it was built for another TensorRT or another GPU, or there is no TensorRT, CUDA device or memory.
+    """
+    data = bundle.engine_bytes(record.name, record.rebuild)
+    check_header(data, record, bundle.root / record.name)
+    flavor = _flavor_for(record)
+    misfit = flavor_misfit(record, flavor.name, flavor.version)
+    if misfit:
+        raise BackendError(misfit)
+    cuda = Cuda()
+    device = cuda.device()
+    misfit = device_misfit(record, device)
+    if misfit:
+        raise BackendError(misfit)
+    gated = power_mode_misfit(record, device)
+    if gated:
+        warn_caller(gated, PowerModeWarning, __package__.rpartition(".")[0])
+    return TensorRTBackend(data, record, flavor, cuda, cuda_graphs=cuda_graphs)
+
+
+def _flavor_for(record: EngineRecord) -> Flavor:
+    """The engine's flavour, or if that is missing the one that is here, to be named as the difference."""
     try:
-        runtime: tensorrt.Runtime = flavor.module.Runtime(_logger(flavor.module))
+        return find_flavor(record.flavor)
+    except BackendError:
+        try:
+            return find_flavor()
+        except BackendError as error:
+            raise BackendError(f"{record.name} needs {DISPLAY_NAMES[record.flavor]}: {error}") from None
+
+
+def _deserialise(data: bytes, record: EngineRecord, flavor: Flavor) -> tuple[Any, Any]:
+    """TensorRT's runtime and the engine."""
+    try:
+        runtime = flavor.module.Runtime(_logger(flavor.module))
     except TypeError as error:  # what a factory that returned null becomes, as with a driver that is too old
         raise BackendError(start_refused(flavor, _last_error(_logger(flavor.module)))) from error
     if record.version_compatible and flavor.name == "tensorrt":
@@ -207,7 +238,7 @@ def _create_context(engine: Any, module: ModuleType, own_graphs: bool) -> Any:
     return engine.create_execution_context(config)
 
 
-def _plan(engine: tensorrt.ICudaEngine, record: EngineRecord) -> BufferPlan:
+def _plan(engine: Any, record: EngineRecord) -> BufferPlan:
     try:
         return plan_buffers(engine)
     except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +63,6 @@ class BufferPlan:
         outputs = tuple(tensor.spec for tensor in self.tensors if not tensor.is_input)
         return Signature(inputs=tuple(tensor.spec for tensor in self.inputs), outputs=outputs)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one copy of all buffers."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
 
 def plan_buffers(engine: tensorrt.ICudaEngine) -> BufferPlan:
     """The plan of a deserialised engine with one optimisation profile.
@@ -76,39 +71,27 @@ def plan_buffers(engine: tensorrt.ICudaEngine) -> BufferPlan:
     dynamic.
     """
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
-    dynamic = False
-    batches: set[int] = set()
-    for name in inputs:
-        shape = _sizes(engine.get_tensor_shape(name))
-        if not shape or any(size < 0 for size in shape[1:]):
-            raise ValueError(f"the input {name} has the shape {shape}, only its first dimension may be dynamic")
-        if shape[0] < 0:
-            dynamic = True
-            _, _, largest = engine.get_tensor_profile_shape(name, 0)
-            batches.add(_sizes(largest)[0])
-        else:
-            batches.add(shape[0])
+    specs = {name: _tensor_spec(engine, name) for name in names}
+    inputs = {name: specs[name] for name in names if engine.get_tensor_mode(name).name == "INPUT"}
+    batches = {spec.shape[0] or int(engine.get_tensor_profile_shape(name, 0)[2][0]) for name, spec in inputs.items()}
     if len(batches) != 1:
         raise ValueError(f"its inputs take batches of {sorted(batches)}, expected one size")
     (max_batch,) = batches
-    tensors = tuple(_tensor_plan(engine, name, name in inputs, max_batch) for name in names)
-    return BufferPlan(tensors, max_batch, dynamic)
+    tensors = (
+        TensorPlan(spec, (max_batch, *(size or 0 for size in spec.shape[1:])), name in inputs)
+        for name, spec in specs.items()
+    )
+    return BufferPlan(tuple(tensors), max_batch, any(spec.shape[0] is None for spec in inputs.values()))
 
 
-def _tensor_plan(engine: tensorrt.ICudaEngine, name: str, is_input: bool, max_batch: int) -> TensorPlan:
+def _tensor_spec(engine: tensorrt.ICudaEngine, name: str) -> TensorSpec:
     kind = engine.get_tensor_dtype(name).name
     if kind not in _DTYPES:
         raise ValueError(f"{name} is of type {kind}")
-    shape = _sizes(engine.get_tensor_shape(name))
-    if any(size < 0 for size in shape[1:]):
+    shape = tuple(engine.get_tensor_shape(name))
+    if not shape or any(size < 0 for size in shape[1:]):
         raise ValueError(f"{name} has the shape {shape}, only its first dimension may be dynamic")
-    spec = TensorSpec(name, _DTYPES[kind], (None if shape[0] < 0 else shape[0], *shape[1:]))
-    return TensorPlan(spec, (max_batch, *shape[1:]), is_input)
-
-
-def _sizes(shape: tensorrt.Dims) -> tuple[int, ...]:
-    return tuple(int(shape[index]) for index in range(len(shape)))
+    return TensorSpec(name, _DTYPES[kind], (None if shape[0] < 0 else shape[0], *shape[1:]))
 
 
 def validate_feeds(plan: BufferPlan, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> int:
@@ -128,14 +111,3 @@ def validate_feeds(plan: BufferPlan, feeds: Mapping[str, npt.NDArray[Any]], outp
     if rows < 1 or (not plan.dynamic and rows != plan.max_batch):
         raise ValueError(f"expected a batch of {plan.max_batch}, found {rows}")
     return rows
-
-
-def pieces(rows: int, max_batch: int) -> Iterator[slice]:
-    """The parts that a batch runs in, each of at most `max_batch` rows."""
-    for start in range(0, rows, max_batch):
-        yield slice(start, min(start + max_batch, rows))
-
-
-def is_immutable(array: npt.NDArray[Any]) -> bool:
-    """Whether the array cannot change: read-only, and not a view of another. A copy on the device then stays good."""
-    return not array.flags.writeable and bool(array.flags.owndata)

@@ -1,18 +1,25 @@
-"""The few CUDA calls that running an engine takes, each checked; by cuda-python, of CUDA 12 (JetPack 6) or later."""
+"""CUDA calls, each checked, and what an engine holds on the device; by cuda-python of CUDA 12 (JetPack 6) or later."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Callable
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import BackendError, reason_of
-from ..cuda import CudaDevice
+from ..cuda import CudaDevice, find_device
+from .buffers import BufferPlan
 
+if TYPE_CHECKING:
+    import tensorrt
+
+_LOGGER = logging.getLogger("lavt_edge")
 # cudaError_t
 _OUT_OF_MEMORY = 2
 _NO_DEVICE = (34, 35, 36, 38, 46, 100, 101, 999)
@@ -32,118 +39,59 @@ def import_cuda_runtime() -> Any:
 
 
 class Cuda:
-    """The CUDA runtime on one device. Every method raises BackendError if CUDA reports an error."""
+    """The CUDA runtime on the first device. Every method raises BackendError if CUDA reports an error."""
 
-    def __init__(self, device: int = 0, api: Any = None) -> None:
-        self._api = import_cuda_runtime() if api is None else api
-        self._device = device
+    def __init__(self, api: Any = None) -> None:
+        self.api = import_cuda_runtime() if api is None else api
         self.use()
 
     def use(self) -> None:
         """Make this device the calling thread's."""
-        self._call(self._api.cudaSetDevice, self._device)
+        self.call("cudaSetDevice", 0)
 
     def device(self) -> CudaDevice:
-        """What the device is. Memory is shared if it is the host's own and can be mapped, as on a Jetson."""
-        properties = self._call(self._api.cudaGetDeviceProperties, self._device)
-        attributes = self._api.cudaDeviceAttr
-        shares = all(
-            self._call(self._api.cudaDeviceGetAttribute, attribute, self._device)
-            for attribute in (attributes.cudaDevAttrIntegrated, attributes.cudaDevAttrCanMapHostMemory)
-        )
-        name = properties.name.decode(errors="replace") if isinstance(properties.name, bytes) else str(properties.name)
-        count = self._call(self._api.cudaDeviceGetAttribute, attributes.cudaDevAttrMultiProcessorCount, self._device)
-        return CudaDevice(name.rstrip("\0"), f"{properties.major}.{properties.minor}", shares, int(count))
+        """What the driver says of the device."""
+        device = find_device()
+        if device is None:
+            raise BackendError("no usable CUDA device (its driver does not describe it)")
+        return device
 
-    def free_memory(self) -> int:
-        """Bytes that are free on the device."""
-        free, _ = self._call(self._api.cudaMemGetInfo)
-        return int(free)
-
-    def allocate(self, size: int) -> int:
-        """The address of `size` bytes on the device."""
-        return int(self._call(self._api.cudaMalloc, size))
-
-    def release(self, address: int) -> None:
-        self._call(self._api.cudaFree, address)
-
-    def allocate_host(self, size: int, mapped: bool) -> int:
-        """The address of `size` page-locked bytes on the host; `mapped`: the device can use them in place."""
-        flags = self._api.cudaHostAllocMapped if mapped else self._api.cudaHostAllocDefault
-        return int(self._call(self._api.cudaHostAlloc, size, flags))
-
-    def release_host(self, address: int) -> None:
-        self._call(self._api.cudaFreeHost, address)
-
-    def device_address(self, host: int) -> int:
-        """Where the device sees mapped host memory."""
-        return int(self._call(self._api.cudaHostGetDevicePointer, host, 0))
-
-    def upload(self, device: int, host: int, size: int, stream: Any) -> None:
-        """Copy from page-locked host memory, in the stream's order."""
-        self._call(self._api.cudaMemcpyAsync, device, host, size, self._kind.cudaMemcpyHostToDevice, stream)
-
-    def download(self, host: int, device: int, size: int, stream: Any) -> None:
-        """Copy to page-locked host memory, in the stream's order."""
-        self._call(self._api.cudaMemcpyAsync, host, device, size, self._kind.cudaMemcpyDeviceToHost, stream)
-
-    def create_stream(self) -> Any:
-        """A stream that does not wait for the default one."""
-        return self._call(self._api.cudaStreamCreateWithFlags, self._api.cudaStreamNonBlocking)
-
-    def destroy_stream(self, stream: Any) -> None:
-        self._call(self._api.cudaStreamDestroy, stream)
-
-    def wait(self, stream: Any) -> None:
-        """Until all that the stream was given is done; errors of that work are raised here."""
-        self._call(self._api.cudaStreamSynchronize, stream)
+    def call(self, name: str, *arguments: Any) -> Any:
+        """What the CUDA function of this name returns besides its status: None, a value, or a tuple."""
+        try:
+            error, *values = getattr(self.api, name)(*arguments)
+        except RuntimeError as failure:  # cuda-python 12 if it finds no driver
+            raise BackendError(f"no usable CUDA device ({reason_of(failure)})") from failure
+        if int(error) != 0:
+            self.api.cudaGetLastError()
+            raise BackendError(self._describe(error))
+        return values[0] if len(values) == 1 else tuple(values)
 
     def capture(self, stream: Any, work: Callable[[], bool]) -> Any:
         """What `work` gives the stream, as a graph to launch. Raises BackendError if that cannot be captured.
 
         Other threads may use CUDA meanwhile.
         """
-        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call(self._api.cudaStreamBeginCapture, stream, mode)
+        mode = self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.call("cudaStreamBeginCapture", stream, mode)
         done = False
         try:
             done = work()
         finally:
-            status, *captured = self._api.cudaStreamEndCapture(stream)
+            status, *captured = self.api.cudaStreamEndCapture(stream)
             if int(status) != 0:
-                self._api.cudaGetLastError()  # it would be reported again by the next call
+                self.api.cudaGetLastError()  # it would be reported again by the next call
             elif not done:
-                self._call(self._api.cudaGraphDestroy, captured[0])
+                self.call("cudaGraphDestroy", captured[0])
         if int(status) != 0 or not done:
             raise BackendError(self._describe(status) if int(status) else "TensorRT refused to enqueue")
         try:
-            return self._call(self._api.cudaGraphInstantiate, captured[0], 0)
+            return self.call("cudaGraphInstantiate", captured[0], 0)
         finally:
-            self._call(self._api.cudaGraphDestroy, captured[0])
-
-    def launch(self, graph: Any, stream: Any) -> None:
-        self._call(self._api.cudaGraphLaunch, graph, stream)
-
-    def destroy_graph(self, graph: Any) -> None:
-        self._call(self._api.cudaGraphExecDestroy, graph)
-
-    @property
-    def _kind(self) -> Any:
-        return self._api.cudaMemcpyKind
-
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """A function's value, a tuple if it has several; cuda-python returns (error, values...)."""
-        try:
-            error, *values = function(*arguments)
-        except RuntimeError as failure:  # cuda-python 12 if it finds no driver
-            raise BackendError(f"no usable CUDA device ({reason_of(failure)})") from failure
-        if int(error) != 0:
-            self._api.cudaGetLastError()
-            raise BackendError(self._describe(error))
-        return values[0] if len(values) == 1 else tuple(values)
+            self.call("cudaGraphDestroy", captured[0])
 
     def _describe(self, error: Any) -> str:
-        _, text = self._api.cudaGetErrorString(error)
+        _, text = self.api.cudaGetErrorString(error)
         reason = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
         name = getattr(error, "name", f"error {int(error)}")
         return cuda_message(int(error), str(name), reason)
@@ -158,8 +106,85 @@ def cuda_message(code: int, name: str, reason: str) -> str:
     return f"CUDA failed ({name}: {reason})"
 
 
-def host_array(address: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """Host memory at an address as an array; valid as long as the memory is."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
-    return np.frombuffer(memory, dtype).reshape(shape)
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """A tensor's memory for the largest batch: on the host as `array`, its address, and the device's address of it."""
+
+    array: npt.NDArray[Any]
+    host: int
+    device: int
+
+
+class DeviceResources:
+    """All that must be given back, apart from the backend so that its finalizer does not keep it alive.
+
+    If the buffers are `mapped`, the device uses the host's memory in place and nothing is copied.
+    """
+
+    def __init__(self, cuda: Cuda, mapped: bool) -> None:
+        self.cuda = cuda
+        self.runtime: tensorrt.Runtime | None = None
+        self.engine: tensorrt.ICudaEngine | None = None
+        self.context: Any = None
+        self.stream: Any = None
+        self.graph: Any = None
+        self.buffers: dict[str, Buffer] = {}
+        self._mapped = mapped
+        self._to_free: list[tuple[str, Any]] = []
+
+    def allocate(self, plan: BufferPlan, context: tensorrt.IExecutionContext) -> None:
+        """One stream, which does not wait for the default one, and all buffers of the context."""
+        api, self.context = self.cuda.api, context
+        flags = api.cudaHostAllocMapped if self._mapped else api.cudaHostAllocDefault
+        self.stream = self._make("cudaStreamDestroy", "cudaStreamCreateWithFlags", api.cudaStreamNonBlocking)
+        for tensor in plan.tensors:
+            host = int(self._make("cudaFreeHost", "cudaHostAlloc", tensor.nbytes, flags))
+            if self._mapped:
+                device = int(self.cuda.call("cudaHostGetDevicePointer", host, 0))
+            else:
+                device = int(self._make("cudaFree", "cudaMalloc", tensor.nbytes))
+            memory = memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(host))
+            array = np.frombuffer(memory, tensor.spec.dtype).reshape(tensor.largest)
+            self.buffers[tensor.spec.name] = Buffer(array, host, device)
+            if not context.set_tensor_address(tensor.spec.name, device):
+                raise BackendError(f"TensorRT refused the buffer of {tensor.spec.name}")
+
+    def _make(self, undo: str, name: str, *arguments: Any) -> Any:
+        made = self.cuda.call(name, *arguments)
+        self._to_free.append((undo, made))
+        return made
+
+    def upload(self, buffer: Buffer, rows: int) -> None:
+        """Copy the first rows to the device, in the stream's order."""
+        self._copy(buffer.device, buffer.host, buffer.array[:rows].nbytes, "cudaMemcpyHostToDevice")
+
+    def download(self, buffer: Buffer, rows: int) -> None:
+        """Copy the first rows from the device, in the stream's order."""
+        self._copy(buffer.host, buffer.device, buffer.array[:rows].nbytes, "cudaMemcpyDeviceToHost")
+
+    def _copy(self, target: int, source: int, size: int, kind: str) -> None:
+        if not self._mapped:
+            kinds = self.cuda.api.cudaMemcpyKind
+            self.cuda.call("cudaMemcpyAsync", target, source, size, getattr(kinds, kind), self.stream)
+
+    def drop_graph(self) -> None:
+        if self.graph is not None:
+            graph, self.graph = self.graph, None
+            self.cuda.call("cudaGraphExecDestroy", graph)
+
+    def free(self) -> None:
+        """Everything, in the reverse order; an error on the way is logged and stops nothing."""
+        idle = [("cudaStreamSynchronize", self.stream)] if self.stream is not None else []
+        graph = [("cudaGraphExecDestroy", self.graph)] if self.graph is not None else []
+        self._call_all([("cudaSetDevice", 0), *idle, *graph])
+        self.context = self.graph = None
+        self._call_all(self._to_free[::-1])
+        self.buffers, self._to_free, self.stream = {}, [], None
+        self.engine = self.runtime = None
+
+    def _call_all(self, calls: Iterable[tuple[str, Any]]) -> None:
+        for name, argument in calls:
+            try:
+                self.cuda.call(name, argument)
+            except BackendError as error:
+                _LOGGER.debug("while freeing the device: %s", str(error))

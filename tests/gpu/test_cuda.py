@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,8 @@ class Device:
 
     def load(self, **options: Any) -> TensorRTBackend:
         cuda = Cuda(api=self.api) if self.api else Cuda()
-        if self.mapped and not self.api:
-            found = cuda.device()
-            shares = type(found)(found.name, found.compute_capability, True, found.multiprocessors)
-            cuda.device = lambda: shares  # type: ignore[method-assign]
+        described = self.api.described() if self.api else cuda.device()
+        cuda.device = lambda: replace(described, shares_memory=self.mapped)  # type: ignore[method-assign]
         flavor = Flavor("tensorrt", self.tensorrt, "10.3.0")
         return TensorRTBackend(
             plan("segmenter", None, MAX_BATCH), a_record(max_batch=MAX_BATCH), flavor, cuda, **options
@@ -95,8 +93,8 @@ def test_captured_replayed_and_captured_again_for_another_batch(device: Device) 
     for step, rows in enumerate((1, 1, 1, 1, 2, 2, 2, 3, 5, 5, 1, 1, 1)):
         check(with_graphs, rows, step)
         check(without, rows, step)
-    assert with_graphs.uses_graph
-    assert not without.uses_graph
+    assert with_graphs._held.graph is not None
+    assert without._held.graph is None
     for backend in (with_graphs, without):
         backend.close()
 
@@ -105,10 +103,10 @@ def test_a_replay_does_not_come_back_to_the_engine(device: Device) -> None:
     backend = device.load()
     for step in range(3):
         check(backend, 1, step)
-    before = backend._context.enqueued  # type: ignore[attr-defined]
+    before = backend._held.context.enqueued
     for step in range(5):
         check(backend, 1, step)
-    assert backend._context.enqueued == before  # type: ignore[attr-defined]
+    assert backend._held.context.enqueued == before
     backend.close()
 
 
@@ -120,7 +118,8 @@ def test_another_thread_may_allocate_while_a_graph_is_captured(device: Device) -
         cuda = Cuda(api=device.api) if device.api else Cuda()
         try:
             while not stop.is_set():
-                cuda.release_host(cuda.allocate_host(4096, device.mapped))
+                flags = cuda.api.cudaHostAllocMapped if device.mapped else cuda.api.cudaHostAllocDefault
+                cuda.call("cudaFreeHost", cuda.call("cudaHostAlloc", 4096, flags))
         except BackendError as error:
             errors.append(error)
 
@@ -131,7 +130,7 @@ def test_another_thread_may_allocate_while_a_graph_is_captured(device: Device) -
             backend = device.load()
             for rows in (1, 1, 1, 2, 2, 2):
                 check(backend, rows, step)
-            assert backend.uses_graph
+            assert backend._held.graph is not None
             backend.close()
     finally:
         stop.set()
@@ -162,7 +161,7 @@ def test_out_of_memory_is_one_line_and_leaves_nothing(device: Device) -> None:
     if device.api:
         device.api.failing["cudaHostAlloc"] = OUT_OF_MEMORY
     with pytest.raises(BackendError) as caught:
-        _ = device.load() if device.api else Cuda().allocate(2**50)
+        _ = device.load() if device.api else Cuda().call("cudaMalloc", 2**50)
     assert str(caught.value).startswith("out of GPU memory")
     if device.api:
         device.api.failing.clear()
