@@ -10,6 +10,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import subprocess
@@ -18,8 +19,9 @@ import tempfile
 import time
 import warnings
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,7 @@ from rich.table import Table
 
 from ..._base.exits import run_main
 from ..._base.files import write_whole
+from ..._base.records import OPTIONAL, to_plain
 from ...data.metrics import pixel_agreement, relative_error
 from ...data.shapes import scene_at
 from ...errors import ExitCode, LavtError
@@ -44,11 +47,98 @@ ROOT = Path(__file__).resolve().parents[2]
 SCENES = 20
 _PARTS = ("image graph", "segment", "text graph")
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "cuda-python", "cuda-bindings")
+Logits = npt.NDArray[np.float32]
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def describe_machine() -> dict[str, Any]:
-    """The GPU, TensorRT, and the versions of what runs on them. Raises BackendError where one is missing."""
+@dataclass(frozen=True)
+class Machine:
+    """The GPU, TensorRT, and the versions of what runs on them."""
+
+    gpu: str
+    compute_capability: str
+    shares_memory: bool
+    tensorrt: Mapping[str, str]
+    platform: str
+    python: str
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A test that did not pass: its `kind` is "failure", "error" or "skipped", `message` the first line of why."""
+
+    test: str | None
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class GpuTests:
+    """What pytest reported."""
+
+    exit_code: int
+    tests: int
+    failures: int
+    errors: int
+    skipped: int
+    passed: int
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Build:
+    """A run of `lavt-export trt` with `option`, and the last line that it printed."""
+
+    option: str
+    exit_code: int
+    seconds: float
+    last_line: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image graph or engine: latency by part of a call, and parity with the FP32 graph on ONNX Runtime on the CPU.
+
+    `relative_error` is the largest over the scenes of norm(difference) / norm(logits) (in JSON None if it is not
+    finite), `pixel_agreement` the smallest share of equal mask pixels. A file that cannot run has an `error` instead.
+    """
+
+    file: str
+    runtime: str | None = field(default=None, metadata=OPTIONAL)
+    device: str | None = field(default=None, metadata=OPTIONAL)
+    precision: str | None = field(default=None, metadata=OPTIONAL)
+    verified: bool | None = None
+    relative_error: float | None = field(default=None, metadata=OPTIONAL)
+    pixel_agreement: float | None = field(default=None, metadata=OPTIONAL)
+    milliseconds: Mapping[str, Mapping[str, float]] | None = field(default=None, metadata=OPTIONAL)
+    error: str | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class Check:
+    """The content of gpu-check.json."""
+
+    machine: Machine
+    tests: GpuTests
+    checkpoint: str
+    builds: tuple[Build, ...]
+    table: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether tests ran and all passed, every engine was built, and every file ran with finite logits."""
+        tests_passed = self.tests.exit_code == 0 and self.tests.passed > 0
+        ran = all(row.relative_error is not None and math.isfinite(row.relative_error) for row in self.table)
+        return tests_passed and ran and not any(build.exit_code for build in self.builds)
+
+    def write(self, path: Path) -> None:
+        """Writes it as JSON. Raises OSError."""
+        write_whole(path, (json.dumps(to_plain(self), indent=1, allow_nan=False) + "\n").encode())
+
+
+def describe_machine() -> Machine:
+    """This machine. Raises BackendError if TensorRT or a GPU is missing."""
     device, flavor = Cuda().device(), find_flavor()
     versions = {}
     for package in _PACKAGES:
@@ -56,19 +146,19 @@ def describe_machine() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {
-        "gpu": device.name,
-        "compute_capability": device.compute_capability,
-        "shares_memory": device.shares_memory,
-        "tensorrt": {"flavor": flavor.name, "version": flavor.version},
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": versions,
-    }
+    return Machine(
+        gpu=device.name,
+        compute_capability=device.compute_capability,
+        shares_memory=device.shares_memory,
+        tensorrt={"flavor": flavor.name, "version": flavor.version},
+        platform=platform.platform(),
+        python=platform.python_version(),
+        packages=versions,
+    )
 
 
-def run_tests(bundle: Path) -> dict[str, Any]:
-    """Runs the tests marked `gpu`: counts, seconds, and name and message of each that did not pass.
+def run_tests(bundle: Path) -> GpuTests:
+    """Runs the tests marked `gpu`.
 
     Those in tests/gpu need the runtime and pytest alone, and take `bundle`; the others what exporting needs.
     """
@@ -80,27 +170,26 @@ def run_tests(bundle: Path) -> dict[str, Any]:
         environment = {**os.environ, "LAVT_EDGE_GPU_BUNDLE": str(bundle.resolve())}
         code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         suites = ElementTree.parse(report).getroot().iter("testsuite") if report.is_file() else iter(())
-        return {"exit_code": code, **summarise(list(suites))}
+        return summarise(code, list(suites))
 
 
-def summarise(suites: list[ElementTree.Element]) -> dict[str, Any]:
-    """The counts of a JUnit report, and what did not pass with the first line of why."""
-    counts = {
-        name: sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "failures", "errors", "skipped")
-    }
-    problems = [
-        {"test": case.get("name"), "kind": problem.tag, "message": (problem.get("message") or "").split("\n")[0]}
+def summarise(exit_code: int, suites: Sequence[ElementTree.Element]) -> GpuTests:
+    """What the suites of a JUnit report say."""
+    tests, failures, errors, skipped = (
+        sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "failures", "errors", "skipped")
+    )
+    problems = tuple(
+        Problem(case.get("name"), problem.tag, (problem.get("message") or "").split("\n")[0])
         for suite in suites
         for case in suite.iter("testcase")
         for problem in case
         if problem.tag in ("failure", "error", "skipped")
-    ]
-    passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
-    return {**counts, "passed": passed, "problems": problems}
+    )
+    return GpuTests(exit_code, tests, failures, errors, skipped, tests - failures - errors - skipped, problems)
 
 
 def export_demo(folder: Path) -> Path:
-    """The demo model's bundle in `folder`. Raises LavtError where the packages for exporting are missing."""
+    """The demo model's bundle in `folder`. Raises LavtError if the packages for exporting are missing."""
     try:
         from ...export.source import export_demo as export
 
@@ -113,66 +202,53 @@ def export_demo(folder: Path) -> Path:
     return folder / "bundle"
 
 
-def build_engines(bundle: Path) -> list[dict[str, Any]]:
-    """Runs `lavt-export trt` for every precision: option, exit code, seconds, and the last line that it printed."""
-    done = []
+def build_engines(bundle: Path) -> tuple[Build, ...]:
+    """Runs `lavt-export trt` for every precision."""
+    builds = []
     for option in ("--fp16", "--int8"):
         command = [sys.executable, "-c", "from lavt_edge.cli import export_main; export_main()", "trt", str(bundle)]
         start = time.perf_counter()
         run = subprocess.run([*command, option], capture_output=True, text=True)
-        lines = (run.stderr if run.returncode else run.stdout).strip().splitlines()
-        last = lines[-1] if lines else ""
-        done.append(
-            {
-                "option": option,
-                "exit_code": run.returncode,
-                "seconds": round(time.perf_counter() - start, 1),
-                "last_line": last,
-            }
-        )
+        seconds = round(time.perf_counter() - start, 1)
+        last = ((run.stderr if run.returncode else run.stdout).strip().splitlines() or [""])[-1]
+        builds.append(Build(option, run.returncode, seconds, last))
         out.print(f"lavt-export trt {bundle} {option}: {'done' if run.returncode == 0 else last}")
-    return done
+    return tuple(builds)
 
 
-def measure_bundle(bundle: Path, rounds: int) -> list[dict[str, Any]]:
-    """A row for each image graph and engine: latency, and parity with the fp32 graph on ONNX Runtime on the CPU.
-
-    `relative_error` is the largest over the scenes of norm(difference) / norm(logits), `pixel_agreement` the smallest
-    share of equal mask pixels. A file that cannot run has an `error` instead.
-    """
+def measure_bundle(bundle: Path, rounds: int) -> tuple[Row, ...]:
+    """A row for each image graph and engine."""
     manifest = open_bundle(bundle).manifest
     with Segmenter.load(bundle / (manifest.find("segmenter", "fp32") or ""), device="cpu") as reference:
-        wanted = _logits(reference)
+        expected = _logits(reference)
     names = [name for name, entry in manifest.files.items() if entry.role == "segmenter"]
     names += [name for name, engine in manifest.engines.items() if engine.get("role") == "segmenter"]
-    rows = []
-    for name in names:
-        row: dict[str, Any] = {"file": name}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UnverifiedEngineWarning)
-                segmenter = Segmenter.load(bundle / name, prompt_cache=1)
-            with segmenter:
-                row |= {"runtime": segmenter.runtime, "device": segmenter.device, "precision": segmenter.precision}
-                row |= {"verified": manifest.engines.get(name, {}).get("verified")}
-                row |= compare(_logits(segmenter), wanted)
-                row["milliseconds"] = _latency(segmenter, rounds)
-        except LavtError as error:
-            row["error"] = str(error)
-        rows.append(row)
-    return rows
+    return tuple(measure_file(bundle / name, expected, rounds) for name in names)
 
 
-def compare(found: list[npt.NDArray[np.float32]], wanted: list[npt.NDArray[np.float32]]) -> dict[str, float]:
-    """`relative_error` and `pixel_agreement` of logits (2,H,W), the worst over the cases."""
-    pairs = list(zip(found, wanted, strict=True))
-    return {
-        "relative_error": max(relative_error(*pair) for pair in pairs),
-        "pixel_agreement": min(pixel_agreement(*pair) for pair in pairs),
-    }
+def measure_file(path: Path, expected: Sequence[Logits], rounds: int) -> Row:
+    """The row of one file, beside the logits (2,H,W) expected of each scene."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnverifiedEngineWarning)
+            segmenter = Segmenter.load(path, prompt_cache=1)
+        with segmenter:
+            pairs = list(zip(_logits(segmenter), expected, strict=True))
+            return Row(
+                path.name,
+                runtime=segmenter.runtime,
+                device=segmenter.device,
+                precision=segmenter.precision,
+                verified=segmenter.manifest.engines.get(path.name, {}).get("verified"),
+                relative_error=max(relative_error(*pair) for pair in pairs),
+                pixel_agreement=min(pixel_agreement(*pair) for pair in pairs),
+                milliseconds=_latency(segmenter, rounds),
+            )
+    except LavtError as error:
+        return Row(path.name, error=str(error))
 
 
-def _logits(segmenter: Segmenter) -> list[npt.NDArray[np.float32]]:
+def _logits(segmenter: Segmenter) -> list[Logits]:
     rows = segmenter.manifest.input.batch or 1
     made = []
     for index in range(SCENES):
@@ -186,24 +262,24 @@ def _logits(segmenter: Segmenter) -> list[npt.NDArray[np.float32]]:
 def _latency(segmenter: Segmenter, rounds: int) -> dict[str, dict[str, float]]:
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     split = measure_split(segmenter, noise, "the man in red", warmup=10, rounds=rounds)
-    times = zip(_PARTS, (split.parts["image"], split.calls, split.parts["text_cold"]), strict=True)
-    names = ("median", "p90", "p99")
+    times = (split.parts["image"], split.calls, split.parts["text_cold"])
+    percentiles = (1e3 * np.percentile(times, (50, 90, 99), axis=1)).T.tolist()
     return {
-        part: dict(zip(names, (1e3 * np.percentile(seconds, (50, 90, 99))).tolist(), strict=True))
-        for part, seconds in times
+        part: dict(zip(("median", "p90", "p99"), row, strict=True))
+        for part, row in zip(_PARTS, percentiles, strict=True)
     }
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: Sequence[Row]) -> None:
     """Median milliseconds, relative error and pixel agreement of each file."""
     table = Table("file", "runs on", *_PARTS, "relative error", "pixel agreement", title="median milliseconds")
     for row in rows:
-        if "error" in row:
-            table.add_row(row["file"], row["error"])
+        if row.milliseconds is None:
+            table.add_row(row.file, row.error)
             continue
-        medians = [f"{row['milliseconds'][part]['median']:.2f}" for part in _PARTS]
-        parity = (f"{row['relative_error']:.1e}", f"{100 * row['pixel_agreement']:.3f} %")
-        table.add_row(row["file"], f"{row['runtime']}, {row['device']}", *medians, *parity)
+        medians = [f"{row.milliseconds[part]['median']:.2f}" for part in _PARTS]
+        parity = (f"{row.relative_error:.1e}", f"{100 * (row.pixel_agreement or 0):.3f} %")
+        table.add_row(row.file, f"{row.runtime}, {row.device}", *medians, *parity)
     Console(width=max(out.width, 140)).print(table)
 
 
@@ -212,20 +288,15 @@ def check(bundle: Path | None, output: Path, rounds: int) -> bool:
     if not cuda_device_count():
         raise LavtError("no CUDA device was found: make gpu-check needs a CUDA machine or a Jetson")
     machine = describe_machine()
-    out.print(f"{machine['gpu']}, {machine['tensorrt']['flavor']} {machine['tensorrt']['version']}")
+    out.print(f"{machine.gpu}, {' '.join(machine.tensorrt.values())}")
     with tempfile.TemporaryDirectory() as folder:
         used = export_demo(Path(folder)) if bundle is None else bundle
-        tests = run_tests(used)
-        builds = build_engines(used)
-        rows = measure_bundle(used, rounds)
         checkpoint = open_bundle(used).manifest.checkpoint.name
-    print_table(rows)
-    report = {"machine": machine, "tests": tests, "checkpoint": checkpoint, "builds": builds, "table": rows}
-    write_whole(output, (json.dumps(report, indent=1) + "\n").encode())
-    passed = tests["exit_code"] == 0 and tests["passed"] > 0
-    passed = passed and not any(row.get("error") for row in rows) and not any(build["exit_code"] for build in builds)
-    out.print(f"{output}: {'everything passed' if passed else 'NOT everything passed'}; send it back")
-    return passed
+        done = Check(machine, run_tests(used), checkpoint, build_engines(used), measure_bundle(used, rounds))
+    print_table(done.table)
+    done.write(output)
+    out.print(f"{output}: {'everything passed' if done.passed else 'NOT everything passed'}; send it back")
+    return done.passed
 
 
 def main() -> None:
