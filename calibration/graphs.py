@@ -12,7 +12,9 @@ import onnx_ir as ir
 from ..errors import BundleError
 from ..runtime.bundle import Bundle
 
-FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+LOW = {"fp16": HALF, "bf16": BRAIN}
+"""The types of graphs in 16 bits."""
 
 # What moves numbers and changes none of them; the data is the first input.
 MOVEMENT = frozenset({"Reshape", "Transpose", "Gather", "Split", "Slice", "Squeeze", "Unsqueeze", "Flatten"})
@@ -28,7 +30,7 @@ def load_graph(bundle: Bundle, role: str) -> ir.Model:
 
 
 def is_float(value: ir.Value) -> bool:
-    return value.dtype in (FLOAT, HALF)
+    return value.dtype in (FLOAT, HALF, BRAIN)
 
 
 def constant(graph: ir.Graph, name: str, array: npt.ArrayLike) -> ir.Value:

@@ -1,4 +1,4 @@
-"""FP16 graphs: every tensor half precision but for islands of FP32, each with its reason.
+"""Graphs in 16 bits, FP16 or bfloat16: every tensor but for islands of FP32, each with its reason.
 
 Types stand in the graph, as TensorRT 11 wants them: a cast where a value crosses between the two. Movement (Reshape,
 Gather, ...) takes the type that comes in, so it costs no cast.
@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..export.rewrites.names import fp32_reason
-from .graphs import FLOAT, HALF, MOVEMENT, array_of, constant, drop_unused, insert_after, is_float, new_output
+from .graphs import BRAIN, FLOAT, HALF, MOVEMENT, array_of, constant, drop_unused, insert_after, is_float, new_output
 
 MAX_HALF = 65504.0
 HEADROOM = 8.0
@@ -22,15 +22,17 @@ LEAST_HALF = 2.0**-13
 
 Range = tuple[float, float]
 
+_SUFFIX = {FLOAT: "fp32", HALF: "fp16", BRAIN: "bf16"}
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
-def find_islands(model: ir.Model, ranges: Mapping[str, Range]) -> dict[str, str]:
-    """The nodes that stay in FP32, with the reason for each.
+def find_islands(model: ir.Model, ranges: Mapping[str, Range], low: ir.DataType = HALF) -> dict[str, str]:
+    """The nodes of a graph in type `low` that stay in FP32, with the reason for each.
 
     By structure, and by `ranges` (smallest and largest value of each tensor on calibration data): a tensor that comes
     within HEADROOM of FP16's largest number, or that is so small that FP16 would lose its digits, stays FP32 with the
-    node that makes it and the nodes that read it. So do nodes whose weights are such.
+    node that makes it and the nodes that read it. So do nodes whose weights are such. bfloat16 has the range of FP32:
+    its islands are by structure alone.
     """
     islands: dict[str, str] = {}
     for node in model.graph:
@@ -38,7 +40,7 @@ def find_islands(model: ir.Model, ranges: Mapping[str, Range]) -> dict[str, str]
         reason = fp32_reason(name)
         if reason:
             islands[name] = reason
-        if node.op_type in MOVEMENT:
+        if node.op_type in MOVEMENT or low == BRAIN:
             continue
         read = node.inputs[:1] if node.op_type in _QDQ else node.inputs  # a scale is no tensor's value
         for value in [*read, *node.outputs]:
@@ -88,12 +90,12 @@ def _moved_from(value: ir.Value) -> ir.Value:
     return value
 
 
-def to_half(model: ir.Model, islands: Mapping[str, str]) -> None:
-    """Types a FP32 graph, in place: nodes in `islands` FP32, all others FP16; inputs and outputs keep their types."""
+def to_half(model: ir.Model, islands: Mapping[str, str], low: ir.DataType = HALF) -> None:
+    """Types a FP32 graph, in place: nodes in `islands` FP32, all others `low`; inputs and outputs keep their types."""
     graph = model.graph
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(graph):
-        wanted = _type_of(node, islands)
+        wanted = _type_of(node, islands, low)
         if node.op_type == "Cast" and is_float(node.outputs[0]):
             node.attributes["to"] = ir.AttrInt64("to", int(wanted))
         else:
@@ -106,26 +108,26 @@ def to_half(model: ir.Model, islands: Mapping[str, str]) -> None:
             if is_float(value):
                 value.dtype = wanted
     for i, value in enumerate(list(graph.outputs)):
-        if value.dtype == HALF:
+        if value.dtype == low:
             name, graph.outputs[i] = str(value.name), _cast(graph, value, FLOAT)
-            value.name, graph.outputs[i].name = f"{name}.fp16", name
+            value.name, graph.outputs[i].name = f"{name}.{_SUFFIX[low]}", name
     drop_unused(model)
 
 
-def _type_of(node: ir.Node, islands: Mapping[str, str]) -> ir.DataType:
+def _type_of(node: ir.Node, islands: Mapping[str, str], low: ir.DataType) -> ir.DataType:
     """The type of a node's float inputs and outputs, once the nodes before it have theirs."""
     if node.op_type != "QuantizeLinear" and not any(map(is_float, node.outputs)):  # such as a comparison
-        return FLOAT if any(value is not None and value.dtype == FLOAT for value in node.inputs) else HALF
+        return FLOAT if any(value is not None and value.dtype == FLOAT for value in node.inputs) else low
     if node.name in islands:
         return FLOAT
     source = node.inputs[0]
     moves = node.op_type in MOVEMENT and source is not None and source.const_value is None
-    return FLOAT if moves and source is not None and source.dtype != HALF else HALF
+    return FLOAT if moves and source is not None and source.dtype != low else low
 
 
 def _cast(graph: ir.Graph, value: ir.Value, wanted: ir.DataType) -> ir.Value:
     """A value in another type: a constant of its own, or through a Cast behind the node that makes it."""
-    suffix = "fp16" if wanted == HALF else "fp32"
+    suffix = _SUFFIX[wanted]
     if value.const_value is not None:
         return constant(graph, f"{value.name}.{suffix}", array_of(value).astype(wanted.numpy()))
     cast = new_output("Cast", [value], f"{value.name}/Cast.{suffix}", wanted, value.shape, to=int(wanted))
@@ -134,27 +136,29 @@ def _cast(graph: ir.Graph, value: ir.Value, wanted: ir.DataType) -> ir.Value:
 
 
 def emulate_half(model: ir.Model) -> None:
-    """Makes a FP16 graph compute what a GPU computes, on a CPU in FP32, in place: every FP16 result is rounded.
+    """Makes a graph in 16 bits compute what a GPU computes, on a CPU in FP32, in place: every result is rounded.
 
-    ONNX Runtime on a CPU runs a FP16 graph in FP32 and drops the casts in between, so an overflow does not show there.
-    Here every tensor that would be FP16 is rounded to it and back explicitly: FP16 storage, FP32 accumulation.
+    ONNX Runtime on a CPU runs a FP16 graph in FP32 and drops the casts in between, so an overflow does not show there;
+    one in bfloat16 it does not run. Here every tensor that would be of 16 bits is rounded to its type and back
+    explicitly: storage in 16 bits, accumulation in FP32.
     """
     graph = model.graph
     for value in list(graph.initializers.values()):
-        if value.dtype == HALF and value.const_value is not None:
+        if value.dtype in (HALF, BRAIN) and value.const_value is not None:
             value.const_value = ir.tensor(array_of(value).astype(np.float32), name=value.name)
             value.dtype = FLOAT
     for node in list(graph):
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == HALF:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in (HALF, BRAIN):
             node.attributes["to"] = ir.AttrInt64("to", int(FLOAT))
         for value in list(node.outputs):
-            if value.dtype != HALF:
+            low = value.dtype
+            if low not in (HALF, BRAIN):
                 continue
             value.dtype = FLOAT
             if node.op_type in MOVEMENT:
                 continue  # rounded already
             readers = list(value.uses())
-            rounded = new_output("Cast", [value], f"{value.name}/Round", HALF, value.shape, to=int(HALF))
+            rounded = new_output("Cast", [value], f"{value.name}/Round", low, value.shape, to=int(low))
             back = new_output("Cast", [rounded], f"{value.name}/Rounded", FLOAT, value.shape, to=int(FLOAT))
             for reader, i in readers:
                 reader.replace_input_with(i, back)

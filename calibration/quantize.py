@@ -1,4 +1,4 @@
-"""`lavt-export quantize`: FP16 and INT8 graphs of a bundle, from calibration, judged before they get their names."""
+"""`lavt-export quantize`: graphs in 16 bits and in INT8, from calibration, judged before they get their names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..runtime.manifest import FileEntry, Manifest
 from ..runtime.update import BundleUpdate, update_bundle
 from .calibrate import calibrate, calibration_key, delete_state
 from .evaluator import Evaluator, Figures
-from .graphs import load_graph
+from .graphs import LOW, load_graph
 from .half import Range, emulate_half, find_islands, to_half
 from .passes import Targets
 from .placement import GroupLoss, draw_ranking, select_int8_groups
@@ -31,8 +31,9 @@ from .sample import DataOptions, Sample, draw_sample
 from .smoothing import apply_smoothing
 from .thresholds import METHODS
 
-# Against the FP32 graphs on held-out sentences: what FP16 may cost before it is refused.
-HALF_MAX_DROP, HALF_MAX_ERROR = 0.25, 0.02
+# Against the FP32 graphs on held-out sentences: what 16 bits may cost before they are refused. bfloat16 has 8 bits of
+# precision, FP16 has 11: its logits differ by up to 2^3 as much.
+HALF_MAX_DROP, HALF_MAX_ERROR = 0.25, {"fp16": 0.02, "bf16": 0.16}
 TEXT_MAX_ERROR = 0.003
 
 
@@ -69,11 +70,11 @@ class QuantizeResult:
     manifest: Manifest
     """The bundle's manifest as it is now."""
     precision: str
-    """The new graph's: "fp16", "int8", or "int8-cpu" with FP32 for the rest."""
+    """The new graph's: "fp16", "bf16", "int8", or "int8-cpu" with FP32 for the rest."""
     figures: Figures
     """What the new graph keeps of the FP32 graph's accuracy."""
     total_macs: int = 0
-    """Multiply-accumulates of the image graph for one image; 0 for FP16, as the two fields below."""
+    """Multiply-accumulates of the image graph for one image; 0 but for INT8, as the two fields below."""
     int8_share: float = 0.0
     """The share of them that runs in INT8, 0 to 1."""
     ranking: Sequence[GroupLoss] = ()
@@ -89,7 +90,7 @@ def quantize_bundle(
     report: Report = ignore,
     progress: Progress = ignore,
 ) -> QuantizeResult:
-    """Adds FP16 or INT8 graphs to a bundle, all of them or none.
+    """Adds FP16, bfloat16 or INT8 graphs to a bundle, all of them or none.
 
     The calibration is kept in the bundle as `calibration.json` and used again for the same graphs and data.
 
@@ -101,8 +102,8 @@ def quantize_bundle(
 
     Args:
         bundle: the folder that `lavt-export onnx` wrote.
-        precision: "fp16" adds `segmenter.fp16.onnx` and `text_encoder.fp16.onnx`; "int8" adds `segmenter.int8.onnx`,
-            or `segmenter.int8-cpu.onnx` if the rest is FP32, and a chart of its layer groups.
+        precision: "fp16" adds `segmenter.fp16.onnx` and `text_encoder.fp16.onnx`, "bf16" likewise; "int8" adds
+            `segmenter.int8.onnx`, or `segmenter.int8-cpu.onnx` if the rest is FP32, and a chart of its layer groups.
         options: how INT8 is placed and what to calibrate on; by default generated scenes.
         replace: make graphs again that the bundle has already.
         report: called with the name of each step as it begins.
@@ -115,8 +116,8 @@ def quantize_bundle(
     """
     options = options or QuantizeOptions()
     root = Path(bundle)
-    if precision not in ("fp16", "int8"):
-        raise ExportError(f"precision {precision!r}: give fp16 or int8")
+    if precision not in (*LOW, "int8"):
+        raise ExportError(f"precision {precision!r}: give fp16, bf16 or int8")
     name = "int8-cpu" if precision == "int8" and options.rest == "fp32" else precision
     _open_without(root, name, replace)  # refused before any work
     report("drawing the sample")
@@ -126,7 +127,7 @@ def quantize_bundle(
         calibration = _calibration(opened, sample, change, report, progress)
         report("segmenting the held-out sentences in FP32")
         work = _Work(opened, calibration, Evaluator(opened, sample, progress), change, report, progress)
-        return _add_half(work) if precision == "fp16" else _add_int8(work, options, name)
+        return _add_half(work, precision) if precision in LOW else _add_int8(work, options, name)
 
 
 def _open_without(root: Path, precision: str, replace_it: bool) -> Bundle:
@@ -187,51 +188,56 @@ class _Work:
         )
 
 
-def _add_half(work: _Work) -> QuantizeResult:
+def _add_half(work: _Work, precision: str) -> QuantizeResult:
     work.report("typing the text encoder")
     plain = load_graph(work.bundle, "segmenter")
     text, text_islands = half_text(
-        work.bundle, work.calibration, lambda text: work.evaluator.evaluate(plain, text=text).relative_error
+        work.bundle,
+        work.calibration,
+        lambda text: work.evaluator.evaluate(plain, text=text).relative_error,
+        precision,
     )
     work.report("typing the segmenter")
-    image, image_islands = half_graph(work.bundle, "segmenter", work.calibration)
-    entries = work.save(text, "text_encoder", "fp16") | work.save(image, "segmenter", "fp16")
+    image, image_islands = half_graph(work.bundle, "segmenter", work.calibration, precision)
+    entries = work.save(text, "text_encoder", precision) | work.save(image, "segmenter", precision)
     emulate_half(text)
     emulate_half(image)
     work.report("checking against FP32")
     figures = work.evaluator.evaluate(image, text=text, progress=work.progress)
-    if not (figures.drop <= HALF_MAX_DROP and figures.relative_error <= HALF_MAX_ERROR):
+    if not (figures.drop <= HALF_MAX_DROP and figures.relative_error <= HALF_MAX_ERROR[precision]):
         raise ExportError(
-            f"FP16 loses too much: {figures.drop:.2f} points of mean IoU, relative error {figures.relative_error:.1e}; "
-            "nothing was written"
+            f"{precision.upper()} loses too much: {figures.drop:.2f} points of mean IoU, relative error "
+            f"{figures.relative_error:.1e}; nothing was written"
         )
     islands = {"text_encoder": text_islands, "segmenter": image_islands}
-    return QuantizeResult(work.commit("fp16", entries, figures, islands=islands), "fp16", figures)
+    return QuantizeResult(work.commit(precision, entries, figures, islands=islands), precision, figures)
 
 
 def half_text(
-    bundle: Bundle, calibration: Calibration, error: Callable[[ir.Model], float]
+    bundle: Bundle, calibration: Calibration, error: Callable[[ir.Model], float], precision: str = "fp16"
 ) -> tuple[ir.Model, dict[str, str]]:
-    """The text graph in FP16, or all in FP32 if FP16 costs too much; and its islands with their reasons.
+    """The text graph in 16 bits, or all in FP32 if they cost too much; and its islands with their reasons.
 
     `error` gives the relative error of the logits behind a text graph. What tells words apart may be small beside what
-    they share, most of all in a BERT that was never trained, and FP16 rounds the sum of both.
+    they share, most of all in a BERT that was never trained, and 16 bits round the sum of both.
     """
-    emulated, _ = half_graph(bundle, "text_encoder", calibration)
+    emulated, _ = half_graph(bundle, "text_encoder", calibration, precision)
     emulate_half(emulated)
     cost = error(emulated)
     if cost <= TEXT_MAX_ERROR:
-        return half_graph(bundle, "text_encoder", calibration)
+        return half_graph(bundle, "text_encoder", calibration, precision)
     model = load_graph(bundle, "text_encoder")
-    reason = f"FP16 words move the logits by {cost:.1e}, more than {TEXT_MAX_ERROR:g}"
+    reason = f"{precision.upper()} words move the logits by {cost:.1e}, more than {TEXT_MAX_ERROR:g}"
     return model, {str(node.name): reason for node in model.graph}
 
 
-def half_graph(bundle: Bundle, role: str, calibration: Calibration) -> tuple[ir.Model, dict[str, str]]:
-    """A graph in FP16, and its islands of FP32 with their reasons."""
-    model = load_graph(bundle, role)
-    islands = find_islands(model, calibration.ranges[role])
-    to_half(model, islands)
+def half_graph(
+    bundle: Bundle, role: str, calibration: Calibration, precision: str = "fp16"
+) -> tuple[ir.Model, dict[str, str]]:
+    """A graph in 16 bits, and its islands of FP32 with their reasons."""
+    model, low = load_graph(bundle, role), LOW[precision]
+    islands = find_islands(model, calibration.ranges[role], low)
+    to_half(model, islands, low)
     return model, islands
 
 

@@ -81,6 +81,7 @@ def export_quantize(
     context: typer.Context,
     bundle: Bundle,
     fp16: Annotated[bool, typer.Option("--fp16", help="Add FP16 graphs; sensitive nodes stay in FP32.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Add bfloat16 graphs: FP32's range, for TensorRT.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Add an INT8 image graph.")] = False,
     calibration_data: Annotated[
         Path | None, typer.Option(help="The folder with the data sets; default: generated scenes.")
@@ -99,10 +100,11 @@ def export_quantize(
     max_drop: Annotated[float, typer.Option(help="Points of mean IoU that INT8 may lose.")] = 0.5,
     force: Force = False,
 ) -> None:
-    """Add calibrated FP16 or INT8 graphs to a bundle, and measure the accuracy that they keep."""
-    if fp16 == int8:
-        raise LavtError("give one of --fp16 and --int8")
-    if fp16:
+    """Add calibrated FP16, bfloat16 or INT8 graphs to a bundle, and measure the accuracy that they keep."""
+    precision = _one_of(fp16=fp16, bf16=bf16, int8=int8)
+    if precision is None:
+        raise LavtError("give one of --fp16, --bf16 and --int8")
+    if precision != "int8":
         refuse(context, ("method", "policy", "rest", "max_drop"), "is for --int8; leave it out")
     if calibration_data is None:
         refuse(context, ("dataset", "split_by"), "needs --calibration-data, the folder with the data sets")
@@ -119,10 +121,16 @@ def export_quantize(
     )
     options = QuantizeOptions(policy=policy, method=method, rest=rest, max_drop=max_drop, data=data)
     with progress_bar() as (report, progress):
-        result = quantize_bundle(
-            bundle, "fp16" if fp16 else "int8", options, replace=force, report=report, progress=progress
-        )
+        result = quantize_bundle(bundle, precision, options, replace=force, report=report, progress=progress)
     _print_result(bundle, result, rest)
+
+
+def _one_of(**options: bool) -> str | None:
+    """The one option that is on; None if none is. Raises LavtError if several are."""
+    given = [name for name, on in options.items() if on]
+    if len(given) > 1:
+        raise LavtError(f"give one of --{', --'.join(given[:-1])} and --{given[-1]}")
+    return given[0] if given else None
 
 
 def _print_result(bundle: Path, result: QuantizeResult, rest: str) -> None:
@@ -152,6 +160,8 @@ def _print_result(bundle: Path, result: QuantizeResult, rest: str) -> None:
 def export_trt(
     bundle: Bundle,
     fp16: Annotated[bool, typer.Option("--fp16", help="Build FP16 engines (default).")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Build bfloat16 engines.")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Build FP32 engines: slow, and nothing is rounded.")] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="Build an INT8 image engine; the text encoder's is FP16.")
     ] = False,
@@ -184,13 +194,11 @@ def export_trt(
     ] = False,
 ) -> None:
     """Build a bundle's TensorRT engines, on the device that will run them."""
-    if fp16 and int8:
-        raise LavtError("give one of --fp16 and --int8")
     from ..export.engines.bundle import build_engines, missing_graphs
     from ..export.engines.options import EngineOptions, parse_bytes, parse_targets
 
     options = EngineOptions(
-        precision="int8" if int8 else "fp16",
+        precision=_one_of(fp16=fp16, bf16=bf16, fp32=fp32, int8=int8) or "fp16",
         flavor=flavor,
         workspace=None if workspace is None else parse_bytes(workspace),
         optimization_level=optimization_level,

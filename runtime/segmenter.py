@@ -86,7 +86,8 @@ class Segmenter:
         """Load a bundle; its files are verified first.
 
         Of a folder the best engine that fits this machine is taken: verified ones before unverified ones, then fp16,
-        int8, fp32. It must be for this TensorRT, version and GPU. If none fits, or on the CPU, it is the ONNX graph.
+        bf16, int8, fp32. It must be for this TensorRT, version and GPU. If none fits, or on the CPU, it is the ONNX
+        graph.
 
         Args:
             path: the bundle's folder, or one of the image graphs (.engine, .onnx) inside it.

@@ -208,7 +208,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            ([], "give one of --fp16 and --int8"),
+            ([], "give one of --fp16, --bf16 and --int8"),
             (["--fp16", "--int8"], "give one of --fp16 and --int8"),
             (["--int8", "--method", "best"], "method 'best': give one of mse"),
             (["--int8", "--policy", "all"], "policy 'all': give one of auto"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 from lavt_edge.calibration import quantize
 from lavt_edge.calibration.evaluator import Evaluator
@@ -12,9 +14,10 @@ from lavt_edge.calibration.half import emulate_half, find_islands
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle
 from lavt_edge.calibration.record import read_calibration
 from lavt_edge.calibration.sample import draw_sample
-from lavt_edge.errors import ExportError
+from lavt_edge.errors import BackendError, ExportError
 from lavt_edge.export import ExportOptions, export_bundle
 from lavt_edge.export.source import open_source
+from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.tests.test_quantize import options as options  # a fixture
 from lavt_edge.tests.test_quantize import root as root  # a fixture
@@ -51,6 +54,28 @@ class TestOverflow:
         low, high = calibration.ranges["segmenter"]["stage2.block1.attn.qkv/Add"]
         assert max(-low, high) > 65504
 
+    def test_it_is_right_in_bfloat16_without_an_island_for_it(
+        self, overflow_bundle: Path, options: QuantizeOptions
+    ) -> None:
+        """bfloat16 has the range of FP32: only what the structure asks for stays in FP32."""
+        outcome = quantize_bundle(overflow_bundle, "bf16", options)
+        assert outcome.figures.relative_error < 0.16
+        assert outcome.figures.pixel_agreement > 0.99
+        islands = outcome.manifest.precisions["bf16"]["islands"]["segmenter"]
+        assert islands
+        assert not [reason for reason in islands.values() if "reaches" in reason or "below" in reason]
+        graph = ir.load(overflow_bundle / "segmenter.bf16.onnx").graph
+        types = Counter(value.dtype for node in graph for value in node.outputs)
+        assert types[ir.DataType.FLOAT16] == 0
+        assert types[ir.DataType.BFLOAT16] > types[ir.DataType.FLOAT] > 0
+        assert [value.dtype for value in graph.outputs] == [ir.DataType.FLOAT, ir.DataType.UINT8]
+
+    def test_a_cpu_says_that_it_has_no_bfloat16(self, overflow_bundle: Path) -> None:
+        with pytest.raises(BackendError) as refused:
+            Segmenter.load(overflow_bundle, precision="bf16", device="cpu")
+        assert "bf16" in str(refused.value)
+        assert "\n" not in str(refused.value)
+
     def test_it_is_right_in_int8(self, overflow_bundle: Path, options: QuantizeOptions) -> None:
         outcome = quantize_bundle(overflow_bundle, "int8", options)
         assert outcome.figures.drop <= options.max_drop
@@ -63,7 +88,7 @@ class TestOverflow:
     def test_without_the_islands_it_is_refused(
         self, overflow_bundle: Path, options: QuantizeOptions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(quantize, "find_islands", lambda model, ranges: {})
+        monkeypatch.setattr(quantize, "find_islands", lambda *arguments: {})
         with pytest.raises(ExportError, match="FP16 loses too much"):
             quantize_bundle(overflow_bundle, "fp16", options, replace=True)
 

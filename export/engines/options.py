@@ -13,7 +13,7 @@ from ...runtime.manifest import InputSpec
 from ...runtime.tensorrt.flavor import FLAVORS
 from ...runtime.tensorrt.record import DISPLAY_NAMES
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 _UNITS = {"": 2**20, "k": 2**10, "m": 2**20, "g": 2**30}
 _LEAST_WORKSPACE = 2**20
 _AMPERE = 80

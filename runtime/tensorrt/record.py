@@ -22,7 +22,7 @@ _MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
 _LAST_KNOWN_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
 _HEADER_BYTES = 64
 # Nearest to the checkpoint first: int8 is taken if it is asked for, or if it is all there is.
-_PREFERENCE = ("fp16", "int8", "fp32")
+_PREFERENCE = ("fp16", "bf16", "int8", "fp32")
 # What the fields of a record look like, if their type does not say it.
 _PATTERNS = {
     "role": "|".join(GRAPH_ROLES),
@@ -109,8 +109,7 @@ def _fits(value: object, kind: Any, pattern: str) -> bool:
 
 def rebuild_command(root: Path, precision: str | None) -> str:
     """The command that builds a bundle's engines of a precision again."""
-    option = f" --{precision}" if precision in ("fp16", "int8") else ""
-    return f"lavt-export trt {root}{option}"
+    return f"lavt-export trt {root}" + (f" --{precision}" if precision in _PREFERENCE else "")
 
 
 def engine_record(root: Path, manifest: Manifest, name: str) -> EngineRecord:
@@ -216,7 +215,7 @@ def power_mode_misfit(record: EngineRecord, device: CudaDevice) -> str | None:
 
 
 def preferred(records: Sequence[EngineRecord]) -> list[EngineRecord]:
-    """Image engines, best first: verified before unverified; then fp16, int8, fp32; then the manifest's order."""
+    """Image engines, best first: verified before unverified; then fp16, bf16, int8, fp32; then the manifest's order."""
     ranks = {precision: rank for rank, precision in enumerate(_PREFERENCE)}
     return sorted(records, key=lambda record: (not record.verified, ranks.get(record.precision, len(ranks))))
 
