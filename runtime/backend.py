@@ -93,7 +93,8 @@ class OnnxRuntimeBackend:
         threads: threads within an operator on the CPU (None: one per core).
 
     Raises:
-        BackendError: no ONNX Runtime, an unknown device, or CUDA was asked for and cannot be used.
+        BackendError: no ONNX Runtime, an unknown device, CUDA was asked for and cannot be used, or the CPU has no
+            kernels for the graph's types, such as bfloat16.
         BundleError: the file is not a graph that ONNX Runtime can load.
     """
 
@@ -136,6 +137,11 @@ class OnnxRuntimeBackend:
         try:
             return create_session(self._path, threads=self._threads), "cpu"
         except Exception as error:
+            if type(error).__name__ == "NotImplemented":  # ONNX Runtime's: an operator without a kernel for its type
+                raise BackendError(
+                    f"ONNX Runtime cannot run {self._path} on the CPU ({reason_of(error, 300)}): build its engine, or "
+                    "load another precision"
+                ) from error
             raise BundleError(
                 f"{self._path} is not a graph that ONNX Runtime can load ({reason_of(error, 300)}): {EXPORT_AGAIN}"
             ) from error

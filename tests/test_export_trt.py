@@ -317,6 +317,32 @@ def test_graphs_that_are_missing_are_made_first(
     assert sorted(open_bundle(bundle).manifest.engines) == ["segmenter.int8.engine", "text_encoder.fp16.engine"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+def test_every_precision_is_built_by_its_option(precision: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["trt", str(bundle), f"--{precision}", "--flavor=tensorrt_rtx", "--compute-capability=sm86"]
+    monkeypatch.setattr(sys, "argv", ["lavt-export", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.export_main()
+    assert stopped.value.code == 0
+    manifest = open_bundle(bundle).manifest
+    text = "fp16" if precision == "int8" else precision
+    assert sorted(manifest.engines) == [f"segmenter.{precision}.engine", f"text_encoder.{text}.engine"]
+    record = engine_record(bundle, manifest, f"segmenter.{precision}.engine")
+    assert record.rebuild == f"lavt-export trt {bundle} --{precision}"
+    assert not record.verified
+    assert manifest.engines[record.name]["layers"][precision] > 50
+
+
+def test_two_precisions_at_once_are_refused(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lavt-export", "trt", str(bundle), "--fp32", "--bf16"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.export_main()
+    assert stopped.value.code == 1
+    assert "give one of --bf16 and --fp32" in capsys.readouterr().err
+
+
 def test_a_fixed_batch_is_the_engines_batch(bundle: Path) -> None:
     manifest = json.loads((bundle / "lavt.json").read_text())
     manifest["input"]["batch"] = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from lavt_edge.calibration.graphs import load_graph
+from lavt_edge.calibration.graphs import LOW, load_graph
 from lavt_edge.calibration.half import find_islands, to_half
 from lavt_edge.calibration.products import candidates, image_products
 from lavt_edge.calibration.qdq import quantize_products
@@ -26,11 +26,12 @@ def copy_bundle(source: Path, target: Path) -> Path:
 
 
 def add_typed_graphs(root: Path) -> None:
-    """Adds the FP16 graphs, and an INT8 image graph with every product that may be quantised; scales are invented."""
+    """Adds graphs in 16 bits, and an INT8 image graph with every product that may be quantised; scales are invented."""
     bundle = open_bundle(root)
     models = {}
     for role in ROLES:
-        models[f"{role}.fp16.onnx"] = load_graph(bundle, role)
+        for precision in LOW:
+            models[f"{role}.{precision}.onnx"] = load_graph(bundle, role)
     image = load_graph(bundle, "segmenter")
     products = candidates(image_products(bundle, image), "auto")
     ranges = {str(value.name): (-3.0, 3.0) for node in image.graph for value in node.inputs if value is not None}
@@ -40,7 +41,8 @@ def add_typed_graphs(root: Path) -> None:
         entries = {}
         for name, model in models.items():
             role, precision, _ = name.split(".")
-            to_half(model, find_islands(model, {}))
+            low = LOW.get(precision, LOW["fp16"])
+            to_half(model, find_islands(model, {}, low), low)
             ir.save(model, change.new(name))
             entries[name] = file_entry(change.path(name), role, precision)
         change.commit(entries)
