@@ -125,3 +125,11 @@ def test_the_service_and_the_container_run_what_is_there() -> None:
     assert copied
     for name in copied:
         assert (ROOT / name).exists(), name
+
+
+def test_no_power_mode_is_named_by_its_number_alone() -> None:
+    """They differ from module to module: mode 0 is the slowest of an Orin Nano Super and the fastest of an AGX Orin."""
+    page = (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8")
+    assert re.findall(r"nvpmodel -m (\S+)", page) == ['"${id:?there']
+    assert not re.findall(r"(?i)\bmode [0-9]+\b", page)
+    assert "/etc/nvpmodel.conf" in page
