@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lavt_edge.errors import ExportError
+from lavt_edge.export.engines import memory
 from lavt_edge.export.engines.build import load_timing_cache, save_timing_cache
 from lavt_edge.export.engines.layers import (
     count_precisions,
@@ -158,6 +160,52 @@ def test_a_tensor_takes_memory_until_its_last_reader() -> None:
     assert peak_bytes([]) == 0
     assert tensor_bytes((-1, 20, 8), "HALF", 4) == 4 * 20 * 8 * 2
     assert needed_bytes(weights=100, activations=30, workspace=5) == 235
+    assert needed_bytes(weights=100, activations=30, workspace=5, builder=True) == 235 + memory.BUILDER_BYTES
+
+
+def test_shared_memory_is_what_linux_can_make_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Jetson CUDA's figure leaves out the page cache and swap."""
+    monkeypatch.setattr(memory, "free_device_memory", lambda: 5)
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    assert memory.free_memory(replace(ORIN, shares_memory=False)) == 5
+    assert memory.free_memory(ORIN) is None
+    lines = ("MemTotal: 7620 kB", "MemFree: 100 kB", "MemAvailable:    3000 kB", "Cached: 2900 kB", "SwapFree:  500 kB")
+    (tmp_path / "meminfo").write_text("\n".join(lines) + "\n")
+    assert memory.free_memory(ORIN) == 3500 * 1024
+
+
+def test_dequantised_weights_are_no_activations() -> None:
+    """An INT8 graph's weights reach their product through DequantizeLinear, at four times their size."""
+    FakeTensor = namedtuple("FakeTensor", "name shape dtype")
+    kind = namedtuple("Kind", "name")
+
+    class Layer:
+        def __init__(self, kind_name: str, inputs: list[str], outputs: list[str]) -> None:
+            self.type, self.inputs = kind(kind_name), [FakeTensor(name, (1000,), kind("FLOAT")) for name in inputs]
+            self.outputs = [FakeTensor(name, (1000,), kind("FLOAT")) for name in outputs]
+            self.num_inputs, self.num_outputs = len(inputs), len(outputs)
+
+        def get_input(self, i: int) -> object:
+            return self.inputs[i]
+
+        def get_output(self, i: int) -> object:
+            return self.outputs[i]
+
+    class Network:
+        layers = (
+            Layer("CONSTANT", [], ["weight"]),
+            Layer("CONSTANT", [], ["scale"]),
+            Layer("DEQUANTIZE", ["weight", "scale"], ["wide"]),
+            Layer("SHUFFLE", ["wide"], ["turned"]),
+            Layer("MATRIX_MULTIPLY", ["image", "turned"], ["out"]),
+        )
+        num_layers = len(layers)
+
+        def get_layer(self, i: int) -> Layer:
+            return self.layers[i]
+
+    (layer,) = memory.network_layers(Network(), 1)  # type: ignore[arg-type]
+    assert layer == NetworkLayer(("image", "turned"), (("out", 4000),))
 
 
 def test_too_little_memory_says_what_to_do() -> None:

@@ -12,14 +12,14 @@ from typing import Any
 from ..._base.progress import Report, ignore
 from ...errors import ExportError
 from ...runtime.bundle import Bundle, file_entry, open_bundle
-from ...runtime.cuda import find_device, free_device_memory
+from ...runtime.cuda import find_device
 from ...runtime.manifest import FileEntry, Manifest
 from ...runtime.tensorrt.flavor import Flavor, find_flavor
 from ...runtime.tensorrt.record import EngineRecord, device_misfit, rebuild_command
 from ...runtime.update import BundleUpdate, update_bundle
 from .build import BuiltEngine, build_engine, known_targets
 from .layers import count_precisions, count_products
-from .memory import memory_message, needed_bytes
+from .memory import free_memory, memory_message, needed_bytes
 from .options import BuildPlan, EngineOptions, engine_name, plan_build, wanted_graphs
 from .progress import Progress
 from .verify import EngineParity, UnmeasurableError, verify_engine
@@ -149,9 +149,11 @@ class _Build:
         return EngineSummary(name, entry.bytes, built.seconds, layers, unverified), entry, recorded
 
     def _tell_memory(self, name: str, weights: int, activations: int) -> None:
-        free = free_device_memory() if self.plan.device is not None else None
-        if free is not None:
-            needed = needed_bytes(weights, activations, self.plan.options.workspace)
+        device = self.plan.device
+        free = free_memory(device) if device is not None else None
+        if device is not None and free is not None:
+            shared = device.shares_memory and self.flavor.name == "tensorrt"
+            needed = needed_bytes(weights, activations, self.plan.options.workspace, builder=shared)
             (self.report if free >= needed else self.warn)(memory_message(name, needed, free))
 
     def _record(self, name: str, role: str, precision: str, graph: str) -> EngineRecord:
