@@ -260,12 +260,52 @@ class Engine:
         assert profile == 0
         return [(rows, *self.tensors[name][1]) for rows in (1, 1, self.max_batch)]
 
-    def create_runtime_config(self) -> SimpleNamespace:
-        return SimpleNamespace(cuda_graph_strategy="disabled")
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
 
-    def create_execution_context(self, config: SimpleNamespace | None = None) -> Context:
+    def create_execution_context(self, config: RuntimeConfig | None = None) -> Context:
         self.strategy = None if config is None else config.cuda_graph_strategy
+        if config is not None and config.cache is not None:
+            config.cache.compile(self.role)
         return self.module.make_context(self)
+
+
+class RuntimeConfig:
+    """Of TensorRT for RTX: its CUDA graphs and its cache of kernels."""
+
+    cuda_graph_strategy: str | None = None
+    cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """Kernels by role; `compiled` counts those of all caches that no cache held."""
+
+    compiled = 0
+    magic = b"kernels of this GPU:"
+
+    def __init__(self) -> None:
+        self.kernels: list[bytes] = []
+
+    def compile(self, role: str) -> None:
+        if role.encode() not in self.kernels:
+            RuntimeCache.compiled += 1
+            self.kernels.append(role.encode())
+
+    def serialize(self) -> bytes:
+        return self.magic + b",".join(self.kernels)
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not blob.startswith(self.magic):
+            return False
+        self.kernels = blob.removeprefix(self.magic).split(b",")
+        return True
 
 
 class Context:

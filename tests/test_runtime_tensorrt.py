@@ -26,7 +26,7 @@ from lavt_edge.tests.runtime_machine import bundle as bundle
 from lavt_edge.tests.runtime_machine import free as free
 from lavt_edge.tests.runtime_machine import machine as machine
 from lavt_edge.tests.runtime_machine import pristine as pristine
-from lavt_edge.tests.runtime_simulated_cuda import SimulatedCuda, plan
+from lavt_edge.tests.runtime_simulated_cuda import RuntimeCache, SimulatedCuda, plan
 
 SENTENCES = ["the man in red", "a dog", "left zebra", "woman with an umbrella", "the big red bus on the right"]
 
@@ -194,6 +194,40 @@ def test_what_cannot_be_captured_is_enqueued_with_one_log_line(
     ]
     assert machine.cuda.calls["cudaStreamBeginCapture"] == 1
     assert loaded._held.graph is None
+
+
+def test_rtx_compiles_its_kernels_once(
+    monkeypatch: pytest.MonkeyPatch, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = pretend(monkeypatch, "1.7.1")
+    machine.tensorrt.become_rtx()
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", machine.tensorrt)
+    data = plan("segmenter", 1, version="1.7.1")
+    data = b"vtrt" + data[4:16] + len(data).to_bytes(8, "little") + data[24:]
+    add_engine(bundle, "segmenter.fp16.engine", data, flavor="tensorrt_rtx", version="1.7.1", targets=["sm87"])
+    kernels = bundle / "segmenter.fp16.engine.kernels"
+    monkeypatch.setattr(RuntimeCache, "compiled", 0)
+
+    def start() -> int:
+        loaded = backend(bundle)
+        for _ in range(3):
+            loaded.run(feeds(), ["logits"])
+        loaded.close()
+        return RuntimeCache.compiled
+
+    assert start() == 1
+    kept = kernels.read_bytes()
+    assert kept == RuntimeCache.magic + b"segmenter"
+    assert start() == 1  # not again
+    kernels.write_bytes(b"of another driver")
+    with caplog.at_level(logging.INFO, "lavt_edge"):
+        assert start() == 2
+    assert "kernels are compiled again" in caplog.text
+    assert kernels.read_bytes() == kept
+    kernels.unlink()
+    kernels.mkdir()  # what cannot be read or written costs time alone
+    assert start() == 3
+    open_bundle(bundle)
 
 
 def test_rtx_captures_by_itself_and_says_what_it_thinks_of_an_engine(

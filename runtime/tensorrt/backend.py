@@ -8,13 +8,15 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..._base.callers import warn_caller
+from ..._base.files import write_whole
 from ...errors import BackendError
 from ..bundle import Bundle
 from .buffers import BufferPlan, TensorPlan, plan_buffers, validate_feeds
@@ -30,7 +32,11 @@ from .record import (
     power_mode_misfit,
 )
 
+if TYPE_CHECKING:
+    import tensorrt
+
 _LOGGER = logging.getLogger("lavt_edge")
+_MOST_KERNEL_BYTES = 2**28
 _LEVELS = {"INTERNAL_ERROR": logging.ERROR, "ERROR": logging.ERROR, "WARNING": logging.WARNING}
 
 
@@ -47,6 +53,7 @@ class TensorRTBackend:
         flavor: the TensorRT to run it with.
         cuda: the device.
         cuda_graphs: whether to use CUDA graphs.
+        kernels: where TensorRT for RTX keeps the kernels that it compiles for this GPU.
 
     Raises:
         BackendError: TensorRT refuses the engine, or the device has too little memory.
@@ -55,7 +62,14 @@ class TensorRTBackend:
     device = "cuda"
 
     def __init__(
-        self, data: bytes, record: EngineRecord, flavor: Flavor, cuda: Cuda, *, cuda_graphs: bool = True
+        self,
+        data: bytes,
+        record: EngineRecord,
+        flavor: Flavor,
+        cuda: Cuda,
+        *,
+        cuda_graphs: bool = True,
+        kernels: Path | None = None,
     ) -> None:
         self.name = f"{DISPLAY_NAMES[flavor.name]} {flavor.version}"
         self._logger = _logger(flavor.module)
@@ -69,11 +83,11 @@ class TensorRTBackend:
         try:
             held.runtime, held.engine = _deserialise(data, record, flavor)
             self._plan = _plan(held.engine, record)
-            own_graphs = cuda_graphs and hasattr(flavor.module, "CudaGraphStrategy")
-            context = _create_context(held.engine, flavor.module, own_graphs)
+            self._kernels = _KernelCache(kernels)
+            context = _create_context(held.engine, flavor.module, cuda_graphs, self._kernels)
             if context is None:
                 raise _refused(record, flavor, "could not prepare")
-            self._capture = cuda_graphs and not own_graphs
+            self._capture = cuda_graphs and not hasattr(flavor.module, "CudaGraphStrategy")
             held.allocate(self._plan, context)
         except BaseException:
             self._close()
@@ -92,6 +106,8 @@ class TensorRTBackend:
                 self._held.cuda.use()
                 pieces = [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
                 parts = [self._run_piece(feeds, piece, outputs) for piece in pieces]
+                if self._runs == 1:  # of this batch size: kernels are compiled when they are first needed
+                    self._kernels.save()
             except (BackendError, ValueError) as error:
                 self._resident.clear()
                 raise BackendError(f"{self._file} could not run: {error}") from error
@@ -185,7 +201,8 @@ def load_engine(bundle: Bundle, record: EngineRecord, *, cuda_graphs: bool = Tru
     gated = power_mode_misfit(record, device)
     if gated:
         warn_caller(gated, PowerModeWarning, __package__.rpartition(".")[0])
-    return TensorRTBackend(data, record, flavor, cuda, cuda_graphs=cuda_graphs)
+    kernels = bundle.root / f"{record.name}.kernels"
+    return TensorRTBackend(data, record, flavor, cuda, cuda_graphs=cuda_graphs, kernels=kernels)
 
 
 def _flavor_for(record: EngineRecord) -> Flavor:
@@ -199,10 +216,10 @@ def _flavor_for(record: EngineRecord) -> Flavor:
             raise BackendError(f"{record.name} needs {DISPLAY_NAMES[record.flavor]}: {error}") from None
 
 
-def _deserialise(data: bytes, record: EngineRecord, flavor: Flavor) -> tuple[Any, Any]:
+def _deserialise(data: bytes, record: EngineRecord, flavor: Flavor) -> tuple[tensorrt.Runtime, tensorrt.ICudaEngine]:
     """TensorRT's runtime and the engine."""
     try:
-        runtime = flavor.module.Runtime(_logger(flavor.module))
+        runtime: tensorrt.Runtime = flavor.module.Runtime(_logger(flavor.module))
     except TypeError as error:  # what a factory that returned null becomes, as with a driver that is too old
         raise BackendError(start_refused(flavor, _last_error(_logger(flavor.module)))) from error
     if record.version_compatible and flavor.name == "tensorrt":
@@ -230,15 +247,56 @@ def ask_rtx(data: bytes, record: EngineRecord, flavor: Flavor, runtime: Any) -> 
         _LOGGER.warning("%s will run slower here than one built for this GPU: %s", record.name, record.rebuild)
 
 
-def _create_context(engine: Any, module: ModuleType, own_graphs: bool) -> Any:
-    if not own_graphs:
-        return engine.create_execution_context()
-    config = engine.create_runtime_config()
-    config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    return engine.create_execution_context(config)
+def _create_context(
+    engine: tensorrt.ICudaEngine, module: ModuleType, cuda_graphs: bool, kernels: _KernelCache
+) -> tensorrt.IExecutionContext | None:
+    """The engine's context; that of TensorRT for RTX captures CUDA graphs by itself, and uses the kernels again."""
+    if hasattr(module, "CudaGraphStrategy"):
+        config = engine.create_runtime_config()
+        if cuda_graphs:
+            config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        config.set_runtime_cache(kernels.load(config.create_runtime_cache()))
+        return engine.create_execution_context(config)
+    return engine.create_execution_context()
 
 
-def _plan(engine: Any, record: EngineRecord) -> BufferPlan:
+class _KernelCache:
+    """The kernels that TensorRT for RTX compiles for this GPU at every start, kept in a file beside the engine.
+
+    It judges the file itself, and rejects what another version, driver or GPU made. A file that cannot be read or
+    written costs time and nothing else.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._cache, self._loaded = path, None, b""
+
+    def load(self, cache: Any) -> Any:
+        self._cache = cache
+        try:
+            if self._path is not None and self._path.stat().st_size <= _MOST_KERNEL_BYTES:
+                self._loaded = self._path.read_bytes()
+        except OSError:
+            return cache
+        if self._loaded and not cache.deserialize(self._loaded):
+            _LOGGER.info("%s is not of this GPU, driver and version: kernels are compiled again", self._path)
+            self._loaded = b""
+        return cache
+
+    def save(self) -> None:
+        """Writes what was compiled since it was loaded."""
+        if self._cache is None or self._path is None:
+            return
+        kernels = bytes(self._cache.serialize())
+        if kernels in (b"", self._loaded):
+            return
+        self._loaded = kernels
+        try:
+            write_whole(self._path, kernels)
+        except OSError as error:
+            _LOGGER.info("%s cannot be written (%s): kernels are compiled at every start", self._path, error.strerror)
+
+
+def _plan(engine: tensorrt.ICudaEngine, record: EngineRecord) -> BufferPlan:
     try:
         return plan_buffers(engine)
     except ValueError as error:

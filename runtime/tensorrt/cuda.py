@@ -125,7 +125,7 @@ class DeviceResources:
         self.cuda = cuda
         self.runtime: tensorrt.Runtime | None = None
         self.engine: tensorrt.ICudaEngine | None = None
-        self.context: Any = None
+        self.context: tensorrt.IExecutionContext | None = None
         self.stream: Any = None
         self.graph: Any = None
         self.buffers: dict[str, Buffer] = {}
