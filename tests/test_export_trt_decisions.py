@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
+import weakref
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from lavt_edge.errors import ExportError
-from lavt_edge.export.engines import memory
+from lavt_edge.export.engines import build, memory
 from lavt_edge.export.engines.build import load_timing_cache, save_timing_cache
 from lavt_edge.export.engines.layers import (
+    EngineLayer,
     count_precisions,
     count_products,
     layers_from_inspector,
@@ -35,6 +39,7 @@ from lavt_edge.export.engines.options import (
 from lavt_edge.export.engines.progress import Phases, run_stoppable
 from lavt_edge.export.engines.verify import EngineParity, check_parity
 from lavt_edge.runtime.manifest import InputSpec
+from lavt_edge.runtime.tensorrt.flavor import Flavor
 from lavt_edge.runtime.tensorrt.record import CudaDevice
 from lavt_edge.tests.engine_records import a_record
 
@@ -380,3 +385,39 @@ def test_an_engine_far_from_its_graph_is_refused() -> None:
         ):
             check_parity(bad, record)
     check_parity(replace(good, pixel_agreement=None), record)
+
+
+def test_builder_and_network_are_gone_when_the_engine_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report of the layers loads the engine; on 8 GB the network's weights must not lie beside it."""
+
+    class Held:
+        """A builder, a network or a parser."""
+
+    alive: list[weakref.ref[Held]] = []
+
+    def network_from_onnx_path(path: str, strongly_typed: bool) -> tuple[Held, Held, Held]:
+        made = Held(), Held(), Held()
+        alive.extend(map(weakref.ref, made))
+        return made
+
+    def layers(flavor: Flavor, data: bytes) -> list[EngineLayer]:
+        assert data == b"engine"
+        assert [held() for held in alive] == [None, None, None]
+        return []
+
+    trt = SimpleNamespace(
+        network_from_onnx_path=network_from_onnx_path,
+        engine_bytes_from_network=lambda network, config: b"engine",
+        util=SimpleNamespace(),
+    )
+    module = ModuleType("tensorrt")
+    module.ILogger, module.IProgressMonitor = object, object  # type: ignore[attr-defined]
+    module.NetworkDefinitionCreationFlag = SimpleNamespace()  # type: ignore[attr-defined]
+    polygraphy = build.Polygraphy(trt, None, ZeroDivisionError, contextlib.nullcontext)
+    monkeypatch.setattr(build, "import_polygraphy", lambda flavor: polygraphy)
+    monkeypatch.setattr(build, "network_layers", lambda network, batch: [])
+    monkeypatch.setattr(build, "_configure", lambda *arguments: None)
+    monkeypatch.setattr(build, "_layers", layers)
+    monkeypatch.setattr(build, "save_timing_cache", lambda config, path: None)
+    built = build.build_engine(Path("x.onnx"), plan(EngineOptions()), Flavor("tensorrt", module, "10.3.0"))
+    assert (built.data, len(alive)) == (b"engine", 3)

@@ -75,7 +75,11 @@ def build_engine(
 
     def work() -> BuiltEngine:
         with polygraphy.silence():
-            return _build(polygraphy, onnx_file, plan, flavor, make_monitor(flavor.module, phases, stop), on_memory)
+            start = time.perf_counter()
+            data = _build(polygraphy, onnx_file, plan, flavor, make_monitor(flavor.module, phases, stop), on_memory)
+            seconds = time.perf_counter() - start
+            # Builder and network are gone by now: reading the engine back needs the memory that they held.
+            return BuiltEngine(data, _layers(flavor, data), seconds)
 
     def refresh() -> None:
         phase, share = phases.now()
@@ -103,20 +107,18 @@ def _build(
     flavor: Flavor,
     monitor: Any,
     on_memory: Callable[[int], None],
-) -> BuiltEngine:
+) -> Any:
+    """The engine's bytes."""
     # From 11.0 on networks are always strongly typed: the flag is ignored, and may be removed.
     typed = hasattr(flavor.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     builder, network, parser = polygraphy.trt.network_from_onnx_path(str(onnx_file), strongly_typed=typed)
     on_memory(peak_bytes(list(network_layers(network, plan.max_batch))))
     config = _configure(polygraphy, builder, network, plan, flavor.module, monitor)
-    start = time.perf_counter()
     try:
-        data = polygraphy.trt.engine_bytes_from_network((builder, network, parser), config=config)
+        return polygraphy.trt.engine_bytes_from_network((builder, network, parser), config=config)
     finally:
         if plan.timing_cache is not None:
             save_timing_cache(config, plan.timing_cache)
-    seconds = time.perf_counter() - start
-    return BuiltEngine(data, _layers(flavor, data), seconds)
 
 
 def _configure(
