@@ -1,4 +1,4 @@
-"""FP16 and INT8 of the full-size graph, Swin-base at 480x480 with golden weights, down to engines."""
+"""16 bits and INT8 of the full-size graph, Swin-base at 480x480 with golden weights, down to engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lavt_edge.calibration.graphs import load_graph
 from lavt_edge.calibration.half import emulate_half
 from lavt_edge.calibration.observers import Session
 from lavt_edge.calibration.products import image_products, int8_macs
-from lavt_edge.calibration.quantize import half_graph, half_text, quantized_graph, type_rest
+from lavt_edge.calibration.quantize import HALF_MAX_ERROR, half_graph, half_text, quantized_graph, type_rest
 from lavt_edge.calibration.record import Calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
 from lavt_edge.data.shapes.write import write_refcoco
@@ -66,7 +66,7 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def typed(bundle: Bundle, sample: Sample, calibration: Calibration) -> dict[str, float]:
-    """Puts FP16 and INT8 graphs into the bundle, INT8 wherever the policy lets it; relative errors of the logits."""
+    """Puts graphs in 16 bits and INT8 into the bundle, INT8 wherever the policy lets it; relative errors of the logits."""
     chain = Chain(bundle, sample)
     truth = chain.logits(load_graph(bundle, "text_encoder"), load_graph(bundle, "segmenter"))
 
@@ -78,12 +78,15 @@ def typed(bundle: Bundle, sample: Sample, calibration: Calibration) -> dict[str,
     # Golden BERT was never trained: its words differ by little, and FP16 would lose that.
     assert "FP16 words move the logits by" in islands["layer5.fc1/MatMul"]
     half, _ = half_graph(bundle, "segmenter", calibration)
+    brain, _ = half_graph(bundle, "segmenter", calibration, "bf16")
     products = image_products(bundle, load_graph(bundle, "segmenter"))
     int8 = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp16")
     type_rest(int8, calibration)
     graphs = {
         "text_encoder.fp16.onnx": (text, "text_encoder", "fp16"),
         "segmenter.fp16.onnx": (half, "segmenter", "fp16"),
+        "text_encoder.bf16.onnx": (text, "text_encoder", "bf16"),
+        "segmenter.bf16.onnx": (brain, "segmenter", "bf16"),
         "segmenter.int8.onnx": (int8, "segmenter", "int8"),
     }
     with update_bundle(bundle.root) as change:
@@ -94,7 +97,7 @@ def typed(bundle: Bundle, sample: Sample, calibration: Calibration) -> dict[str,
         change.commit(entries)
     errors = {}
     emulate_half(text)
-    for name, model in (("fp16", half), ("int8", int8)):
+    for name, model in (("fp16", half), ("bf16", brain), ("int8", int8)):
         emulate_half(model)
         errors[name] = float(np.linalg.norm(chain.logits(text, model) - truth) / np.linalg.norm(truth))
     print(f"\nbase, golden weights: relative error of the logits {errors}")
@@ -103,6 +106,10 @@ def typed(bundle: Bundle, sample: Sample, calibration: Calibration) -> dict[str,
 
 def test_fp16_keeps_the_logits_to_half_a_percent(typed: dict[str, float]) -> None:
     assert 1e-5 < typed["fp16"] < 0.005
+
+
+def test_bfloat16_keeps_the_logits_within_its_limit(typed: dict[str, float]) -> None:
+    assert typed["fp16"] < typed["bf16"] < HALF_MAX_ERROR["bf16"]
 
 
 def test_int8_file_is_at_most_three_tenths_of_fp32(typed: dict[str, float], bundle: Bundle) -> None:
@@ -124,7 +131,7 @@ def fp32_engine_bytes(bundle: Bundle, typed: dict[str, float]) -> int:
     return outcome.manifest.files["segmenter.fp32.engine"].bytes
 
 
-@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("int8", 0.40)])
+@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("bf16", 0.55), ("int8", 0.40)])
 def test_engines_are_small_and_run_their_products_so(
     precision: str, share: float, bundle: Bundle, fp32_engine_bytes: int
 ) -> None:
