@@ -66,7 +66,7 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def typed(bundle: Bundle, sample: Sample, calibration: Calibration) -> dict[str, float]:
-    """Puts graphs in 16 bits and INT8 into the bundle, INT8 wherever the policy lets it; relative errors of the logits."""
+    """Puts graphs in 16 bits and INT8 into the bundle, INT8 where the policy lets it; relative errors of the logits."""
     chain = Chain(bundle, sample)
     truth = chain.logits(load_graph(bundle, "text_encoder"), load_graph(bundle, "segmenter"))
 
