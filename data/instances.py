@@ -5,7 +5,7 @@ soon as it is decoded, so memory follows the file's size and not that of its Pyt
 """
 
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,56 +51,48 @@ def read_instances(path: Path, annotation_ids: Set[int], image_ids: Set[int]) ->
         return _LEFT_OUT if "file_name" in record and record_id not in image_ids else record
 
     try:
-        content = json.loads(_read_text(path), object_hook=keep)
+        if path.stat().st_size > MAX_BYTES:
+            raise DatasetError(f"{path}: refused, larger than {MAX_BYTES >> 20} MiB; is it an instances.json?")
+        content = json.loads(path.read_bytes().decode(), object_hook=keep)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except RecursionError:
         raise DatasetError(f"{path}: nested too deeply for COCO annotations; get the file again") from None
     except ValueError as error:
         reason = reason_of(error)
         raise DatasetError(f"{path}: truncated or damaged JSON ({reason}); get the file again") from None
-    annotations = _section(path, content, "annotations", annotation_ids)
-    images = _section(path, content, "images", image_ids)
-    return Instances(
-        {number: _annotation(path, number, record) for number, record in annotations.items()},
-        {number: _image(path, number, record) for number, record in images.items()},
-    )
-
-
-def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DatasetError(f"{path}: refused, larger than {MAX_BYTES >> 20} MiB; is it an instances.json?")
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+        return Instances(
+            {key: _annotation(key, record) for key, record in _section(content, "annotations", annotation_ids)},
+            {key: _image(key, record) for key, record in _section(content, "images", image_ids)},
+        )
+    except ValueError as reason:
+        raise DatasetError(f"{path}: {reason}; get the file again") from None
 
 
-def _section(path: Path, content: object, name: str, wanted: Set[int]) -> dict[int, _Record]:
-    """The records of a section that are asked for, by their ids."""
+def _section(content: object, name: str, wanted: Set[int]) -> Iterator[tuple[int, _Record]]:
+    """The records of a section that are asked for, with their ids."""
     records = content.get(name, []) if isinstance(content, dict) else None
     if not isinstance(records, list):
-        raise DatasetError(f"{path}: {name} is not a list of records; get the file again")
-    kept = {}
+        raise ValueError(f"{name} is not a list of records")
     for record in records:
         if record is _LEFT_OUT:
             continue
         if not isinstance(record, dict):
-            raise DatasetError(f"{path}: {name} holds something that is not a record; get the file again")
+            raise ValueError(f"{name} holds something that is not a record")
         number = record.get("id")
         if type(number) is not int:
-            raise DatasetError(f"{path}: a record in {name} has no id; get the file again")
+            raise ValueError(f"a record in {name} has no id")
         if number in wanted:
-            kept[number] = record
-    return kept
+            yield number, record
 
 
-def _image(path: Path, image_id: int, record: dict[str, object]) -> ImageRecord:
+def _image(image_id: int, record: _Record) -> ImageRecord:
     name, height, width = record.get("file_name"), record.get("height"), record.get("width")
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
-        raise DatasetError(f"{path}: image {image_id} has no height and width in pixels; get the file again")
+        raise ValueError(f"image {image_id} has no height and width in pixels")
     if not isinstance(name, str) or not _is_plain_name(name):
-        raise DatasetError(
-            f"{path}: image {image_id} has file_name {name!r:.80}, which is not a plain file name; refused"
-        )
+        raise ValueError(f"image {image_id} has file_name {name!r:.80}, refused: it is not a plain file name")
     return ImageRecord(name, height, width)
 
 
@@ -109,8 +101,8 @@ def _is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\:")
 
 
-def _annotation(path: Path, annotation_id: int, record: dict[str, object]) -> Segmentation:
+def _annotation(annotation_id: int, record: _Record) -> Segmentation:
     try:
         return parse_segmentation(record.get("segmentation"))
     except ValueError as reason:
-        raise DatasetError(f"{path}: annotation {annotation_id}: {reason}; get the file again") from None
+        raise ValueError(f"annotation {annotation_id}: {reason}") from None

@@ -139,53 +139,47 @@ def _read_items(root: Path, dataset: str, split_by: str, split: str) -> list[Ref
     for path in (refs_path, instances_path):
         if not path.is_file():
             raise DatasetError(f"{path}: not found; ROOT/{dataset} must hold refs({split_by}).p and instances.json")
-    refs = _read_refs(refs_path, split)
+    try:
+        refs = _parse_refs(read_plain_pickle(refs_path), split)
+    except ValueError as reason:
+        raise DatasetError(f"{refs_path}: {reason}; is it RefCOCO's file?") from None
+    if not refs:
+        raise DatasetError(f"{refs_path}: no refs of split {split!r}; choose another split or split_by")
     annotations, images = read_instances(instances_path, {ref.ann_id for ref in refs}, {ref.image_id for ref in refs})
-    folder = root / IMAGE_FOLDER
-    paths = {image_id: folder / record.file_name for image_id, record in images.items()}
+    paths = {image_id: root / IMAGE_FOLDER / record.file_name for image_id, record in images.items()}
     items = []
     for ref in refs:
-        if ref.ann_id not in annotations:
-            raise DatasetError(
-                f"{instances_path}: no annotation {ref.ann_id}, which ref {ref.ref_id} needs; get the file again"
-            )
-        if ref.image_id not in images:
-            raise DatasetError(
-                f"{instances_path}: no image {ref.image_id}, which ref {ref.ref_id} needs; get the file again"
-            )
-        record = images[ref.image_id]
+        for name, number, records in (("annotation", ref.ann_id, annotations), ("image", ref.image_id, images)):
+            if number not in records:
+                raise DatasetError(
+                    f"{instances_path}: no {name} {number}, which ref {ref.ref_id} needs; get the file again"
+                )
+        _, height, width = images[ref.image_id]
         items.append(
             ReferredObject(
-                ref_id=ref.ref_id,
-                ann_id=ref.ann_id,
-                image_id=ref.image_id,
                 image_path=paths[ref.image_id],
-                height=record.height,
-                width=record.width,
-                sentences=ref.sentences,
-                sentence_ids=ref.sentence_ids,
+                height=height,
+                width=width,
                 segmentation=annotations[ref.ann_id],
-                kinds=ref.kinds,
+                **ref._asdict(),
             )
         )
     return items
 
 
-def _read_refs(path: Path, split: str) -> list[_Ref]:
-    records = read_plain_pickle(path)
+def _parse_refs(records: object, split: str) -> list[_Ref]:
+    """The refs of a split. Raises ValueError with what is wrong with them."""
     if not isinstance(records, list) or len(records) > MAX_REFS:
-        raise DatasetError(f"{path}: not a list of at most {MAX_REFS} refs; is it RefCOCO's file?")
+        raise ValueError(f"not a list of at most {MAX_REFS} refs")
     refs = []
     sentences = 0
     for position, record in enumerate(records):
         if not isinstance(record, dict) or not isinstance(record.get("split"), str):
-            raise DatasetError(f"{path}: entry {position} is not a ref with a split; is it RefCOCO's file?")
+            raise ValueError(f"entry {position} is not a ref with a split")
         if _in_split(record["split"], split):
-            ref = _parse_ref(path, position, record, MAX_SENTENCES - sentences)
+            ref = _parse_ref(position, record, MAX_SENTENCES - sentences)
             sentences += len(ref.sentences)
             refs.append(ref)
-    if not refs:
-        raise DatasetError(f"{path}: no refs of split {split!r}; choose another split or split_by")
     return refs
 
 
@@ -195,32 +189,28 @@ def _in_split(ref_split: str, wanted: str) -> bool:
     return "test" in ref_split if wanted == "test" else ref_split == wanted
 
 
-def _parse_ref(path: Path, position: int, record: dict[str, object], most_sentences: int) -> _Ref:
+def _parse_ref(position: int, record: dict[str, object], most_sentences: int) -> _Ref:
     ref_id = record.get("ref_id")
     name = f"ref {ref_id}" if type(ref_id) is int else f"entry {position}"
     sentences = record.get("sentences")
     if not isinstance(sentences, list) or len(sentences) > most_sentences:
-        raise DatasetError(f"{path}: {name} has no list of sentences, or too many; is it RefCOCO's file?")
+        raise ValueError(f"{name} has no list of sentences, or too many")
     for sentence in sentences:
         if not isinstance(sentence, dict) or not isinstance(sentence.get("raw"), str):
-            raise DatasetError(f"{path}: {name} has a sentence without its raw text; is it RefCOCO's file?")
+            raise ValueError(f"{name} has a sentence without its raw text")
+    kinds = tuple(kind for sentence in sentences if isinstance(kind := sentence.get("kind"), str))
     return _Ref(
-        ref_id=_int_field(path, name, record, "ref_id"),
-        ann_id=_int_field(path, name, record, "ann_id"),
-        image_id=_int_field(path, name, record, "image_id"),
+        ref_id=_int_field(name, record, "ref_id"),
+        ann_id=_int_field(name, record, "ann_id"),
+        image_id=_int_field(name, record, "image_id"),
         sentences=tuple(sentence["raw"] for sentence in sentences),
-        sentence_ids=tuple(_int_field(path, name, sentence, "sent_id") for sentence in sentences),
-        kinds=_kinds(sentences),
+        sentence_ids=tuple(_int_field(name, sentence, "sent_id") for sentence in sentences),
+        kinds=kinds if len(kinds) == len(sentences) else (),
     )
 
 
-def _kinds(sentences: list[dict[str, object]]) -> tuple[str, ...]:
-    kinds = tuple(kind for sentence in sentences if isinstance(kind := sentence.get("kind"), str))
-    return kinds if len(kinds) == len(sentences) else ()
-
-
-def _int_field(path: Path, name: str, record: dict[str, object], field: str) -> int:
+def _int_field(name: str, record: dict[str, object], field: str) -> int:
     value = record.get(field)
     if type(value) is not int:
-        raise DatasetError(f"{path}: {name} has no whole number as {field}; is it RefCOCO's file?")
+        raise ValueError(f"{name} has no whole number as {field}")
     return value

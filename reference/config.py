@@ -106,10 +106,5 @@ class LAVTConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LAVTConfig:
         """Inverse of `to_dict`; raises InputError or TypeError on foreign content."""
-        fields = dict(data)
-        fields["text"] = TextConfig(**fields.get("text", {}))
-        heads = tuple(int(h) for h in fields.get("fusion_heads", (1, 1, 1, 1)))
-        if len(heads) != 4:
-            raise InputError(f"fusion_heads has {len(heads)} entries; expected 4")
-        fields["fusion_heads"] = heads
-        return cls(**fields)
+        heads = tuple(int(number) for number in data.get("fusion_heads", cls.fusion_heads))
+        return cls(**{**data, "fusion_heads": heads, "text": TextConfig(**data.get("text", {}))})

@@ -14,8 +14,6 @@ from typing import Final
 
 from .objects import SceneObject
 
-Truth = list[bool | None]  # one value per object
-
 ATTRIBUTES: Final = ("size", "texture", "colour", "shape")
 DIRECTIONS: Final = ("left", "right", "top", "bottom")
 REGIONS: Final = ("left", "right", "top", "bottom", "top left", "top right", "bottom left", "bottom right", "middle")
@@ -41,12 +39,7 @@ class Descriptor:
 
     def matches(self, item: SceneObject) -> bool:
         """Whether every named attribute is the object's."""
-        return (
-            self.size in (None, item.size)
-            and self.texture in (None, item.texture)
-            and self.colour in (None, item.colour)
-            and self.shape in (None, item.shape)
-        )
+        return all(value in (None, getattr(item, name)) for name, value in vars(self).items())
 
     @property
     def named(self) -> int:
@@ -96,13 +89,6 @@ class Ordinal:
 
 
 Query = Attribute | Extreme | Region | Relation | Ordinal
-KIND_OF: Final[dict[type, str]] = {
-    Attribute: "attribute",
-    Extreme: "position",
-    Region: "position",
-    Relation: "relation",
-    Ordinal: "ordinal",
-}
 
 
 @dataclass(frozen=True)
@@ -128,11 +114,6 @@ def _banded(value: float, surely: float, surely_not: float) -> bool | None:
     return True if value <= surely else False if value >= surely_not else None
 
 
-def _all(*parts: bool | None) -> bool | None:
-    """Kleene's conjunction."""
-    return False if False in parts else None if None in parts else True
-
-
 def in_region(view: View, index: int, region: str) -> bool | None:
     """Whether an object's centre lies in a region of the image."""
     if region == "middle":
@@ -140,7 +121,8 @@ def in_region(view: View, index: int, region: str) -> bool | None:
         return _banded(off, 0.10, 0.22)
     sides = region.split()
     limits = (0.36, 0.50) if len(sides) == 2 else (0.38, 0.53)
-    return _all(*(_banded(view.along(index, side), *limits) for side in sides))
+    truths = [_banded(view.along(index, side), *limits) for side in sides]
+    return False if False in truths else None if None in truths else True
 
 
 def _related(view: View, index: int, anchor: int, relation: str) -> bool | None:
@@ -162,56 +144,44 @@ def _nearest(view: View, candidates: Sequence[int], anchor: int) -> int | None:
     """The candidate that is clearly nearest to the anchor, from centre to centre and from edge to edge alike."""
     unit = math.sqrt(view.size[0] * view.size[1])
     x, y = view.objects[anchor].centre
-    centres, edges = [], []
-    for index in candidates:
-        item = view.objects[index]
-        distance = math.hypot(item.centre[0] - x, item.centre[1] - y)
-        centres.append((distance / unit, index))
-        edges.append(((distance - item.diameter / 2) / unit, index))
-    for order in (centres, edges):
-        order.sort()
+    items = [(index, view.objects[index]) for index in candidates]
+    away = {index: math.hypot(item.centre[0] - x, item.centre[1] - y) for index, item in items}
+    nearest = set()
+    for part in (0.0, 0.5):  # of a diameter: to centres, to edges
+        order = sorted(((away[index] - part * item.diameter) / unit, index) for index, item in items)
         if len(order) < 2 or order[1][0] - order[0][0] < NEAREST_MARGIN:
             return None
-    return centres[0][1] if centres[0][1] == edges[0][1] else None
+        nearest.add(order[0][1])
+    return nearest.pop() if len(nearest) == 1 else None
 
 
-def evaluate(query: Query, view: View) -> Truth:
-    """Judge a query for every object of a scene."""
-    candidates = view.matching(query.target)
-    truth: Truth = [False] * len(view.objects)
-    if isinstance(query, Attribute):
-        for index in candidates:
-            truth[index] = True
-    elif isinstance(query, Region):
-        for index in candidates:
-            truth[index] = in_region(view, index, query.region)
-    elif isinstance(query, Relation):
-        anchors = view.matching(query.anchor)
-        if len(anchors) != 1:
-            return [None] * len(view.objects)
-        candidates = [index for index in candidates if index != anchors[0]]
-        if query.relation == "nearest":
-            nearest = _nearest(view, candidates, anchors[0])
-            for index in candidates:
-                truth[index] = None if nearest is None else index == nearest
-            return truth
-        for index in candidates:
-            truth[index] = _related(view, index, anchors[0], query.relation)
-    else:
-        rank, margin = (query.rank, ORDINAL_MARGIN) if isinstance(query, Ordinal) else (1, EXTREME_MARGIN)
-        places = sorted((view.along(index, query.direction), index) for index in candidates)
-        if len(places) < max(rank, 2):
-            return truth
-        # Every place up to and after the one that is asked for must be clear, or counting to it is not.
-        clear = all(after[0] - before[0] >= margin for before, after in pairwise(places[: rank + 1]))
-        for place, (_, index) in enumerate(places, start=1):
-            truth[index] = place == rank if clear else None
-    return truth
+def _ranked(view: View, candidates: Sequence[int], query: Extreme | Ordinal) -> dict[int, bool | None]:
+    rank, margin = (query.rank, ORDINAL_MARGIN) if isinstance(query, Ordinal) else (1, EXTREME_MARGIN)
+    places = sorted((view.along(index, query.direction), index) for index in candidates)
+    if len(places) < max(rank, 2):
+        return {}
+    # Every place up to and after the one that is asked for must be clear, or counting to it is not.
+    clear = all(after[0] - before[0] >= margin for before, after in pairwise(places[: rank + 1]))
+    return {index: place == rank if clear else None for place, (_, index) in enumerate(places, start=1)}
 
 
 def referent(query: Query, view: View) -> int | None:
     """The one object that a query singles out, or None if there is none or any doubt."""
-    truth = evaluate(query, view)
-    if None in truth or truth.count(True) != 1:
-        return None
-    return truth.index(True)
+    candidates = view.matching(query.target)
+    truth: dict[int, bool | None]
+    if isinstance(query, Attribute):
+        truth = dict.fromkeys(candidates, True)
+    elif isinstance(query, Region):
+        truth = {index: in_region(view, index, query.region) for index in candidates}
+    elif isinstance(query, Relation):
+        anchors = view.matching(query.anchor)
+        if len(anchors) != 1:
+            return None
+        candidates = [index for index in candidates if index != anchors[0]]
+        if query.relation == "nearest":
+            return _nearest(view, candidates, anchors[0])
+        truth = {index: _related(view, index, anchors[0], query.relation) for index in candidates}
+    else:
+        truth = _ranked(view, candidates, query)
+    sure = [index for index, holds in truth.items() if holds]
+    return sure[0] if len(sure) == 1 and None not in truth.values() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
@@ -12,7 +12,6 @@ from .objects import KINDS
 from .queries import (
     ATTRIBUTES,
     DIRECTIONS,
-    KIND_OF,
     REGIONS,
     RELATIONS,
     Attribute,
@@ -57,7 +56,7 @@ def sentence_kind(sentence: Mapping[str, Any] | int) -> str:
 
 
 class _Speaker:
-    """Finds things to say about one object at a time; all choices come from `dice`."""
+    """Finds things to say about one object at a time, in a method for each of KINDS; all choices come from `dice`."""
 
     def __init__(self, view: View, dice: random.Random) -> None:
         self.view = view
@@ -74,13 +73,9 @@ class _Speaker:
 
     def unique(self, index: int) -> list[Descriptor]:
         """Descriptors that fit this object alone, shortest first."""
-        descriptors = []
-        for count in range(1, len(ATTRIBUTES) + 1):
-            for names in combinations(ATTRIBUTES, count):
-                descriptor = self.describe(index, names)
-                if descriptor is not None and self.view.matching(descriptor) == [index]:
-                    descriptors.append(descriptor)
-        return descriptors
+        choices = (names for count in range(1, len(ATTRIBUTES) + 1) for names in combinations(ATTRIBUTES, count))
+        descriptors = (self.describe(index, names) for names in choices)
+        return [item for item in descriptors if item is not None and self.view.matching(item) == [index]]
 
     def attribute(self, index: int) -> Iterator[Query]:
         """Mostly no longer than needed, sometimes by one word; with the shape, if that is as short."""
@@ -143,12 +138,11 @@ class _Speaker:
 def write_sentences(view: View, dice: random.Random) -> list[SceneSentence]:
     """All sentences of a scene, object by object, every one checked to single its object out."""
     speaker = _Speaker(view, dice)
-    finders: dict[str, Callable[[int], Iterator[Query]]] = {kind: getattr(speaker, kind) for kind in KINDS}
     sentences = []
     for index in range(len(view.objects)):
         for kind in KINDS:
-            for query in finders[kind](index):
-                if referent(query, view) == index and KIND_OF[type(query)] == kind:
+            for query in getattr(speaker, kind)(index):
+                if referent(query, view) == index:
                     text = wording(query, dice, matches=len(view.matching(query.target)))
                     sentences.append(SceneSentence(text, index, kind, query))
                     break

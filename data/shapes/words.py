@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import string
 from collections.abc import Sequence
 from typing import Final
@@ -105,16 +106,12 @@ def wording(query: Query, dice: random.Random, *, matches: int) -> str:
     return dice.choice(RELATION_FORMS[query.relation]).format(target, phrase(query.anchor, dice))
 
 
-def _words() -> list[str]:
-    groups: list[Sequence[str]] = [*SHAPE_WORDS.values(), *SIZE_WORDS.values(), *TEXTURE_WORDS.values()]
-    groups += [*TEXTURE_TAILS.values(), *EXTREME_FORMS.values(), *PAIR_FORMS.values(), *REGION_FORMS.values()]
-    groups += [*RELATION_FORMS.values(), ORDINAL_FORMS, NOUNS, ORDINALS, tuple(COLOURS), ("one",)]
-    text = " ".join(form for group in groups for form in group)
-    return sorted({word for word in text.split() if word.isalpha()})
-
-
 SPECIAL_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-WORDS: Final = tuple(_words())
+_TABLES: Final = (
+    *(SHAPE_WORDS, SIZE_WORDS, TEXTURE_WORDS, TEXTURE_TAILS, NOUNS, ORDINALS, tuple(COLOURS), "one"),
+    *(EXTREME_FORMS, PAIR_FORMS, REGION_FORMS, RELATION_FORMS, ORDINAL_FORMS),
+)
+WORDS: Final = tuple(sorted(set(re.findall("[a-z]+", str(_TABLES)))))
 _CHARACTERS: Final = string.ascii_lowercase + string.digits
 # WordPiece, lower case: special tokens, the sentences' words, then characters (and punctuation) to spell others with.
 VOCABULARY: Final[tuple[str, ...]] = (

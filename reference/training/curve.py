@@ -1,9 +1,8 @@
-"""The curve of a training run, drawn from its `log.jsonl`: `python -m lavt_edge.reference.training.curve LOG PNG`."""
+"""The curve of a training run, drawn from its `log.jsonl`."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -42,7 +41,3 @@ def draw_loss_curve(log: Path, path: Path) -> None:
     draw.text((_LEFT + 260, 10), "mean IoU on held-out scenes", _IOU, font)
     draw.text((_WIDTH // 2 - 20, _HEIGHT - 22), "step", _INK, font)
     image.save(path, format="PNG")
-
-
-if __name__ == "__main__":
-    draw_loss_curve(Path(sys.argv[1]), Path(sys.argv[2]))
