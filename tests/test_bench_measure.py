@@ -130,7 +130,7 @@ def test_tensorrt_is_refused_without_a_device(demo_bundle: Path) -> None:
         RemoteSide(spec)
 
 
-def test_only_the_batch_may_be_free() -> None:
+def test_only_the_batch_may_be_dynamic() -> None:
     feeds = feeds_for([("image", "uint8", (None, 8, 8, 3)), ("word_mask", "float32", (None, 4))], 3)
     assert feeds["image"].shape == (3, 8, 8, 3)
     assert feeds["word_mask"].min() == 1

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..._base.progress import Progress, ignore
+from ..._base.records import to_plain
 from ...data import ReferredObject, resize_mask
 from ...data.metrics import THRESHOLDS, PublishedRow, ReferringMetrics, published_rows
 from ...data.sentences import Sentence, Split
@@ -74,7 +75,8 @@ def evaluate(
             damaged; BackendError: the model cannot run.
     """
     count = len(split.sentences) if limit is None else min(limit, len(split.sentences))
-    run = {"model": predictor.describe(), "input": list(predictor.size), "batch": predictor.batch, **split.describe()}
+    model = to_plain(predictor.describe())
+    run = {"model": model, "input": list(predictor.size), "batch": predictor.batch, **split.describe()}
     results = results or Path(f"{predictor.name}.{split.name}.jsonl")
     with ResultsFile(results, run, split.sentences, restart=restart) as file:
         progress(min(len(file.counts), count), count)

@@ -41,9 +41,9 @@ class MaskEvaluator(Evaluator):
     def _differences(
         self, image: ir.Model, prompts: Sequence[npt.NDArray[Any]], fused: bool, progress: Progress
     ) -> list[npt.NDArray[Any]]:
-        found = super()._differences(image, prompts, fused, progress)
-        self._keep(found)
-        return found
+        differences = super()._differences(image, prompts, fused, progress)
+        self._keep(differences)
+        return differences
 
     def refer_to(self, differences: Sequence[npt.NDArray[Any]]) -> None:
         """Takes other differences for the truth than those of the FP32 graph."""
@@ -53,7 +53,7 @@ class MaskEvaluator(Evaluator):
 
     def _keep(self, differences: Sequence[npt.NDArray[Any]]) -> None:
         self.differences = differences
-        self.masks = [one > 0 for one in differences]
+        self.masks = [difference > 0 for difference in differences]
 
 
 def measure_fidelity(
@@ -119,29 +119,22 @@ def _reference(
         raise LavtError(f"{bundle.root} was not exported from the checkpoint {name}; give its own")
     spec = bundle.manifest.input
     predictor = load_reference(source, image_size=(spec.height, spec.width), device="cpu")
-    found = []
+    differences = []
     for number, case in enumerate(cases):
         progress(number, len(cases))
-        (logits,) = predictor.logits(np.stack([case.image]), [(case.input_ids, case.attention_mask)])
-        found.append(logits[1] - logits[0])
-    return found
+        (logits,) = predictor.logits(case.image[None], [(case.input_ids, case.attention_mask)])
+        differences.append(logits[1] - logits[0])
+    return differences
 
 
 def chosen_precisions(bundle: Bundle, wanted: Sequence[str] | None) -> list[str]:
     """FP32, then the other precisions of image graphs in the bundle, or those `wanted`. Raises LavtError."""
-    found = sorted(
-        entry.precision
-        for entry in bundle.manifest.files.values()
-        if entry.role == "segmenter" and entry.precision not in (None, "fp32")
-    )
-    if wanted is None:
-        return ["fp32", *found]
-    unknown = [name for name in wanted if name not in ("fp32", *found)]
+    graphs = [entry.precision for entry in bundle.manifest.files.values() if entry.role == "segmenter"]
+    present = ["fp32", *sorted(precision for precision in graphs if precision not in (None, "fp32"))]
+    unknown = [name for name in wanted or () if name not in present]
     if unknown:
-        raise LavtError(
-            f"{bundle.root} has no image graph in {', '.join(unknown)}; it has {', '.join(['fp32', *found])}"
-        )
-    return ["fp32", *(name for name in wanted if name != "fp32")]
+        raise LavtError(f"{bundle.root} has no image graph in {', '.join(unknown)}; it has {', '.join(present)}")
+    return present if wanted is None else ["fp32", *(name for name in wanted if name != "fp32")]
 
 
 def most_disagreed(masks: Sequence[Masks], count: int) -> list[int]:
@@ -155,7 +148,7 @@ def most_disagreed(masks: Sequence[Masks], count: int) -> list[int]:
 
 
 def mask_iou(mask: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
-    """IoU of two masks (H,W), in percent; 100 where both are empty, for then they agree."""
+    """IoU of two masks (H,W), in percent; 100 if both are empty, for then they agree."""
     union = np.count_nonzero(mask | other)
     return 100 * np.count_nonzero(mask & other) / union if union else 100.0
 
@@ -187,10 +180,7 @@ def png_base64(picture: Image.Image) -> str:
 
 def evaluate_file(evaluator: Evaluator, bundle: Bundle, path: Path, *, text: bool) -> Figures:
     """The figures of an image graph, with FP16 rounded as it is stored; with `text`, behind the FP16 text graph."""
-    model = ir.load(path)
-    emulate_half(model)
-    encoder = None
-    if text:
-        encoder = ir.load(bundle.file("text_encoder", "fp16"))
-        emulate_half(encoder)
+    model, encoder = ir.load(path), ir.load(bundle.file("text_encoder", "fp16")) if text else None
+    for graph in filter(None, (model, encoder)):
+        emulate_half(graph)
     return evaluator.evaluate(model, text=encoder)

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ..._base.records import OPTIONAL
 from ...errors import BackendError, LavtError
 from ...runtime import Segmenter
 from ...runtime.batches import stack_prompts
 from ...runtime.prompt import Prompt, TruncationWarning
 
 DYNAMIC_BATCH = 4
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """Which model gave the results, with the SHA-256 of its weights and files: equal for models of equal masks."""
+
+    runtime: str
+    precision: str
+    checkpoint: str
+    files: Mapping[str, str] | None = field(default=None, metadata=OPTIONAL)
+    fusion_heads: tuple[int, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 class Predictor(Protocol):
@@ -25,20 +38,14 @@ class Predictor(Protocol):
     it is given at once.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    size: tuple[int, int]
+    batch: int
 
-    @property
-    def size(self) -> tuple[int, int]: ...
-
-    @property
-    def batch(self) -> int: ...
-
-    def describe(self) -> dict[str, Any]:
-        """Plain JSON types: equal for models that give equal masks."""
+    def describe(self) -> ModelRecord: ...
 
     def encode(self, sentence: str) -> Any:
-        """A sentence as `masks` takes it. Raises PromptError where it has no word."""
+        """A sentence as `masks` takes it. Raises PromptError if it has no word."""
 
     def masks(self, images: npt.NDArray[np.uint8], prompts: Sequence[Any]) -> npt.NDArray[np.bool_]:
         """Masks (B,H,W) of images (B,H,W,3) and as many prompts, at the input's size. B is `batch`."""
@@ -47,7 +54,7 @@ class Predictor(Protocol):
 class BundlePredictor:
     """A bundle on its runtime.
 
-    `batch` is the bundle's own; where that is free, `batch_size` or DYNAMIC_BATCH.
+    `batch` is the bundle's own; if that is dynamic, `batch_size` or DYNAMIC_BATCH.
     Raises LavtError for a `batch_size` that the bundle does not take.
     """
 
@@ -60,16 +67,13 @@ class BundlePredictor:
         self.batch = fixed or batch_size or DYNAMIC_BATCH
         self._segmenter = segmenter
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelRecord:
         segmenter, manifest = self._segmenter, self._segmenter.manifest
         names = [*segmenter.files, manifest.find("tokenizer")]
         used = [part for name in names if name for part in (name, *manifest.weights_of(name))]
-        return {
-            "runtime": f"{segmenter.runtime} on {segmenter.device}",
-            "precision": segmenter.precision,
-            "checkpoint": manifest.checkpoint.sha256,
-            "files": {name: manifest.files[name].sha256 for name in used},
-        }
+        files = {name: manifest.files[name].sha256 for name in used}
+        runtime = f"{segmenter.runtime} on {segmenter.device}"
+        return ModelRecord(runtime, segmenter.precision, manifest.checkpoint.sha256, files=files)
 
     def encode(self, sentence: str) -> Prompt:
         with warnings.catch_warnings():
@@ -93,7 +97,7 @@ def load_bundle(
 def object_masks(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """The argmax of logits (B,2,H,W) as masks (B,H,W); a tie is background.
 
-    Raises BackendError where a logit is not finite: a mask of it would look like a result.
+    Raises BackendError if a logit is not finite: a mask of it would look like a result.
     """
     if not np.isfinite(logits).all():
         raise BackendError("the model's logits are not finite: use a graph of higher precision, such as fp32")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,8 @@ from ...reference import LAVT
 from ...reference.lavt import normalise
 from ...runtime.backend import DEVICES
 from ...runtime.tokenizer import SentenceTokenizer, build_tokenizer
-from .predictors import object_masks
+from ..peers.pytorch import prepare_torch
+from .predictors import ModelRecord, object_masks
 
 Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -46,13 +46,9 @@ class ReferencePredictor:
         self._checkpoint = checkpoint
         self._device = device
 
-    def describe(self) -> dict[str, Any]:
-        return {
-            "runtime": f"pytorch {self._device}",
-            "precision": "fp32",
-            "checkpoint": self._checkpoint,
-            "fusion_heads": list(self._model.config.fusion_heads),
-        }
+    def describe(self) -> ModelRecord:
+        heads = tuple(self._model.config.fusion_heads)
+        return ModelRecord(f"pytorch {self._device}", "fp32", self._checkpoint, fusion_heads=heads)
 
     def encode(self, sentence: str) -> Tokens:
         return self._tokenizer.encode(sentence)[:2]
@@ -88,12 +84,7 @@ def load_reference(
     """
     if device not in DEVICES:
         raise BackendError(f"unknown device {device!r}: give one of {', '.join(DEVICES)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BackendError("CUDA was asked for and PyTorch cannot use it: give device cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if threads is not None:
-        torch.set_num_threads(threads)
+    device = prepare_torch(device, threads)
     return ReferencePredictor(
         source.load(),
         source.vocabulary,

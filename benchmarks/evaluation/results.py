@@ -14,11 +14,13 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..._base import strict_json
+from ..._base.records import OPTIONAL, from_plain, to_plain
 from ...data.sentences import Sentence
 from ...errors import LavtError
 
@@ -28,10 +30,22 @@ _MARK = f'{{"{_FIRST_KEY}":'.encode()
 _MAX_LINE = 2**16
 
 
+@dataclass(frozen=True)
+class SentenceResult:
+    """A line: pixels in both masks and in either, at the model's input size."""
+
+    sentence_id: int
+    ref_id: int
+    intersection: int
+    union: int
+    iou: float
+    kind: str | None = field(default=None, metadata=OPTIONAL)
+
+
 class ResultsFile:
     """The results of one run; `counts` holds (intersection, union) of each sentence that is done.
 
-    An existing file is gone on with if its first line equals this run's; a last line that was cut off is dropped.
+    A run goes on with an existing file if its first line equals this run's; a last line that was cut off is dropped.
     `restart` begins again instead.
 
     Raises:
@@ -39,7 +53,7 @@ class ResultsFile:
     """
 
     def __init__(
-        self, path: Path, run: Mapping[str, Any], sentences: Sequence[Sentence], *, restart: bool = False
+        self, path: Path, run: Mapping[str, object], sentences: Sequence[Sentence], *, restart: bool = False
     ) -> None:
         self.path = path
         self.counts: list[tuple[int, int]] = []
@@ -57,17 +71,10 @@ class ResultsFile:
     def append(self, intersection: int, union: int) -> None:
         """Writes the next sentence's line, and hands it to the system before it returns."""
         sentence = self._sentences[len(self.counts)]
-        record: dict[str, Any] = {
-            "sentence_id": sentence.sentence_id,
-            "ref_id": sentence.target.ref_id,
-            "intersection": intersection,
-            "union": union,
-            "iou": intersection / union if union else 0.0,
-        }
-        if sentence.kind is not None:
-            record["kind"] = sentence.kind
+        iou = intersection / union if union else 0.0
+        result = SentenceResult(sentence.sentence_id, sentence.target.ref_id, intersection, union, iou, sentence.kind)
         try:
-            self._file.write(_line(record))
+            self._file.write(_line(to_plain(result)))
             self._file.flush()
         except OSError as error:
             raise _unusable(self.path, error) from error
@@ -114,19 +121,16 @@ class ResultsFile:
             end += len(line)
 
     def _parse(self, line: bytes) -> tuple[int, int] | None:
-        """(intersection, union) of the next sentence's line; None where it is another's."""
-        try:
-            record = strict_json.loads(line)
-            intersection, union = record["intersection"], record["union"]
-            ids = (record["sentence_id"], record["ref_id"])
-        except (ValueError, KeyError, TypeError):
+        """(intersection, union) of the next sentence's line; None if it is another's."""
+        if len(self.counts) == len(self._sentences):
             return None
-        if len(self.counts) == len(self._sentences) or type(intersection) is not int or type(union) is not int:
+        try:
+            result = from_plain(SentenceResult, strict_json.loads(line))
+        except ValueError:
             return None
         sentence = self._sentences[len(self.counts)]
-        if ids != (sentence.sentence_id, sentence.target.ref_id) or not 0 <= intersection <= union:
-            return None
-        return intersection, union
+        is_next = (result.sentence_id, result.ref_id) == (sentence.sentence_id, sentence.target.ref_id)
+        return (result.intersection, result.union) if is_next and 0 <= result.intersection <= result.union else None
 
     def _cut(self, end: int) -> None:
         self._file.seek(end)
@@ -134,7 +138,7 @@ class ResultsFile:
 
 
 def _open(path: Path) -> BinaryIO:
-    """The file for reading and writing, made where there is none, and locked against a second run."""
+    """The file for reading and writing, made if there is none, and locked against a second run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
@@ -157,7 +161,7 @@ def _unusable(path: Path, error: Exception) -> LavtError:
     return LavtError(f"{path}: cannot be written ({reason}); name another file with --results")
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def _line(record: Mapping[str, object]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 

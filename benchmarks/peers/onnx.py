@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -50,10 +48,10 @@ class OnnxSide:
         path = spec.plain or spec.path
         assert path is not None
         self._backend = backend = OnnxRuntimeBackend(path, device=spec.device, threads=spec.threads)
-        inputs = [(one.name, one.dtype, one.shape) for one in backend.signature.inputs]
-        self._feeds: dict[str, Any] = feeds_for(inputs, spec.batch)
-        self._outputs = [one.name for one in backend.signature.outputs if one.name == "logits"]
-        self._outputs = self._outputs or [one.name for one in backend.signature.outputs]
+        inputs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in backend.signature.inputs]
+        self._feeds = feeds_for(inputs, spec.batch)
+        outputs = [tensor.name for tensor in backend.signature.outputs]
+        self._outputs = ["logits"] if "logits" in outputs else outputs
         self.size, self.batch = image_size(self._feeds), spec.batch
         self.precision = spec.precision if spec.plain else _precision(path.name)
         self.device, self.runtime = backend.device, backend.name

@@ -19,7 +19,7 @@ ADAPTERS: Mapping[str, tuple[str, str, str]] = {
 
 
 def open_side(spec: SideSpec) -> Side:
-    """The side of a specification, loaded. Raises LavtError where it, or what it needs, is missing."""
+    """The side of a specification, loaded. Raises LavtError if it, or what it needs, is missing."""
     module, name, extra = ADAPTERS[spec.kind]
     try:
         adapter = getattr(importlib.import_module(f".{module}", __package__), name)

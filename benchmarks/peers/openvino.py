@@ -19,9 +19,9 @@ class OpenVINOSide:
         import openvino  # type: ignore[import-untyped]
 
         core = openvino.Core()
-        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[spec.precision], "PERFORMANCE_HINT": "LATENCY"}
+        properties = {"INFERENCE_PRECISION_HINT": _HINTS[spec.precision], "PERFORMANCE_HINT": "LATENCY"}
         if spec.threads is not None:
-            properties["INFERENCE_NUM_THREADS"] = spec.threads
+            properties["INFERENCE_NUM_THREADS"] = str(spec.threads)
         if spec.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(f"{spec.name}: OpenVINO has no bfloat16 on this CPU; leave it out")
         path = spec.plain or open_bundle(spec.engine).file("segmenter")
@@ -36,9 +36,9 @@ class OpenVINOSide:
 
 
 def _compile(
-    core: Any, path: Path, spec: SideSpec, properties: dict[str, Any]
+    core: Any, path: Path, spec: SideSpec, properties: dict[str, str]
 ) -> tuple[Any, list[tuple[str, str, tuple[int, ...]]]]:
-    """A request, and its inputs as `feeds_for` takes them; a free batch becomes `spec.batch`."""
+    """A request, and its inputs as `feeds_for` takes them; a dynamic batch becomes `spec.batch`."""
     try:
         model = core.read_model(str(path))
         shapes = {}

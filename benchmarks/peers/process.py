@@ -1,10 +1,9 @@
 """Each side in a process of its own: its threads and memory are its own, and its peak memory can be read off it.
 
 The parent sends one order at a time, and a side answers when its threads sleep again, so only one works at any moment.
-Peak memory is the
-kernel's high-water mark of the process's resident memory (VmHWM in /proc/PID/status), Python and the runtime's library
-included; `before_bytes` is what the process held before it opened the side. Device memory is what nvidia-smi counts
-more on the first GPU after the side's first call than before it was opened.
+Peak memory is the kernel's high-water mark of the process's resident memory (VmHWM in /proc/PID/status), Python and the
+runtime's library included; `before_bytes` is what the process held before it opened the side. Device memory is what
+nvidia-smi counts more on the first GPU after the side's first call than before it was opened.
 """
 
 from __future__ import annotations
@@ -19,82 +18,89 @@ import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from ...errors import LavtError, reason_of
 from .opening import open_side
-from .sides import Side, SideSpec
+from .sides import Side, SideInfo, SideSpec
 
 Answer = TypeVar("Answer")
+Worker = TypeVar("Worker", bound="_Worker")
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would share the parent's pages and break CUDA
 _PATIENCE = 5.0
 _COMMAND_SECONDS = 10.0
 _SETTLE_STEP, _SETTLE_LIMIT, _SETTLED = 0.002, 0.5, 0.05  # seconds, seconds, share of a core
 
 
-class RemoteSide:
+class _Worker:
+    """Another process, which calls one function at a time; functions, arguments and answers must pickle."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._pipe, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=_answer, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def call(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
+        """What the function returns there. Raises LavtError if it fails, or if the process ends."""
+        try:
+            self._pipe.send((function, arguments))
+            succeeded, answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(_PATIENCE)
+            code = self._process.exitcode
+            reason = "killed, perhaps for memory" if code == -signal.SIGKILL else f"exit code {code}"
+            raise LavtError(f"{self._name}: its process ended ({reason})") from error
+        if not succeeded:
+            raise LavtError(answer)
+        value: Answer = answer
+        return value
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pipe.close()
+        self._process.join(_PATIENCE)
+        for stop in (self._process.terminate, self._process.kill):
+            if self._process.is_alive():
+                stop()
+                self._process.join(_PATIENCE)
+        self._process.close()
+
+    def __enter__(self: Worker) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RemoteSide(_Worker):
     """A side that runs in another process; opens it at once.
 
-    Attributes: `spec`; `about`, its precision, size [H,W], batch, device, runtime and, of a bundle, file; `warnings` of
-    its opening.
-    Raises LavtError where it cannot be opened.
+    Attributes: `spec`; `about`, what it is; `warnings` of its opening. Raises LavtError if it cannot be opened.
     """
 
     def __init__(self, spec: SideSpec) -> None:
+        super().__init__(spec.name)
         self.spec = spec
-        self._process, self._pipe = _start(_serve, spec)
         try:
-            self.about, self.warnings = self._receive()
+            self.about, self.warnings = self.call(_open, spec)
         except BaseException:
             self.close()
             raise
 
     def run(self) -> float:
-        """Seconds of one call, by the side's own clock. Raises LavtError where the side fails or its process ends."""
-        seconds: float = self._ask("run")
-        return seconds
+        """Seconds of one call, by the side's own clock. Raises LavtError if the side fails or its process ends."""
+        return self.call(_run)
 
     def memory(self) -> dict[str, int | None]:
-        """`peak_bytes`, `before_bytes` and `device_bytes` so far; None where the system does not say."""
-        answer: dict[str, int | None] = self._ask("memory")
-        return answer
+        """`peak_bytes`, `before_bytes` and `device_bytes` so far; None if the system does not say."""
+        return self.call(_memory)
 
     def apply(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """What `function(side, *arguments)` returns in the side's process; all of it must pickle."""
-        answer: Answer = self._ask("apply", function, *arguments)
-        return answer
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._pipe.close()
-        _end(self._process)
-
-    def __enter__(self) -> RemoteSide:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _ask(self, *order: object) -> Any:
-        try:
-            self._pipe.send(order)
-        except OSError as error:
-            raise self._gone() from error
-        return self._receive()
-
-    def _receive(self) -> Any:
-        try:
-            return _unwrap(self._pipe.recv())
-        except (EOFError, ConnectionResetError) as error:
-            raise self._gone() from error
-
-    def _gone(self) -> LavtError:
-        return LavtError(_ended(self.spec.name, self._process))
+        return self.call(_apply, function, *arguments)
 
 
 def run_in_subprocess(function: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -102,59 +108,30 @@ def run_in_subprocess(function: Callable[..., Answer], *arguments: Any) -> Answe
 
     The function, its arguments and its answer must pickle. Raises LavtError if it does, or if the process ends early.
     """
-    process, pipe = _start(_call, function, *arguments)
-    try:
-        answer: Answer = _unwrap(pipe.recv())
-        return answer
-    except (EOFError, ConnectionResetError) as error:
-        raise LavtError(_ended(function.__name__.replace("_", " ").strip(), process)) from error
-    finally:
-        pipe.close()
-        _end(process)
+    with _Worker(function.__name__.replace("_", " ").strip()) as worker:
+        return worker.call(_call_silently, function, *arguments)
 
 
-def _start(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
-    ours, theirs = _SPAWN.Pipe()
-    process = _SPAWN.Process(target=target, args=(theirs, *arguments), daemon=True)
-    process.start()
-    theirs.close()
-    return process, ours
+def _answer(pipe: Connection) -> None:
+    """Calls what the parent sends until it closes the pipe.
 
-
-def _end(process: BaseProcess) -> None:
-    process.join(_PATIENCE)
-    for stop in (process.terminate, process.kill):
-        if process.is_alive():
-            stop()
-            process.join(_PATIENCE)
-    process.close()
-
-
-def _ended(name: str, process: BaseProcess) -> str:
-    process.join(_PATIENCE)
-    code = process.exitcode
-    killed = code == -signal.SIGKILL
-    return f"{name}: its process ended ({'killed, perhaps for memory' if killed else f'exit code {code}'})"
-
-
-def _unwrap(answer: tuple[bool, Any]) -> Any:
-    fine, value = answer
-    if not fine:
-        raise LavtError(value)
-    return value
-
-
-def _quiet() -> None:
-    """Ctrl-C is the parent's to answer, and standard output its own: libraries here print to standard error."""
+    Ctrl-C is the parent's to answer, and standard output its own: libraries here print to standard error.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        pipe.send(_attempt(function, *arguments))
 
 
-def _attempt(work: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
+def _attempt(function: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
     try:
-        return True, work(*arguments)
+        return True, function(*arguments)
     except LavtError as error:
         return False, str(error)
     except MemoryError:
@@ -163,54 +140,55 @@ def _attempt(work: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
         return False, f"{type(error).__name__}: {reason_of(error, 300)}"
 
 
-def _call(pipe: Connection, function: Callable[..., Any], *arguments: Any) -> None:
-    _quiet()
+def _call_silently(function: Callable[..., Answer], *arguments: Any) -> Answer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe.send(_attempt(function, *arguments))
+        return function(*arguments)
 
 
-def _serve(pipe: Connection, spec: SideSpec) -> None:
-    """Opens a side and answers orders until the parent closes the pipe."""
-    _quiet()
-    before, device_before = _status("VmHWM"), device_memory_used()
+class _Opened:
+    """The side of this process, and bytes: what the process and the device held before, what the device took."""
+
+    side: Side
+    before: int | None
+    device_before: int | None
+    device: int | None
+    has_run = False
+
+
+def _open(spec: SideSpec) -> tuple[SideInfo, list[str]]:
+    _Opened.before, _Opened.device_before, _Opened.device = _status("VmHWM"), device_memory_used(), None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        fine, side = _attempt(open_side, spec)
-    if not fine:
-        pipe.send((False, side))
-        return
-    said = [str(one.message) for one in caught if type(one.message).__module__.startswith(__package__.split(".")[0])]
-    pipe.send((True, (_about(side), said)))
-    device: list[int | None] = []
-
-    def call() -> float:
-        start = time.perf_counter()
-        side.run()
-        seconds = time.perf_counter() - start
-        settle()
-        if not device:
-            after = device_memory_used() if side.device == "cuda" else None
-            device.append(None if after is None or device_before is None else max(0, after - device_before))
-        return seconds
-
-    def memory() -> dict[str, int | None]:
-        return {"peak_bytes": _status("VmHWM"), "before_bytes": before, "device_bytes": device[0] if device else None}
-
-    answers: dict[str, Callable[..., Any]] = {
-        "run": call,
-        "memory": memory,
-        "apply": lambda function, *arguments: function(side, *arguments),
-    }
-    while True:
-        try:
-            order = pipe.recv()
-        except (EOFError, OSError):
-            return
-        pipe.send(_attempt(answers[order[0]], *order[1:]))
+        _Opened.side = side = open_side(spec)
+    package = __package__.split(".")[0]
+    ours = [str(warning.message) for warning in caught if warning.category.__module__.startswith(package)]
+    about = SideInfo(side.precision, side.size, side.batch, side.device, side.runtime, getattr(side, "file", None))
+    return about, ours
 
 
-def settle() -> None:
+def _run() -> float:
+    start = time.perf_counter()
+    _Opened.side.run()
+    seconds = time.perf_counter() - start
+    _settle()
+    if not _Opened.has_run and _Opened.side.device == "cuda":
+        after = device_memory_used()
+        if after is not None and _Opened.device_before is not None:
+            _Opened.device = max(0, after - _Opened.device_before)
+    _Opened.has_run = True
+    return seconds
+
+
+def _memory() -> dict[str, int | None]:
+    return {"peak_bytes": _status("VmHWM"), "before_bytes": _Opened.before, "device_bytes": _Opened.device}
+
+
+def _apply(function: Callable[..., Answer], *arguments: Any) -> Answer:
+    return function(_Opened.side, *arguments)
+
+
+def _settle() -> None:
     """Waits until this process's threads sleep: pools spin for a while after a call and would slow the next side."""
     deadline = time.perf_counter() + _SETTLE_LIMIT
     while time.perf_counter() < deadline:
@@ -218,17 +196,6 @@ def settle() -> None:
         time.sleep(_SETTLE_STEP)
         if time.process_time() - used < _SETTLED * (time.perf_counter() - start):
             return
-
-
-def _about(side: Side) -> dict[str, Any]:
-    return {
-        "precision": side.precision,
-        "size": list(side.size),
-        "batch": side.batch,
-        "device": side.device,
-        "runtime": side.runtime,
-        "file": getattr(side, "file", None),
-    }
 
 
 def _status(field: str) -> int | None:
@@ -248,7 +215,7 @@ def device_memory_used() -> int | None:
 
 
 def command_output(*command: str) -> str | None:
-    """What a command prints; None where there is no such command or it fails."""
+    """What a command prints; None if there is no such command or it fails."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -11,16 +11,21 @@ from ...runtime.bundle import open_bundle
 from .sides import SideSpec
 
 
+def prepare_torch(device: str, threads: int | None) -> str:
+    """Sets PyTorch's threads, and says its device: "cuda" or "cpu". Raises BackendError if there is no such device."""
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise BackendError("CUDA was asked for and PyTorch cannot use it: give device cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return "cuda" if cuda and device != "cpu" else "cpu"
+
+
 class TorchSide:
     """`LAVT.segment` in float32; `precision` "compile" runs it through torch.compile, with its default options."""
 
     def __init__(self, spec: SideSpec) -> None:
-        cuda = torch.cuda.is_available()
-        if spec.device == "cuda" and not cuda:
-            raise BackendError("CUDA was asked for and PyTorch cannot use it: give device cpu")
-        if spec.threads is not None:
-            torch.set_num_threads(spec.threads)
-        self.device = "cuda" if cuda and spec.device != "cpu" else "cpu"
+        self.device = prepare_torch(spec.device, spec.threads)
         self.runtime = f"PyTorch {torch.__version__}"
         self.precision, self.batch = "fp32", spec.batch
         manifest = open_bundle(spec.engine).manifest
@@ -36,14 +41,10 @@ class TorchSide:
         )
         self._segment: Any = torch.compile(model.segment) if spec.precision == "compile" else model.segment
         if spec.precision == "compile":
-            self._compile()
-
-    def _compile(self) -> None:
-        try:
-            self.run()
-        except Exception as error:  # a missing compiler and a graph that it refuses come as many classes
-            reason = reason_of(error)
-            raise BackendError(f"torch.compile could not compile the reference ({reason})") from error
+            try:
+                self.run()
+            except Exception as error:  # a missing compiler and a graph that it refuses come as many classes
+                raise BackendError(f"torch.compile could not compile the reference ({reason_of(error)})") from error
 
     @torch.inference_mode()
     def run(self) -> object:

@@ -7,7 +7,7 @@ from arrays in host memory to logits in host memory. Text is encoded before.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,8 +46,21 @@ class SideSpec:
     precision: str = "fp32"
 
 
+@dataclass(frozen=True)
+class SideInfo:
+    """What an opened side is: `size` is the height and width of its input, `batch` images per call; a bundle's `file`
+    is its image graph."""
+
+    precision: str
+    size: tuple[int, int]
+    batch: int
+    device: str
+    runtime: str
+    file: str | None = None
+
+
 class Side(Protocol):
-    """An opened side: `size` is the height and width of its input, `batch` its images per call."""
+    """An opened side, with the attributes of SideInfo; only bundles have a `file`."""
 
     precision: str
     size: tuple[int, int]
@@ -56,7 +69,7 @@ class Side(Protocol):
     runtime: str
 
     def run(self) -> object:
-        """One call, finished when it returns. Raises LavtError where it cannot."""
+        """One call, finished when it returns. Raises LavtError if it fails."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +99,22 @@ def specify(engine: Path, against: Sequence[str], **common: Any) -> list[SideSpe
     A peer is a name in PEERS, or the path of a bundle, a graph in one, or any .onnx with the image graph's inputs.
     `common` goes into each, as SideSpec takes it.
 
-    Raises LavtError: the engine is no bundle, or a peer is neither a name nor a path.
+    Raises LavtError if the engine is not a bundle, or a peer is neither a name nor a path.
     """
     open_bundle(engine)
     specs = [SideSpec(_label(engine), "bundle", engine, path=engine, **common)]
-    for one in against:
-        if one in PEERS:
-            peer = PEERS[one]
-            specs.append(SideSpec(one, peer.kind, engine, precision=peer.precision, **common))
+    for name in against:
+        if name in PEERS:
+            peer = PEERS[name]
+            specs.append(SideSpec(name, peer.kind, engine, precision=peer.precision, **common))
         else:
-            path = Path(one)
+            path = Path(name)
             specs.append(SideSpec(_label(path), _kind_of(path), engine, path=path, **common))
+    names = [spec.name for spec in specs]
+    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
     return [
-        SideSpec(**{**vars(spec), "name": _numbered(spec.name, [earlier.name for earlier in specs[:i]])})
-        for i, spec in enumerate(specs)
+        spec if count == 1 else replace(spec, name=f"{spec.name} #{count}")
+        for spec, count in zip(specs, counts, strict=True)
     ]
 
 
@@ -107,11 +122,6 @@ def _label(path: Path) -> str:
     """Folder for a bundle; folder/file for a graph."""
     path = path.resolve()
     return path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
-
-
-def _numbered(name: str, earlier: Sequence[str]) -> str:
-    count = 1 + earlier.count(name)
-    return name if count == 1 else f"{name} #{count}"
 
 
 def _kind_of(path: Path) -> str:
@@ -125,19 +135,15 @@ def _kind_of(path: Path) -> str:
     try:
         open_bundle(path)
     except BundleError:
-        if path.suffix == ".engine" or ((path.parent / MANIFEST_NAME).is_file() and not _is_stray(path)):
+        beside_manifest = (path.parent / MANIFEST_NAME).is_file()
+        if path.suffix == ".engine" or (beside_manifest and path.name in open_bundle(path.parent).manifest.files):
             raise
         return "onnx"
     return "bundle"
 
 
-def _is_stray(path: Path) -> bool:
-    """Whether a graph lies beside a manifest that does not list it."""
-    return path.name not in open_bundle(path.parent).manifest.files
-
-
 def batch_of(bundle: Bundle, batch: int) -> int:
-    """The images per call: the bundle's own, or `batch` where it is free. Raises LavtError where they differ."""
+    """The images per call: the bundle's own, or `batch` if it is dynamic. Raises LavtError if they differ."""
     fixed = bundle.manifest.input.batch
     if fixed is not None and batch not in (1, fixed):
         raise LavtError(f"{bundle.root} was exported for batches of {fixed}, not {batch}")
@@ -145,16 +151,16 @@ def batch_of(bundle: Bundle, batch: int) -> int:
 
 
 def feeds_for(inputs: Sequence[tuple[str, str, Sequence[int | None]]], batch: int) -> dict[str, Array]:
-    """Arrays for inputs (name, dtype, shape): noise, with every word real; a free first size becomes `batch`.
+    """Arrays for inputs (name, dtype, shape): noise, with every word real; a dynamic batch becomes `batch`.
 
-    Raises LavtError where another size is free, or a fixed batch is not `batch`.
+    Raises LavtError if another size is dynamic, or a fixed batch is not `batch`.
     """
     rng = np.random.default_rng(0)
     feeds: dict[str, Array] = {}
     for name, dtype, shape in inputs:
         sizes = [batch if number == 0 and size is None else size for number, size in enumerate(shape)]
         if any(size is None for size in sizes):
-            raise BackendError(f"input {name} has free sizes {list(shape)}; only the batch may be free")
+            raise BackendError(f"input {name} has dynamic sizes {list(shape)}; only the batch may be dynamic")
         full = [int(size) for size in sizes if size is not None]
         if full[0] != batch:
             raise LavtError(f"input {name} is for batches of {full[0]}, not {batch}")

@@ -15,25 +15,37 @@ import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 
 from ..._base.exits import run_main
 from ..._base.files import write_whole
+from ..._base.records import to_plain
 from ...data.sentences import open_split
 from ...runtime.bundle import Bundle, open_bundle
 
 if TYPE_CHECKING:
+    from ...calibration.evaluator import Figures
     from ...calibration.sample import Sample
 
 MODELOPT_SAMPLES = 128  # it keeps all calibration data, and all activations of a histogram, in memory
 
 
-def measure(folder: Path, sentences: int, samples: int, console: Console) -> list[dict[str, Any]]:
-    """One row for each precision: its name, share of MACs in INT8, size in bytes, and its `Figures`."""
+@dataclass(frozen=True)
+class Costs:
+    """An image graph: its share of MACs in INT8, 0 to 1, and the size of its file."""
+
+    name: str
+    int8_share: float
+    bytes: int
+
+
+def measure(folder: Path, sentences: int, samples: int, console: Console) -> list[tuple[Costs, Figures]]:
+    """What each precision costs and keeps."""
     import onnx_ir as ir
 
     from ...calibration.evaluator import Evaluator
@@ -47,9 +59,8 @@ def measure(folder: Path, sentences: int, samples: int, console: Console) -> lis
 
     source = open_source(None)
     root = folder / "bundle"
-    options = ExportOptions(size=source.size)
     with console.status("exporting") as status:
-        source.export(root, options)
+        source.export(root, ExportOptions(size=source.size))
         data = DataOptions(samples=samples)
         for precision in ("fp16", "int8"):
             quantize_bundle(root, precision, QuantizeOptions(data=data), report=status.update)
@@ -69,8 +80,8 @@ def measure(folder: Path, sentences: int, samples: int, console: Console) -> lis
         rows = []
         for name, path in graphs:
             share = int8_macs(ir.load(path), macs) / sum(macs.values())
-            rows.append({"name": name, "int8_share": share, "bytes": path.stat().st_size})
-            rows[-1] |= evaluate_file(evaluator, bundle, path, text=name == "fp16").to_dict()
+            figures = evaluate_file(evaluator, bundle, path, text=name == "fp16")
+            rows.append((Costs(name, share, path.stat().st_size), figures))
     return rows
 
 
@@ -96,16 +107,16 @@ def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
     return output
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[tuple[Costs, Figures]]) -> str:
     """The rows as a table."""
     lines = [
         "| image graph | MACs in INT8 | MB | mean IoU | lost | pixel agreement | logit error |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {row['name']} | {100 * row['int8_share']:.1f} % | {row['bytes'] / 1e6:.1f} | {row['mean_iou']:.2f} | "
-        f"{row['drop']:+.2f} | {100 * row['pixel_agreement']:.3f} % | {row['relative_error']:.1e} |"
-        for row in rows
+        f"| {costs.name} | {100 * costs.int8_share:.1f} % | {costs.bytes / 1e6:.1f} | {figures.mean_iou:.2f} | "
+        f"{figures.drop:+.2f} | {100 * figures.pixel_agreement:.3f} % | {figures.relative_error:.1e} |"
+        for costs, figures in rows
     ]
     return "\n".join(lines)
 
@@ -120,7 +131,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), arguments.sentences, arguments.samples, console)
     if arguments.json is not None:
-        write_whole(arguments.json, (json.dumps(rows, indent=1) + "\n").encode())
+        plain = [{**to_plain(costs), **to_plain(figures)} for costs, figures in rows]
+        write_whole(arguments.json, (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
     print(markdown(rows))
 
 

@@ -148,13 +148,12 @@ def interleave(sides: Sequence[Timed], warmup: int, rounds: int, progress: Progr
 
 
 def _describe(side: RemoteSide, seconds: list[float]) -> SideResult:
-    about = {**side.about, "size": tuple(side.about["size"])}
     return SideResult(
         name=side.spec.name,
         kind=side.spec.kind,
-        **about,
+        **vars(side.about),
         seconds=tuple(seconds),
-        summary=summarise(seconds, side.about["batch"]),
+        summary=summarise(seconds, side.about.batch),
         memory=Memory(**side.memory()),
     )
 
