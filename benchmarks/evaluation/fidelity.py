@@ -122,7 +122,7 @@ def _reference(
     differences = []
     for number, case in enumerate(cases):
         progress(number, len(cases))
-        (logits,) = predictor.logits(case.image[None], [(case.input_ids, case.attention_mask)])
+        (logits,) = predictor.logits(np.stack([case.image]), [(case.input_ids, case.attention_mask)])
         differences.append(logits[1] - logits[0])
     return differences
 
