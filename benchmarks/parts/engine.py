@@ -71,9 +71,10 @@ def _profile(
 ) -> tuple[dict[str, float], list[EngineLayer]]:
     """Mean seconds of each layer over `rounds` runs after a first, and what the inspector says of the layers."""
     held = backend._held
-    engine, context = held.engine, held.context
-    if engine is None or context is None:
+    engine = held.engine
+    if engine is None:
         raise BackendError("the engine is closed: load it again")
+    context = held.context
 
     class Profiler(module.IProfiler):  # type: ignore[name-defined]
         def __init__(self) -> None:

@@ -125,16 +125,22 @@ class DeviceResources:
         self.cuda = cuda
         self.runtime: tensorrt.Runtime | None = None
         self.engine: tensorrt.ICudaEngine | None = None
-        self.context: tensorrt.IExecutionContext | None = None
+        self._context: tensorrt.IExecutionContext | None = None
         self.stream: Any = None
         self.graph: Any = None
         self.buffers: dict[str, Buffer] = {}
         self._mapped = mapped
         self._to_free: list[tuple[str, Any]] = []
 
+    @property
+    def context(self) -> tensorrt.IExecutionContext:
+        """The engine's, once its buffers are allocated."""
+        assert self._context is not None
+        return self._context
+
     def allocate(self, plan: BufferPlan, context: tensorrt.IExecutionContext) -> None:
         """One stream, which does not wait for the default one, and all buffers of the context."""
-        api, self.context = self.cuda.api, context
+        api, self._context = self.cuda.api, context
         flags = api.cudaHostAllocMapped if self._mapped else api.cudaHostAllocDefault
         self.stream = self._make("cudaStreamDestroy", "cudaStreamCreateWithFlags", api.cudaStreamNonBlocking)
         for tensor in plan.tensors:
@@ -177,7 +183,7 @@ class DeviceResources:
         idle = [("cudaStreamSynchronize", self.stream)] if self.stream is not None else []
         graph = [("cudaGraphExecDestroy", self.graph)] if self.graph is not None else []
         self._call_all([("cudaSetDevice", 0), *idle, *graph])
-        self.context = self.graph = None
+        self._context = self.graph = None
         self._call_all(self._to_free[::-1])
         self.buffers, self._to_free, self.stream = {}, [], None
         self.engine = self.runtime = None
