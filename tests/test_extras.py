@@ -19,6 +19,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Published as sources that fetch NVIDIA's libraries when they are built: what the index has of them cannot be resolved.
 SOURCES_ONLY = ("tensorrt", "tensorrt-rtx-cu13")
+# Pure Python without a wheel, which nvidia-modelopt needs: pip builds it anywhere.
+BUILT = ("cppimport",)
 MACHINES = ("aarch64-manylinux_2_35", "x86_64-manylinux_2_35")
 
 
@@ -35,7 +37,8 @@ def resolve(extra: str, python: str, machine: str) -> dict[str, str]:
     """The versions of a package's wheels that pip would install."""
     wanted = [*PROJECT["dependencies"], *expanded(extra)]
     wanted = [line for line in wanted if re.split(r"[^\w-]", line)[0] not in SOURCES_ONLY]
-    options = ("--python-version", python, "--python-platform", machine, "--only-binary", ":all:", "--no-header")
+    options = ("--python-version", python, "--python-platform", machine, "--no-header")
+    options += ("--only-binary", ":all:", *(part for name in BUILT for part in ("--no-binary", name)))
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-annotate", *options, "-"]
     done = subprocess.run(command, input="\n".join(wanted), capture_output=True, text=True)
     if "dns error" in done.stderr or "Failed to fetch" in done.stderr or "client error" in done.stderr:
