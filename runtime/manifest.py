@@ -120,7 +120,8 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of `lavt.json`. Raises BundleError if `parse` would refuse it."""
-        content = {"format_version": FORMAT_VERSION, **to_plain(self)}
+        parts = {name: to_plain(getattr(self, name)) for name in ("input", "checkpoint", "files")}
+        content = {"format_version": FORMAT_VERSION, **vars(self), **parts}  # the others as they are: NaN is refused
         content = {key: value for key, value in content.items() if value or key not in _OPTIONAL}
         try:
             text = json.dumps(content, indent=1, allow_nan=False) + "\n"

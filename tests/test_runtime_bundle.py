@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,9 @@ def test_unknown_keys_are_tolerated(bundle: Path) -> None:
 def test_a_manifest_that_would_be_refused_is_not_written() -> None:
     with pytest.raises(BundleError, match="not a plain file name"):
         manifest_for({"../segmenter.onnx": FileEntry("segmenter", SHA, 1, "fp32")}).to_json()
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(BundleError, match="cannot be written"):
+            replace(manifest_for({}), parity={"segmenter": {"relative_error": number}}).to_json()
 
 
 def test_hashes_and_sizes(tmp_path: Path) -> None:
