@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.commands.demo demo-output
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 stress: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.tests.stress.run_all --output stress.json

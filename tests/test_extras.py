@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 SOURCES_ONLY = ("tensorrt", "tensorrt-rtx-cu13")
 # Pure Python without a wheel, which nvidia-modelopt needs: pip builds it anywhere.
 BUILT = ("cppimport",)
+PYTHONS = ("3.10", "3.12")
 MACHINES = ("aarch64-manylinux_2_35", "x86_64-manylinux_2_35")
 
 
@@ -37,7 +41,7 @@ def resolve(extra: str, python: str, machine: str) -> dict[str, str]:
     """The versions of a package's wheels that pip would install."""
     wanted = [*PROJECT["dependencies"], *expanded(extra)]
     wanted = [line for line in wanted if re.split(r"[^\w-]", line)[0] not in SOURCES_ONLY]
-    options = ("--python-version", python, "--python-platform", machine, "--no-header")
+    options = ("--python-version", python, "--python-platform", machine, "--no-header", "--no-python-downloads")
     options += ("--only-binary", ":all:", *(part for name in BUILT for part in ("--no-binary", name)))
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-annotate", *options, "-"]
     done = subprocess.run(command, input="\n".join(wanted), capture_output=True, text=True)
@@ -47,11 +51,21 @@ def resolve(extra: str, python: str, machine: str) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==(\S+)", done.stdout, re.MULTILINE))
 
 
+@pytest.fixture(scope="module")
+def resolved() -> Iterator[dict[tuple[str, str, str], Future[dict[str, str]]]]:
+    """Every resolution, several at once: they wait for the package index."""
+    with ThreadPoolExecutor(8) as pool:
+        cases = product(EXTRAS, PYTHONS, MACHINES)
+        yield {case: pool.submit(resolve, *case) for case in cases}
+
+
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("python", ["3.10", "3.12"])
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_every_extra_resolves_to_wheels(extra: str, python: str, machine: str) -> None:
-    versions = resolve(extra, python, machine)
+def test_every_extra_resolves_to_wheels(
+    extra: str, python: str, machine: str, resolved: dict[tuple[str, str, str], Future[dict[str, str]]]
+) -> None:
+    versions = resolved[extra, python, machine].result()
     assert {"numpy", "pillow", "tokenizers"} <= {name.lower() for name in versions}
     if any(line.startswith("cuda-bindings") for line in expanded(extra)) and "torch" not in versions:
         # A driver for CUDA 12, as JetPack 6 has with Python 3.10, refuses bindings of 13 with error 35.
