@@ -75,9 +75,8 @@ def build_engine(
 
     def work() -> BuiltEngine:
         with polygraphy.silence():
-            start = time.perf_counter()
-            data = _build(polygraphy, onnx_file, plan, flavor, make_monitor(flavor.module, phases, stop), on_memory)
-            seconds = time.perf_counter() - start
+            monitor = make_monitor(flavor.module, phases, stop)
+            data, seconds = _build(polygraphy, onnx_file, plan, flavor, monitor, on_memory)
             # Builder and network are gone by now: reading the engine back needs the memory that they held.
             return BuiltEngine(data, _layers(flavor, data), seconds)
 
@@ -107,15 +106,17 @@ def _build(
     flavor: Flavor,
     monitor: Any,
     on_memory: Callable[[int], None],
-) -> Any:
-    """The engine's bytes."""
+) -> tuple[Any, float]:
+    """The engine's bytes, and the seconds that TensorRT took."""
     # From 11.0 on networks are always strongly typed: the flag is ignored, and may be removed.
     typed = hasattr(flavor.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     builder, network, parser = polygraphy.trt.network_from_onnx_path(str(onnx_file), strongly_typed=typed)
     on_memory(peak_bytes(list(network_layers(network, plan.max_batch))))
     config = _configure(polygraphy, builder, network, plan, flavor.module, monitor)
+    start = time.perf_counter()
     try:
-        return polygraphy.trt.engine_bytes_from_network((builder, network, parser), config=config)
+        data = polygraphy.trt.engine_bytes_from_network((builder, network, parser), config=config)
+        return data, time.perf_counter() - start
     finally:
         if plan.timing_cache is not None:
             save_timing_cache(config, plan.timing_cache)

@@ -78,6 +78,7 @@ class TensorRTBackend:
         self._resident: dict[str, npt.NDArray[Any]] = {}
         self._batch = 0
         self._runs = 0
+        self._saved: set[int] = set()  # the batch sizes whose kernels are kept
         self._held = held = DeviceResources(cuda, mapped=cuda.device().shares_memory)
         self._close = weakref.finalize(self, held.free)
         try:
@@ -106,7 +107,8 @@ class TensorRTBackend:
                 self._held.cuda.use()
                 pieces = [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
                 parts = [self._run_piece(feeds, piece, outputs) for piece in pieces]
-                if self._runs == 1:  # of this batch size: kernels are compiled when they are first needed
+                if self._batch not in self._saved:  # kernels are compiled when a batch size first needs them
+                    self._saved.add(self._batch)
                     self._kernels.save()
             except (BackendError, ValueError) as error:
                 self._resident.clear()
