@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib.metadata
 import os
 import re
 import shutil
@@ -70,18 +71,18 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def test_every_dependency_is_a_wheel_for_a_jetson(python: Path, wheel: Path, tmp_path: Path) -> None:
-    """Resolved by the Python itself, since pip takes `python_version` in markers from where it runs."""
-    platforms = [f"--platform={name}_aarch64" for name in ("manylinux_2_28", "manylinux2014", "manylinux_2_17")]
-    target = ["--python-version=3.10", "--implementation=cp", *platforms, "--only-binary=:all:"]
-    run(python, "-m", "pip", "download", "--quiet", *target, "--dest", tmp_path, f"{wheel}[cpu,jetson]")
-    names = [path.name for path in tmp_path.iterdir()]
-    versions = {name.split("-")[0].lower(): name.split("-")[1] for name in names}
+def test_every_dependency_is_a_wheel_for_a_jetson(wheel: Path, tmp_path: Path) -> None:
+    """Installed for JetPack 6 by uv, which takes markers from the machine that it installs for."""
+    target = ("--python-version", "3.10", "--python-platform", "aarch64-manylinux_2_35", "--only-binary", ":all:")
+    run(sys.executable, "-m", "uv", "pip", "install", "--quiet", *target, "--target", tmp_path, f"{wheel}[cpu,jetson]")
+    installed = list(importlib.metadata.distributions(path=[str(tmp_path)]))
+    versions = {entry.name.lower().replace("-", "_"): entry.version for entry in installed}
     assert {"lavt_edge", "numpy", "pillow", "tokenizers", "onnxruntime", "polygraphy", "cuda_bindings"} <= set(versions)
     assert not NEVER & set(versions)
-    assert f"lavt_edge-{versions['lavt_edge']}-py3-none-any.whl" in names
-    for name in names:
-        assert name.endswith(("-none-any.whl", "_aarch64.whl")), name
+    for entry in installed:
+        tags = re.findall(r"^Tag: (\S+)$", entry.read_text("WHEEL") or "", re.MULTILINE)
+        assert tags
+        assert all(tag.endswith(("-none-any", "_aarch64")) for tag in tags), entry.name
     assert versions["cuda_bindings"].startswith("12."), "JetPack 6 has a driver for CUDA 12"
 
 
