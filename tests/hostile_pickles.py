@@ -6,8 +6,10 @@ import builtins
 import os
 import struct
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 FLAG = "LAVT_TEST_PAYLOAD_RAN"
 
@@ -41,6 +43,18 @@ PAYLOADS = [
     b"ccollections\nOrderedDict\n)\x81",
     b"\x97",
     b"\x98",
+    b"cbuiltins\nexec\nU" + bytes([len(EXEC_SOURCE)]) + EXEC_SOURCE + b"\x85R",
+    b"cos\nputenv\n(S'" + FLAG.encode() + b"'\nS'1'\ntR",
+    b"cnumpy\nload\n(S'x'\ntR",
+    b"ccollections\nOrderedDict.fromkeys\n(]tR",
+    b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR",
+    b"c_codecs\nencode\n(S'%s'\nS'latin1'\ntR" % (b"a" * 9),
+    b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR",
+    b"ccollections\nOrderedDict\n(tR}b",
+    b"S'a'\n(tR",
+    b"cnumpy\ndtype\n",  # a stand-in that is left in the data
+    b"cnumpy\ndtype\n(S'i8'\nI0\nI1\ntR",
+    b"C\x01a",
 ]
 BOMBS = [
     b"X\xff\xff\xff\xff",  # 4 GB of text declared
@@ -53,11 +67,23 @@ BOMBS = [
     b"]r\xff\xff\xff\x7f",  # a memo slot that pickle makes room for: 32 GB
     b"]p999999999999\n",
     b"I" + b"9" * 100_000 + b"\n",
+    b"L" + b"9" * 100_000 + b"L\n",
+    b"](((S'a'\nNtp0\n"
+    + b"g0\n" * 2_000
+    + b"lp1\n"
+    + b"ccollections\nOrderedDict\n(g1\ntR" * 2_500
+    + b"e",  # 5 million pairs
 ]
 
 
 def pickled(body: bytes) -> bytes:
     return b"\x80\x02" + body + b"."
+
+
+def pickles_of_python_2() -> dict[str, bytes]:
+    """Files that Python 2.7 wrote, by name; `write.py` is the program that did."""
+    with zipfile.ZipFile(Path(__file__).parent / "data" / "pickles_of_python_2.zip") as archive:
+        return {name: archive.read(name) for name in archive.namelist() if name.endswith(".p")}
 
 
 @contextmanager
