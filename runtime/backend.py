@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -53,14 +54,16 @@ def create_session(
     *,
     cuda: bool = False,
     threads: int | None = None,
+    spinning: bool = False,
     options: Mapping[str, object] = MappingProxyType({}),
     config: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     """An `onnxruntime.InferenceSession` of a file or of a serialised model, on the CPU, or on CUDA before it.
 
-    `threads` is within an operator (None: one per core), `options` are attributes of `onnxruntime.SessionOptions`,
-    `config` its configuration entries. Raises what ONNX Runtime raises if it cannot load the graph, and BackendError if
-    it cannot be imported.
+    `threads` is within an operator (None: one per core); `spinning` lets threads without work burn their core for a
+    while rather than sleep: those of the text graph get in the way of the image graph. `options` are attributes of
+    `onnxruntime.SessionOptions`, `config` its configuration entries. Raises what ONNX Runtime raises if it cannot load
+    the graph, and BackendError if it cannot be imported.
     """
     runtime = _import_onnxruntime()
     settings = runtime.SessionOptions()
@@ -70,7 +73,7 @@ def create_session(
         settings.intra_op_num_threads = threads
     for name, value in options.items():
         setattr(settings, name, value)
-    for name, text in config.items():
+    for name, text in {"session.intra_op.allow_spinning": str(int(spinning)), **config}.items():
         settings.add_session_config_entry(name, text)
     source = graph if isinstance(graph, bytes) else str(graph)
     providers = list(_CUDA_FIRST if cuda else _CPU_ONLY)
@@ -84,6 +87,15 @@ def cuda_problem() -> str | None:
     return None if cuda_device_count() else "no CUDA device was found"
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where and how graphs run: see the arguments of `OnnxRuntimeBackend`."""
+
+    device: str = "auto"
+    threads: int | None = None
+    spinning: bool = False
+
+
 class OnnxRuntimeBackend:
     """A graph on ONNX Runtime.
 
@@ -91,6 +103,7 @@ class OnnxRuntimeBackend:
         path: an .onnx file; its external data lies beside it.
         device: "cpu", "cuda", or "auto": CUDA if there is a device and ONNX Runtime can use it, else the CPU.
         threads: threads within an operator on the CPU (None: one per core).
+        spinning: whether threads without work spin for a while rather than sleep.
 
     Raises:
         BackendError: no ONNX Runtime, an unknown device, CUDA was asked for and cannot be used, or the CPU has no
@@ -100,12 +113,12 @@ class OnnxRuntimeBackend:
 
     max_batch: int | None = None
 
-    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None, spinning: bool = False) -> None:
         if device not in DEVICES:
             raise BackendError(f"unknown device {device!r}: give one of {', '.join(DEVICES)}")
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise BackendError(f"threads must be a positive integer or None, not {threads!r}")
-        self._path, self._threads = path, threads
+        self._path, self._threads, self._spinning = path, threads, spinning
         self.name = f"ONNX Runtime {_import_onnxruntime().__version__}"
         self._session, self.device = self._create(device)
         try:
@@ -135,7 +148,7 @@ class OnnxRuntimeBackend:
             if device == "cuda":
                 raise BackendError(f"CUDA was asked for and cannot be used ({problem}): give device='cpu'")
         try:
-            return create_session(self._path, threads=self._threads), "cpu"
+            return create_session(self._path, threads=self._threads, spinning=self._spinning), "cpu"
         except Exception as error:
             if type(error).__name__ == "NotImplemented":  # ONNX Runtime's: an operator without a kernel for its type
                 raise BackendError(
@@ -149,7 +162,7 @@ class OnnxRuntimeBackend:
     def _create_on_cuda(self) -> tuple[Any | None, str]:
         _preload_cuda_libraries(_import_onnxruntime())
         try:
-            session = create_session(self._path, cuda=True, threads=self._threads)
+            session = create_session(self._path, cuda=True, threads=self._threads, spinning=self._spinning)
         except Exception as error:
             return None, reason_of(error, 300)
         if _CUDA not in session.get_providers():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .._base.callers import warn_caller
 from ..errors import BackendError, BundleError, LavtError
-from .backend import Backend, OnnxRuntimeBackend
+from .backend import Backend, OnnxRuntimeBackend, Placement
 from .bundle import Bundle
 from .cuda import cuda_device_count
 from .signature import check_signature, segmenter_signature, text_signature
@@ -37,7 +37,7 @@ class Graphs:
     files: tuple[str, ...]
 
 
-def open_graphs(bundle: Bundle, *, device: str, threads: int | None, precision: str | None) -> Graphs:
+def open_graphs(bundle: Bundle, placement: Placement, precision: str | None) -> Graphs:
     """The graphs of a bundle, or the file in it that was selected; see `Segmenter.load`.
 
     Warns of an engine that was never verified, and of each that is there and not used.
@@ -45,16 +45,18 @@ def open_graphs(bundle: Bundle, *, device: str, threads: int | None, precision: 
     """
     selected = bundle.selected
     if selected is None:
-        return _best_engine(bundle, device, threads, precision) or _onnx(bundle, precision or "fp32", device, threads)
+        return _best_engine(bundle, placement, precision) or _onnx(bundle, precision or "fp32", placement)
     entry = bundle.manifest.files[selected]
     if entry.role == "engine":
         record = engine_record(bundle.root, bundle.manifest, selected)
         _refuse_unless(record.role, record.precision, precision, selected)
-        if device not in _WITH_CUDA:
-            raise BackendError(f"{selected} runs on a CUDA device, not on {device!r}: give the bundle's folder")
-        return _with_text(bundle, record, _load_engine(bundle, record), device, threads)
+        if placement.device not in _WITH_CUDA:
+            raise BackendError(
+                f"{selected} runs on a CUDA device, not on {placement.device!r}: give the bundle's folder"
+            )
+        return _with_text(bundle, record, _load_engine(bundle, record), placement)
     _refuse_unless(entry.role, entry.precision, precision, selected)
-    return _onnx(bundle, entry.precision or "fp32", device, threads)
+    return _onnx(bundle, entry.precision or "fp32", placement)
 
 
 def _refuse_unless(role: str, of: str | None, precision: str | None, file: str) -> None:
@@ -64,9 +66,9 @@ def _refuse_unless(role: str, of: str | None, precision: str | None, file: str) 
         raise BundleError(f"{file} is of precision {of}, not {precision}: give one of the two")
 
 
-def _best_engine(bundle: Bundle, device: str, threads: int | None, precision: str | None) -> Graphs | None:
+def _best_engine(bundle: Bundle, placement: Placement, precision: str | None) -> Graphs | None:
     """The first engine in the order of `preferred` that runs here, or None with a warning that says why."""
-    if not bundle.has("engine", precision) or device not in _WITH_CUDA:
+    if not bundle.has("engine", precision) or placement.device not in _WITH_CUDA:
         return None
     if not cuda_device_count():
         _warn_unused(f"{bundle.root} runs on ONNX Runtime, not on its engines: no CUDA device was found")
@@ -77,7 +79,7 @@ def _best_engine(bundle: Bundle, device: str, threads: int | None, precision: st
         except LavtError as error:
             _warn_unused(f"{record.name} is not used: {error}")
             continue
-        return _with_text(bundle, record, image, device, threads)
+        return _with_text(bundle, record, image, placement)
     _warn_unused(f"no engine of {bundle.root} fits this machine: it runs on ONNX Runtime")
     return None
 
@@ -101,7 +103,7 @@ def _readable(bundle: Bundle, role: str, precision: str | None = None) -> list[E
     return records
 
 
-def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, device: str, threads: int | None) -> Graphs:
+def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, placement: Placement) -> Graphs:
     """The text graph beside an image engine: its engine if that runs here, else ONNX Runtime."""
     text_record = text_engine_for(record, _readable(bundle, "text_encoder"))
     engines = [record]
@@ -113,7 +115,7 @@ def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, device: str
         except LavtError as error:
             _warn_unused(f"{text_record.name} is not used, the text encoder runs on ONNX Runtime: {error}")
     if text is None:
-        text, file = _onnx_graph(bundle, "text_encoder", record.precision, device, threads)
+        text, file = _onnx_graph(bundle, "text_encoder", record.precision, placement)
     unverified = [engine.name for engine in engines if not engine.verified]
     if unverified:
         warn_caller(
@@ -134,19 +136,17 @@ def _load_engine(bundle: Bundle, record: EngineRecord) -> TensorRTBackend:
     return backend
 
 
-def _onnx(bundle: Bundle, precision: str, device: str, threads: int | None) -> Graphs:
-    text, text_file = _onnx_graph(bundle, "text_encoder", precision, device, threads)
-    image, image_file = _onnx_graph(bundle, "segmenter", precision, device, threads)
+def _onnx(bundle: Bundle, precision: str, placement: Placement) -> Graphs:
+    text, text_file = _onnx_graph(bundle, "text_encoder", precision, placement)
+    image, image_file = _onnx_graph(bundle, "segmenter", precision, placement)
     return Graphs(text, image, precision, (text_file, image_file))
 
 
-def _onnx_graph(
-    bundle: Bundle, role: str, precision: str, device: str, threads: int | None
-) -> tuple[OnnxRuntimeBackend, str]:
+def _onnx_graph(bundle: Bundle, role: str, precision: str, placement: Placement) -> tuple[OnnxRuntimeBackend, str]:
     """A graph and its file's name; the text encoder is of fp32 if the bundle has none of this precision."""
     if role == "text_encoder" and not bundle.has(role, precision):
         precision = "fp32"
     file = bundle.file(role, precision)
-    backend = OnnxRuntimeBackend(file, device=device, threads=threads)
+    backend = OnnxRuntimeBackend(file, **vars(placement))
     check_signature(backend.signature, _SIGNATURES[role](bundle.manifest.input), str(file))
     return backend, file.name

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .._base.callers import warn_caller
 from ..errors import BackendError, PromptError
-from .backend import Backend
+from .backend import Backend, Placement
 from .batches import PromptBatch, in_batches, stack_prompts, text_feeds
 from .bundle import Bundle, open_bundle
 from .graphs import Graphs, open_graphs
@@ -82,6 +82,7 @@ class Segmenter:
         threads: int | None = None,
         precision: str | None = None,
         prompt_cache: int = 256,
+        spinning: bool = False,
     ) -> Segmenter:
         """Load a bundle; its files are verified first.
 
@@ -96,6 +97,8 @@ class Segmenter:
             precision: of the image graph (None: that of the given file or the best engine, else fp32). The text encoder
                 has the same if the bundle has one, else fp32.
             prompt_cache: how many encoded sentences are kept (80 bytes per prompt channel each; 0: none).
+            spinning: whether ONNX Runtime's threads spin when they have no work. On cores that nothing else needs they
+                may start sooner; on shared ones, or right after `encode`, they are in each other's way.
 
         Warns of an engine that was never compared with its graph (UnverifiedEngineWarning), of one that was built in
         another power mode (PowerModeWarning), and of each that is there and not used (UnusedEngineWarning).
@@ -105,7 +108,7 @@ class Segmenter:
             BackendError: the backend or the device is not available, or the engine is for another.
         """
         bundle = open_bundle(path)
-        graphs = open_graphs(bundle, device=device, threads=threads, precision=precision)
+        graphs = open_graphs(bundle, Placement(device, threads, spinning), precision)
         return cls(bundle, graphs, prompt_cache)
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from lavt_edge.errors import BackendError, BundleError
+from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime import backend as backend_module
 from lavt_edge.runtime.backend import OnnxRuntimeBackend
 from lavt_edge.runtime.cuda import cuda_device_count
@@ -96,6 +97,16 @@ def test_options_that_make_no_sense(graph: Path) -> None:
     for threads in (0, -1, 1.5, True):
         with pytest.raises(BackendError, match="threads must be"):
             OnnxRuntimeBackend(graph, threads=threads)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("given", "wanted"), [({}, "0"), ({"spinning": True}, "1")])
+def test_threads_without_work_spin_only_where_that_is_asked_for(
+    graph: Path, given: dict[str, bool], wanted: str
+) -> None:
+    with Segmenter.load(graph.parent, device="cpu", **given) as segmenter:  # type: ignore[arg-type]
+        for graph_of in segmenter._open_backends():
+            settings = graph_of._session.get_session_options()  # type: ignore[attr-defined]
+            assert settings.get_session_config_entry("session.intra_op.allow_spinning") == wanted
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, None])
