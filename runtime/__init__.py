@@ -2,9 +2,9 @@
 
 from .._base.exits import run_main
 from ..errors import BackendError, BundleError, ImageError, LavtError, PromptError
-from .images import to_rgb_array
+from .images import Result, to_rgb_array
 from .prompt import Prompt, TruncationWarning
-from .segmenter import Result, Segmenter
+from .segmenter import Segmenter
 from .tensorrt.record import PowerModeWarning, UnusedEngineWarning, UnverifiedEngineWarning
 
 __all__ = [

@@ -49,11 +49,10 @@ class PromptBatch:
         self.prompt.flags.writeable = False
         self.word_mask.flags.writeable = False
 
-    def feeds(self, image: npt.NDArray[np.uint8]) -> dict[str, _Array]:
-        """The image graph's inputs for all these prompts on one image, (H, W, 3)."""
-        rows = len(self.prompt)
-        images = image[None] if rows == 1 else np.repeat(image[None], rows, axis=0)
-        return {"image": images, "prompt": self.prompt, "word_mask": self.word_mask}
+    def feeds(self, images: Sequence[npt.NDArray[np.uint8]]) -> dict[str, _Array]:
+        """The image graph's inputs for these prompts, each on its image, (H, W, 3)."""
+        stacked = images[0][None] if len(images) == 1 else np.stack(images)
+        return {"image": stacked, "prompt": self.prompt, "word_mask": self.word_mask}
 
 
 def stack_prompts(rows: Sequence[Prompt], last: PromptBatch | None = None) -> PromptBatch:

@@ -1,15 +1,19 @@
-"""Rows in batches, and the inputs made of them; warnings that point to the line that called in."""
+"""Rows in batches, and the inputs made of them; several images in one run; where warnings point to."""
 
 from __future__ import annotations
 
 import types
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from lavt_edge._base.callers import warn_caller
+from lavt_edge.errors import BackendError, ImageError, PromptError
+from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.batches import image_feeds, in_batches, stack_prompts, text_feeds
 from lavt_edge.runtime.prompt import Prompt
+from lavt_edge.tests.runtime_bundle import write_bundle
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def test_prompts_on_one_image(rows: int) -> None:
     assert stack_prompts(prompts[:rows], batch) is batch
     assert stack_prompts(prompts[::-1][:rows], batch) is not batch
     wanted = image_feeds([image] * rows, [one.prompt for one in prompts[:rows]], [np.ones(3)] * rows)
-    feeds = batch.feeds(image)
+    feeds = batch.feeds([image] * rows)
     assert feeds.keys() == wanted.keys()
     for name, array in wanted.items():
         np.testing.assert_array_equal(feeds[name], array)
@@ -82,3 +86,97 @@ def test_a_warning_points_to_the_first_line_outside_the_package() -> None:
         deep.warn()
     assert (caught[0].filename, caught[0].lineno) == ("inner_too.py", 3)
     assert caught[1].filename == __file__
+
+
+# several images in one run
+
+
+def photo(height: int, width: int, seed: int) -> np.ndarray:
+    """Shapes of a few colours, which the demo model finds."""
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), rng.integers(90, 160), np.uint8)
+    for _ in range(4):
+        top, left = rng.integers(height), rng.integers(width)
+        image[top : top + height // 4, left : left + width // 4] = rng.integers(0, 256, 3)
+    return image
+
+
+SIZES = [(240, 240), (120, 333), (60, 90), (480, 640), (241, 1), (240, 240), (50, 50)]
+SENTENCES = ["the red square", "the leftmost one", "the small blue square", "the red square", "green"]
+
+
+def check_batch(segmenter: Segmenter, rows: int, monkeypatch: pytest.MonkeyPatch, exact: bool = True) -> list[int]:
+    """Each result is that of a call alone. Returns how many rows each run of the graph had."""
+    pairs = [(photo(*SIZES[i], seed=i), SENTENCES[i % 5]) for i in range(rows)]
+    wanted = [segmenter.segment(image, prompt) for image, prompt in pairs]
+    sizes: list[int] = []
+    _, graph = segmenter._open_backends()
+    run = graph.run
+    monkeypatch.setattr(
+        graph, "run", lambda feeds, outputs: (sizes.append(len(feeds["image"])), run(feeds, outputs))[1]
+    )
+    mixed = ((image, segmenter.encode(prompt) if i % 2 else prompt) for i, (image, prompt) in enumerate(pairs))
+    results = segmenter.segment_batch(mixed)
+    assert [result.sentence for result in results] == [sentence for _, sentence in pairs]
+    for result, one in zip(results, wanted, strict=True):
+        assert result.mask.shape == one.mask.shape
+        np.testing.assert_allclose(result.logit, one.logit, rtol=0, atol=0 if exact else 1e-4)
+        np.testing.assert_allclose(result.probability, one.probability, rtol=0, atol=0 if exact else 1e-5)
+    return sizes
+
+
+@pytest.mark.parametrize(("batch", "runs"), [(1, [1] * 7), (3, [3] * 3), (8, [8]), (None, [1] * 7)])
+def test_several_images_are_what_each_is_alone(
+    batch: int | None, runs: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a dynamic batch too: where it is run by ONNX Runtime on a CPU, the images are run one by one."""
+    with Segmenter.load(write_bundle(tmp_path / "bundle", batch), device="cpu", threads=1) as segmenter:
+        assert check_batch(segmenter, 7, monkeypatch) == runs
+
+
+def test_a_dynamic_batch_elsewhere_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Segmenter.load(write_bundle(tmp_path / "bundle", None), device="cpu", threads=1) as segmenter:
+        _, graph = segmenter._open_backends()
+        monkeypatch.setattr(graph, "device", "cuda")
+        assert check_batch(segmenter, 7, monkeypatch, exact=False) == [7]
+        monkeypatch.setattr(graph, "max_batch", 4)
+        assert check_batch(segmenter, 7, monkeypatch, exact=False) == [4, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_demo_model_s_images_are_what_each_is_alone(
+    demo_bundle: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose graph, unlike a toy's, rounds otherwise when it has several images."""
+    with Segmenter.load(demo_bundle, device="cpu", threads=threads) as segmenter:
+        assert check_batch(segmenter, 4, monkeypatch) == [1] * 4
+
+
+def test_the_demo_model_s_images_in_a_static_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lavt_edge.export import ExportOptions
+    from lavt_edge.export.source import open_source
+
+    source = open_source(None)
+    source.export(tmp_path / "bundle", ExportOptions(size=source.size, batch=3))
+    with Segmenter.load(tmp_path / "bundle", device="cpu", threads=2) as segmenter:
+        assert check_batch(segmenter, 4, monkeypatch) == [3, 3]
+
+
+def test_a_batch_is_refused_before_the_graph_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = Segmenter.load(write_bundle(tmp_path / "bundle", 3), device="cpu", threads=1)
+    _, graph = segmenter._open_backends()
+    sound = (photo(20, 20, 0), "a dog")
+    assert segmenter.segment_batch([]) == []
+    with monkeypatch.context() as patched:
+        patched.setattr(graph, "run", lambda *_: pytest.fail("the graph was run"))
+        for bad, error in (
+            ((np.zeros((4, 4, 3), np.float32), "a dog"), ImageError),
+            (("none.jpg", "a dog"), ImageError),
+            ((sound[0], " "), PromptError),
+            ((sound[0], ["a dog"]), PromptError),
+        ):
+            with pytest.raises(error):
+                segmenter.segment_batch([sound, bad])  # type: ignore[list-item]
+    segmenter.close()
+    with pytest.raises(BackendError, match="closed"):
+        segmenter.segment_batch([sound])

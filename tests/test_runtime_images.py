@@ -1,15 +1,12 @@
-"""Images in, and masks out: the official evaluation's pixels, and probabilities at the image's own size."""
+"""Images in: the official evaluation's pixels, and a line for each that cannot be read."""
 
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from lavt_edge.errors import BackendError, ImageError
-from lavt_edge.runtime.images import foreground, resize, to_rgb_array
+from lavt_edge.errors import ImageError
+from lavt_edge.runtime.images import resize, to_rgb_array
 from PIL import Image
 
 SIZES = [(480, 640), (640, 427), (1, 1), (1, 4000), (4000, 1), (480, 480), (33, 57), (1200, 900)]
@@ -62,13 +59,9 @@ def test_eight_bit_values_in_mode_i_are_left_alone() -> None:
     assert to_rgb_array(Image.fromarray(np.array([[0, 7, 255]], np.int32)))[0, :, 0].tolist() == [0, 7, 255]
 
 
-def test_transparency_is_dropped_and_rotation_not_applied(tmp_path: Path) -> None:
+def test_transparency_is_dropped() -> None:
     clear = Image.new("RGBA", (3, 2), (10, 20, 30, 0))
     assert (to_rgb_array(clear) == (10, 20, 30)).all()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (30, 20)).save(tmp_path / "rotated.jpg", exif=exif)
-    assert to_rgb_array(tmp_path / "rotated.jpg").shape == (20, 30, 3)
 
 
 def test_arrays_paths_and_images_agree(tmp_path: Path) -> None:
@@ -85,16 +78,17 @@ def test_arrays_paths_and_images_agree(tmp_path: Path) -> None:
     "array",
     [
         np.zeros((4, 4, 3), np.float32),
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((4, 4), np.float64),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((4, 4, 5), np.uint8),
+        np.zeros(4, np.uint8),
         np.zeros((1, 4, 4, 3), np.uint8),
         np.zeros((4, 4, 3), np.int64),
         np.zeros((4, 4, 3), bool),
     ],
 )
 def test_arrays_of_another_type_or_shape_are_refused(array: np.ndarray) -> None:
-    with pytest.raises(ImageError, match=r"expected a uint8 RGB array \(H, W, 3\), found"):
+    with pytest.raises(ImageError, match=r"expected a uint8 RGB array \(H, W, 3\), \(H, W, 4\) or \(H, W\), found"):
         to_rgb_array(array)
 
 
@@ -117,7 +111,7 @@ def test_files_that_are_no_images_are_refused(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "empty.jpg").write_bytes(b"")
     with pytest.raises(ImageError, match="cannot be read"):
         to_rgb_array(tmp_path / "empty.jpg")
-    for thing in (None, 5, b"bytes", [[1]]):
+    for thing in (None, 5, [[1]], memoryview(b"abc")):
         with pytest.raises(ImageError, match="cannot use"):
             to_rgb_array(thing)  # type: ignore[arg-type]
     Image.new("RGB", (100, 100)).save(tmp_path / "bomb.png")
@@ -153,57 +147,3 @@ def test_a_truncated_image_that_was_opened_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
     with Image.open(tmp_path / "a.png") as image, pytest.raises(ImageError, match="the image cannot be read"):
         to_rgb_array(image)
-
-
-FINITE = st.floats(-100, 100, width=32)
-SPECIAL = st.sampled_from([float(np.float32(value)) for value in (0, 1, -1, 1e-9, 1e-30, 1e-45, 60)])
-
-
-@settings(max_examples=200, deadline=None)
-@given(hnp.arrays(np.float32, (2, 5, 4), elements=SPECIAL | FINITE))
-def test_at_equal_size_the_mask_is_the_argmax_and_the_probability_is_the_softmax(logits: np.ndarray) -> None:
-    mask, probability = foreground(logits, 5, 4)
-    assert np.array_equal(mask, logits.argmax(0) == 1)
-    assert np.array_equal(mask, probability > 0.5)
-    assert mask.dtype == bool
-    assert probability.dtype == np.float32
-    powers = np.exp(logits.astype(np.float64) - logits.max(0))
-    softmax = powers[1] / powers.sum(0)
-    np.testing.assert_allclose(probability, softmax, rtol=2e-6, atol=1e-7)
-
-
-def test_a_tie_is_background() -> None:
-    mask, probability = foreground(np.ones((2, 3, 3), np.float32), 3, 3)
-    assert not mask.any()
-    assert (probability == 0.5).all()
-
-
-@pytest.mark.parametrize(("height", "width"), [(24, 31), (13, 8), (8, 8), (3, 4), (1, 1), (1, 40), (480, 640)])
-def test_other_sizes_equal_torch_s_antialiased_bilinear_of_the_difference(height: int, width: int) -> None:
-    torch = pytest.importorskip("torch")
-    logits = np.random.default_rng(1).standard_normal((2, 12, 10), dtype=np.float32) * 3
-    mask, probability = foreground(logits, height, width)
-    difference = torch.from_numpy(logits[1] - logits[0]).double()[None, None]
-    resized = torch.nn.functional.interpolate(difference, (height, width), mode="bilinear", antialias=True)[0, 0]
-    assert probability.shape == mask.shape == (height, width)
-    np.testing.assert_allclose(probability, resized.sigmoid().numpy(), atol=2e-6)
-    assert np.array_equal(mask, probability > 0.5)
-    clear = resized.abs().numpy() > 1e-5
-    assert np.array_equal(mask[clear], (resized > 0).numpy()[clear])
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_logits_that_overflowed_are_not_hidden(value: float) -> None:
-    logits = np.zeros((2, 4, 4), np.float32)
-    logits[1, 2, 2] = value
-    with pytest.raises(BackendError, match="not finite"):
-        foreground(logits, 8, 8)
-
-
-def test_extreme_logits_do_not_overflow() -> None:
-    logits = np.zeros((2, 1, 2), np.float32)
-    logits[1] = (3e4, -3e4)
-    with np.errstate(over="raise", invalid="raise"):
-        _, probability = foreground(logits, 1, 2)
-    assert probability[0, 0] == 1
-    assert 0 <= probability[0, 1] < 1e-37

@@ -16,7 +16,7 @@ from lavt_edge.errors import BackendError, BundleError, ImageError, LavtError, P
 from lavt_edge.runtime import Prompt, Result, Segmenter, TruncationWarning
 from lavt_edge.runtime.backend import OnnxRuntimeBackend
 from lavt_edge.runtime.bundle import file_entry
-from lavt_edge.runtime.images import foreground, resize
+from lavt_edge.runtime.images import resize, result_of
 from lavt_edge.tests.runtime_bundle import (
     HEIGHT,
     VOCAB,
@@ -76,7 +76,8 @@ def expected(image: np.ndarray, sentence: str) -> tuple[np.ndarray, np.ndarray]:
     ids, mask = (np.array(row + [0] * (20 - len(tokens))) for row in (tokens, [1] * len(tokens)))
     prompt = expected_prompt(ids, mask)
     logits = expected_logits(resize(image, HEIGHT, WIDTH), prompt, mask.astype(np.float32))
-    return foreground(logits, *image.shape[:2])
+    result = result_of(logits, sentence, image.shape[:2])
+    return result.mask, result.probability
 
 
 def assert_is(result: Result, image: np.ndarray, sentence: str) -> None:

@@ -255,7 +255,7 @@ def _logits(segmenter: Segmenter) -> list[Logits]:
         scene = scene_at(0, "val", index)
         prompt = segmenter.encode(scene.sentences()[0].text)
         image = resize(scene.render(), *segmenter.input_size)
-        made.append(segmenter.run_graph(**stack_prompts([prompt] * rows).feeds(image))[0])
+        made.append(segmenter.run_graph(**stack_prompts([prompt] * rows).feeds([image] * rows))[0])
     return made
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..._base.exits import run_main
-from ...runtime.images import foreground, resize, to_rgb_array
+from ...runtime.images import prepare, result_of
 
 _IMPORT = "import time; start = time.perf_counter(); import lavt_edge.runtime; print(time.perf_counter() - start)"
 _HELP = "import sys; from lavt_edge.cli import export_main; sys.argv = ['lavt-export', '--help']; export_main()"
@@ -30,12 +30,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", help="the folder that holds refcoco and images")
     root = parser.parse_args().data_root
-    frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    sizes = ((480, 640, 3), (1080, 1920, 3))
+    vga, hd = (np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8) for size in sizes)
     logits = np.random.default_rng(0).standard_normal((2, 480, 480), dtype=np.float32)
     promises: list[tuple[str, float, Callable[[], float]]] = [
         ("import lavt_edge.runtime", 0.3, lambda: float(_python(_IMPORT))),
         ("lavt-export --help", 1.0, lambda: _timed(lambda: _python(_HELP))),
-        ("640x480 frame: resize and mask", 0.012, lambda: _timed(lambda: _around_the_model(frame, logits))),
+        ("640x480 frame: resize and mask", 0.012, lambda: _timed(lambda: _around_the_model(vga, logits))),
+        ("1920x1080 frame: resize and mask", 0.020, lambda: _timed(lambda: _around_the_model(hd, logits))),
     ]
     if root is not None:
         promises.append(("open RefCOCO, train", 20.0, lambda: float(_python(_REFCOCO, root))))
@@ -55,8 +57,8 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _around_the_model(frame: np.ndarray, logits: np.ndarray) -> None:
-    resize(to_rgb_array(frame), 480, 480)
-    foreground(logits, *frame.shape[:2])
+    prepared = prepare(frame, *logits.shape[1:])
+    result_of(logits, "", (prepared.height, prepared.width)).mask.any()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ...runtime import Segmenter
 from ...runtime.batches import stack_prompts
-from ...runtime.images import foreground, prepare, to_rgb_array
+from ...runtime.images import prepare, result_of, to_rgb_array
 from ...runtime.prompt import Prompt
 from ..peers.onnx import BundleSide
 from .result import Overhead
@@ -30,8 +30,9 @@ class Split:
 
     "decode" is a JPEG of the image to RGB; "preprocess" the resize to the input's size; "text_cold" a new sentence,
     tokeniser and text graph, "text_cached" one that was met before; "copies" what puts image and prompt in a batch;
-    "image" the image graph, with its copies to a device and back; "postprocess" logits to probability and mask at the
-    image's size. `calls` are whole calls of `Segmenter.segment` with an encoded sentence, measured beside their parts.
+    "image" the image graph, with its copies to a device and back; "postprocess" logits to the mask at the image's
+    size. `calls` are whole calls of `Segmenter.segment` with an encoded sentence, the mask read, measured beside their
+    parts.
     """
 
     parts: dict[str, list[float]]
@@ -66,8 +67,8 @@ def measure_split(
         _timed(seconds, "text_cached", segmenter.encode, sentence)
         feeds = _timed(seconds, "copies", _feeds, prepared.pixels, rows)
         logits = _timed(seconds, "image", _run, segmenter, feeds)
-        _timed(seconds, "postprocess", foreground, logits[0], height, width)
-        _timed(seconds, "call", segmenter.segment, image, prompt)
+        _timed(seconds, "postprocess", _mask, logits[0], height, width)
+        _timed(seconds, "call", _call, segmenter, image, prompt)
         if number >= 0:
             calls.append(seconds.pop("call"))
             for part, value in seconds.items():
@@ -92,11 +93,19 @@ def _decode(jpeg: bytes) -> npt.NDArray[np.uint8]:
 
 
 def _feeds(pixels: npt.NDArray[np.uint8], rows: list[Prompt]) -> dict[str, npt.NDArray[Any]]:
-    return stack_prompts(rows).feeds(pixels)
+    return stack_prompts(rows).feeds([pixels] * len(rows))
 
 
 def _run(segmenter: Segmenter, feeds: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
     return segmenter.run_graph(**feeds)
+
+
+def _mask(logits: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.bool_]:
+    return result_of(logits, "", (height, width)).mask
+
+
+def _call(segmenter: Segmenter, image: npt.NDArray[np.uint8], prompt: Prompt) -> npt.NDArray[np.bool_]:
+    return segmenter.segment(image, prompt).mask
 
 
 def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from lavt_edge.errors import ImageError, LavtError
-from lavt_edge.runtime.images import prepare, to_rgb_array
+from lavt_edge.runtime.images import LAYOUTS, prepare, to_rgb_array
 from lavt_edge.tests.stress.cases import Case, Kind, Rng, attempt, damaged
 from PIL import Image
 
@@ -86,10 +86,10 @@ def in_memory(folder: Path) -> Case:
 
 
 def random_array(rng: Rng) -> Any:
-    """Something that numpy makes: mostly uint8 (H, W, 3), with any strides, order, flags, type or shape."""
+    """Something that numpy makes: mostly uint8 (H, W, C) or (H, W), with any strides, order, flags, type or shape."""
     shape = (int(rng.integers(0, 6)), int(rng.integers(1, 40)))
     array = rng.integers(0, 256, (*shape, 8), dtype=np.uint8)[..., :3]
-    match int(rng.integers(12)):
+    match int(rng.integers(14)):
         case 0:
             return array[::-1, ::-1]
         case 1:
@@ -115,6 +115,10 @@ def random_array(rng: Rng) -> Any:
             return np.frombuffer(array.tobytes(), np.uint8).reshape(array.shape)
         case 10:
             return np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (2**20, 2**20, 3), (0, 0, 0))
+        case 11:
+            return rng.integers(0, 256, (*rng.integers(1, 9, 2), int(rng.integers(1, 6))), dtype=np.uint8)
+        case 12:
+            return rng.integers(0, 256, rng.integers(0, 20, 2), dtype=np.uint8)[:, :: int(rng.integers(1, 3))]
         case _:
             return (None, 5, b"x", [[[1, 2, 3]]], (), {}, object(), memoryview(b"abc"), float("nan"))[
                 int(rng.integers(9))
@@ -124,15 +128,22 @@ def random_array(rng: Rng) -> Any:
 def arrays(folder: Path) -> Case:
     def case(rng: Rng) -> None:
         array = random_array(rng)
-        before = array.tobytes() if isinstance(array, np.ndarray) and array.size < 10**6 else None
+        given, before = array, array.tobytes() if isinstance(array, np.ndarray) and array.size < 10**6 else None
         answer = attempt(lambda: to_rgb_array(array), ImageError)
         _check(answer)
         if not isinstance(answer, LavtError):
-            assert np.array_equal(answer, array)
+            if array.ndim == 2:
+                array = array[..., None]
+            assert np.array_equal(answer, np.broadcast_to(array[..., :3], answer.shape))
             assert answer.flags.c_contiguous
-            prepared = attempt(lambda: prepare(array, *INPUT), ImageError)
-            assert not isinstance(prepared, LavtError)
-        assert before is None or array.tobytes() == before
+        layout = str(rng.choice(list(LAYOUTS)))
+        seen = attempt(lambda: to_rgb_array(array, pixels=layout), ImageError)
+        prepared = attempt(lambda: prepare(array, *INPUT, pixels=layout), ImageError)
+        assert isinstance(prepared, LavtError) == isinstance(seen, LavtError)
+        if not isinstance(prepared, LavtError):
+            _check(seen, (prepared.width, prepared.height))
+            assert prepared.pixels.shape == (*INPUT, 3)
+        assert before is None or given.tobytes() == before
 
     return case
 
@@ -173,7 +184,11 @@ def damaged_files(folder: Path) -> Case:
         path.write_bytes(data)
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS
         try:
-            _check(attempt(lambda: to_rgb_array(path), ImageError))
+            answer = attempt(lambda: to_rgb_array(path), ImageError)
+            _check(answer)
+            again = attempt(lambda: to_rgb_array(data), ImageError)
+            assert isinstance(answer, LavtError) == isinstance(again, LavtError)
+            assert isinstance(again, LavtError) or np.array_equal(answer, again)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
