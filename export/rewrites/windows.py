@@ -60,6 +60,8 @@ class GatheredAttention(nn.Module):
         self.num_heads = attn.num_heads
         self.layout = layout
         self.qkv = scaled_qkv(attn.qkv.weight, attn.qkv.bias, attn.scale)
+        assert self.qkv.bias is not None
+        self.padding = nn.Parameter(self.qkv.bias.detach().clone().view(1, 1, -1), requires_grad=False)
         self.proj = linear(attn.proj.weight, attn.proj.bias)
         index = torch.as_tensor(attn.relative_position_index)
         bias = attn.relative_position_bias_table.detach()[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
@@ -72,9 +74,10 @@ class GatheredAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, channels = x.shape
+        rows = self.qkv(x)
         if self.layout.padded:
-            x = F.pad(x, (0, 0, 0, 1))
-        rows = self.qkv(x).reshape(batch, -1, channels // self.num_heads)
+            rows = torch.cat([rows, self.padding.expand(batch, 1, -1)], dim=1)
+        rows = rows.reshape(batch, -1, channels // self.num_heads)
         query, key, value = (self._split(rows, self.layout.get_buffer(f"{n}_rows")) for n in ("query", "key", "value"))
         similarity = query @ key.transpose(-2, -1) + self.position_bias
         if self.layout.mask is not None:
