@@ -12,7 +12,7 @@ from .._base.progress import Progress, ignore
 from ..data.metrics import ReferringMetrics
 from ..runtime.batches import in_batches
 from ..runtime.bundle import Bundle
-from .graphs import load_graph
+from ..export.edits import load_graph
 from .observers import Array, Session
 from .sample import Case, Sample, cases, image_inputs, text_inputs
 

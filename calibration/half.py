@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..export.rewrites.names import fp32_reason
-from .graphs import BRAIN, FLOAT, HALF, MOVEMENT, array_of, constant, drop_unused, insert_after, is_float, new_output
+from ..export.edits import BRAIN, FLOAT, HALF, MOVEMENT, array_of, constant, drop_unused, insert_after, is_float, new_output
 
 MAX_HALF = 65504.0
 HEADROOM = 8.0

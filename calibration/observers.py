@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ..errors import BundleError, reason_of
 from ..runtime.backend import create_session, cuda_problem
-from .graphs import FLOAT, MOVEMENT, constant, insert_after, is_float, new_output
+from ..export.edits import FLOAT, MOVEMENT, constant, insert_after, is_float, new_output
 
 Array = npt.NDArray[Any]
 

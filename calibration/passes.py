@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ..errors import ExportError
 from ..runtime.bundle import Bundle
-from .graphs import load_graph, node_names
+from ..export.edits import load_graph, node_names
 from .observers import Session, add_channel_outputs, add_range_outputs, expose_outputs, observed_tensors
 from .products import image_products
 from .qdq import convolution_outputs, operands

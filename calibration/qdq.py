@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .graphs import FLOAT, array_of, constant, drop_unused, insert_after, new_output, node_names
+from ..export.edits import FLOAT, array_of, constant, drop_unused, insert_after, new_output, node_names
 from .half import Range, fits_half
 
 _LEVELS = 127

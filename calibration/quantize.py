@@ -20,7 +20,7 @@ from ..runtime.manifest import FileEntry, Manifest
 from ..runtime.update import BundleUpdate, update_bundle
 from .calibrate import calibrate, calibration_key, delete_state
 from .evaluator import Evaluator, Figures
-from .graphs import LOW, load_graph
+from ..export.edits import LOW, load_graph
 from .half import Range, emulate_half, find_islands, to_half
 from .passes import Targets
 from .placement import GroupLoss, draw_ranking, select_int8_groups

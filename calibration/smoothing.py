@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .graphs import array_of, constant, node_names
+from ..export.edits import array_of, constant, node_names
 
 STRENGTHS = tuple(i / 10 for i in range(1, 10))
 _LARGEST_FACTOR = 100.0

@@ -12,7 +12,7 @@ import pytest
 from lavt_edge.benchmarks.parts.layers import compare_layers, first_divergence
 from lavt_edge.benchmarks.parts.roofline import copy_graph
 from lavt_edge.benchmarks.timing.result import LayerError
-from lavt_edge.calibration.graphs import is_float
+from lavt_edge.export.edits import is_float
 from lavt_edge.calibration.half import find_islands, to_half
 from lavt_edge.calibration.observers import Session, add_range_outputs
 from lavt_edge.calibration.products import candidates, find_products

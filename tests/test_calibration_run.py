@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from lavt_edge.calibration.calibrate import calibrate, calibration_key
-from lavt_edge.calibration.graphs import load_graph
+from lavt_edge.export.edits import load_graph
 from lavt_edge.calibration.observers import expose_outputs
 from lavt_edge.calibration.record import Calibration, read_calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample

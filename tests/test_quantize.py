@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from lavt_edge.calibration.evaluator import Evaluator, Figures
-from lavt_edge.calibration.graphs import load_graph
+from lavt_edge.export.edits import load_graph
 from lavt_edge.calibration.placement import Placement, select_int8_groups
 from lavt_edge.calibration.products import Product, candidates, image_products, int8_macs
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle, quantized_graph

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 from lavt_edge.calibration.calibrate import calibrate
-from lavt_edge.calibration.graphs import load_graph
+from lavt_edge.export.edits import load_graph
 from lavt_edge.calibration.half import emulate_half
 from lavt_edge.calibration.observers import Session
 from lavt_edge.calibration.products import image_products, int8_macs

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from lavt_edge.calibration import quantize
 from lavt_edge.calibration.evaluator import Evaluator
-from lavt_edge.calibration.graphs import load_graph
+from lavt_edge.export.edits import load_graph
 from lavt_edge.calibration.half import emulate_half, find_islands
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle
 from lavt_edge.calibration.record import read_calibration

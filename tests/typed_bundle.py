@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from lavt_edge.calibration.graphs import LOW, load_graph
+from lavt_edge.export.edits import LOW, load_graph
 from lavt_edge.calibration.half import find_islands, to_half
 from lavt_edge.calibration.products import candidates, image_products
 from lavt_edge.calibration.qdq import quantize_products

@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ...calibration.graphs import HALF, MOVEMENT
+from ...export.edits import HALF, MOVEMENT
 from ...calibration.half import emulate_half
 from ...calibration.observers import Session, expose_outputs, observed_tensors
 from ...data.metrics import relative_error

@@ -89,7 +89,7 @@ def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
     """What `modelopt.onnx.quantization.quantize` makes of the FP32 image graph when only the data is given."""
     from modelopt.onnx.quantization import quantize
 
-    from ...calibration.graphs import load_graph
+    from ...export.edits import load_graph
     from ...calibration.observers import Session
     from ...calibration.sample import cases, image_inputs, text_inputs
 

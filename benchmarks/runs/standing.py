@@ -191,7 +191,7 @@ def add_int8(root: Path, data: DataOptions) -> None:
     Raises LavtError.
     """
     from ...calibration.calibrate import calibrate
-    from ...calibration.graphs import load_graph
+    from ...export.edits import load_graph
     from ...calibration.products import candidates, image_products
     from ...calibration.quantize import quantized_graph
     from ...calibration.sample import draw_sample

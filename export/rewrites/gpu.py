@@ -1,0 +1,134 @@
+"""Rewrite 7, for graphs in 16 bits: what a GPU spends on moving numbers, spent less often. The function is the same.
+
+A GPU waits for memory as often as for products, so here a few more products are worth a pass over a tensor less (see
+docs/rewrites.md, which has the bytes and kernels):
+
+- Upsampling. The matrices of rewrite 5 have six numbers a row. As products they write two large tensors and a copy in
+  another layout; as weighted sums of gathered rows and columns a compiler makes one kernel of both.
+- Windows. The gather back to pixels lies before the output projection, in a kernel of its own. Rows mix in no product
+  with a weight, so it may lie behind: there it fuses with the residual sum and the norm.
+
+On a CPU, products beat gathers: graphs in FP32 stay as they are. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ..edits import array_of, constant, drop_unused
+
+Array = npt.NDArray[Any]
+
+
+def lay_out_for_gpu(model: ir.Model) -> None:
+    """Rewrites an image graph that `lavt-export onnx` wrote, in place. Nodes and tensors that stay keep their names."""
+    for node in list(model.graph):
+        name = node.name or ""
+        if name.endswith(".attn.proj/MatMul"):
+            _project_windows(model.graph, node)
+        elif name.endswith(".upsampled/MatMul_2"):
+            _sum_taps(model.graph, node)
+    drop_unused(model)
+
+
+class _Chain:
+    """New nodes, one behind the other, in front of a node of the graph."""
+
+    def __init__(self, graph: ir.Graph, before: ir.Node, prefix: str) -> None:
+        self._graph, self._before, self._prefix = graph, before, prefix
+        self._made = 0
+
+    def add(self, op_type: str, inputs: Sequence[ir.Value], shape: Sequence[Any], **attributes: Any) -> ir.Value:
+        self._made += 1
+        node = ir.node(op_type, inputs, attributes, name=f"{self._prefix}/{op_type}.gpu{self._made}")
+        value = node.outputs[0]
+        value.name, value.dtype, value.shape = node.name, inputs[0].dtype, ir.Shape(shape)
+        self._graph.insert_before(self._before, node)
+        return value
+
+    def constant(self, data: Array) -> ir.Value:
+        self._made += 1
+        return constant(self._graph, f"{self._prefix}/constant.gpu{self._made}", data)
+
+    def reshape(self, value: ir.Value, sizes: Sequence[int]) -> ir.Value:
+        """To (B, *sizes), whether the batch is dynamic or not."""
+        batch = _shape(value)[0]
+        sizes_value = self.constant(np.array([batch if isinstance(batch, int) else -1, *sizes], np.int64))
+        return self.add("Reshape", [value, sizes_value], [batch, *sizes])
+
+
+def _shape(value: ir.Value) -> list[Any]:
+    assert value.shape is not None
+    return list(value.shape)
+
+
+def _source(node: ir.Node, i: int = 0) -> ir.Node:
+    """The node that makes a node's input."""
+    value = node.inputs[i]
+    producer = value and value.producer()
+    assert producer is not None
+    return producer
+
+
+def _project_windows(graph: ir.Graph, product: ir.Node) -> None:
+    """attended (B,nW,h,S,d) -> gather (B,N,C) -> projection + bias  becomes  projection + bias (B,nW*S,C) -> gather."""
+    merged = _source(product)
+    gather = _source(merged)
+    split = _source(gather)
+    attended = split.inputs[0]
+    assert attended is not None
+    batch, windows, heads, slots, width = _shape(attended)
+    rows = array_of(gather.inputs[1]).reshape(-1, heads)[:, 0]  # of (window, head 0, slot), for each pixel
+    chain = _Chain(graph, product, str(product.name).removesuffix(".proj/MatMul"))
+    turned = chain.add("Transpose", [attended], [batch, windows, slots, heads, width], perm=[0, 1, 3, 2, 4])
+    in_windows = chain.reshape(turned, [windows * slots, heads * width])
+    in_windows.name = merged.outputs[0].name
+    product.replace_input_with(0, in_windows)
+    ((bias, _),) = product.outputs[0].uses()
+    for node in (product, bias):
+        node.outputs[0].shape = ir.Shape([batch, windows * slots, heads * width])
+    ((residual, i),) = bias.outputs[0].uses()
+    back = _Chain(graph, residual, str(bias.name).removesuffix("/Add"))
+    pixels = back.constant(rows // (heads * slots) * slots + rows % slots)
+    gathered = back.add("Gather", [bias.outputs[0], pixels], [batch, len(rows), heads * width], axis=1)
+    residual.replace_input_with(i, gathered)
+    graph.remove([merged, gather, split], safe=True)
+
+
+def _sum_taps(graph: ir.Graph, columns: ir.Node) -> None:
+    """columns @ (rows @ taps), two constant matrices with few numbers a row, as weighted sums of what they select."""
+    (middle,) = (node for node in [_source(columns, 1)])
+    rows = _source(middle)
+    first = _source(rows, 1)
+    taps, result = first.inputs[0], columns.outputs[0]
+    assert taps is not None
+    matrices = [array_of(node.inputs[0]) for node in (rows, columns)]
+    chain = _Chain(graph, first, str(columns.name).removesuffix("/MatMul_2"))
+    channels = _shape(result)[-1]
+    value = chain.reshape(taps, [matrices[0].shape[1], matrices[1].shape[1], channels])
+    for axis, matrix in enumerate(matrices, start=1):
+        value = _weighted_sum(chain, value, matrix, axis)
+    result.replace_all_uses_with(value)
+    graph.remove([columns, middle, rows, first], safe=True)
+    value.name = result.name
+
+
+def _weighted_sum(chain: _Chain, value: ir.Value, matrix: Array, axis: int) -> ir.Value:
+    """matrix @ value along an axis of (B,rows,columns,C), by the numbers of each row of the matrix that are not zero."""
+    terms = int((matrix != 0).sum(axis=1).max())
+    chosen = np.sort(np.argsort(matrix == 0, axis=1, kind="stable")[:, :terms], axis=1)
+    shape = _shape(value)
+    shape[axis] = len(matrix)
+    total: ir.Value | None = None
+    for indices in chosen.T:
+        weights = np.take_along_axis(matrix, indices[:, None], axis=1).reshape([-1] + [1] * (3 - axis))
+        picked = chain.add("Gather", [value, chain.constant(np.ascontiguousarray(indices))], shape, axis=axis)
+        term = chain.add("Mul", [picked, chain.constant(weights)], shape)
+        total = term if total is None else chain.add("Add", [total, term], shape)
+    assert total is not None
+    return total
