@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from .._base.progress import Progress, ignore
 from ..data.metrics import ReferringMetrics
+from ..export.edits import load_graph
 from ..runtime.batches import in_batches
 from ..runtime.bundle import Bundle
-from ..export.edits import load_graph
 from .observers import Array, Session
 from .sample import Case, Sample, cases, image_inputs, text_inputs
 

@@ -11,8 +11,19 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from ..export.edits import (
+    BRAIN,
+    FLOAT,
+    HALF,
+    MOVEMENT,
+    array_of,
+    constant,
+    drop_unused,
+    insert_after,
+    is_float,
+    new_output,
+)
 from ..export.rewrites.names import fp32_reason
-from ..export.edits import BRAIN, FLOAT, HALF, MOVEMENT, array_of, constant, drop_unused, insert_after, is_float, new_output
 
 MAX_HALF = 65504.0
 HEADROOM = 8.0

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..errors import BundleError, reason_of
-from ..runtime.backend import create_session, cuda_problem
 from ..export.edits import FLOAT, MOVEMENT, constant, insert_after, is_float, new_output
+from ..runtime.backend import create_session, cuda_problem
 
 Array = npt.NDArray[Any]
 

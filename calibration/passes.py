@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import ExportError
-from ..runtime.bundle import Bundle
 from ..export.edits import load_graph, node_names
+from ..runtime.bundle import Bundle
 from .observers import Session, add_channel_outputs, add_range_outputs, expose_outputs, observed_tensors
 from .products import image_products
 from .qdq import convolution_outputs, operands

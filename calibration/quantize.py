@@ -14,13 +14,14 @@ import onnx_ir as ir
 from .. import __version__
 from .._base.progress import Progress, Report, ignore
 from ..errors import BundleError, ExportError
+from ..export.edits import LOW, load_graph
 from ..export.graph import save_graph
+from ..export.rewrites.gpu import lay_out_for_gpu
 from ..runtime.bundle import Bundle, file_entry, open_bundle
 from ..runtime.manifest import FileEntry, Manifest
 from ..runtime.update import BundleUpdate, update_bundle
 from .calibrate import calibrate, calibration_key, delete_state
 from .evaluator import Evaluator, Figures
-from ..export.edits import LOW, load_graph
 from .half import Range, emulate_half, find_islands, to_half
 from .passes import Targets
 from .placement import GroupLoss, draw_ranking, select_int8_groups
@@ -236,6 +237,8 @@ def half_graph(
 ) -> tuple[ir.Model, dict[str, str]]:
     """A graph in 16 bits, and its islands of FP32 with their reasons."""
     model, low = load_graph(bundle, role), LOW[precision]
+    if role == "segmenter":
+        lay_out_for_gpu(model)
     islands = find_islands(model, calibration.ranges[role], low)
     to_half(model, islands, low)
     return model, islands
@@ -244,7 +247,7 @@ def half_graph(
 def _add_int8(work: _Work, options: QuantizeOptions, name: str) -> QuantizeResult:
     bundle, calibration, rest = work.bundle, work.calibration, options.rest
     ranges = calibration.clipped(options.method)
-    chosen = candidates(image_products(bundle, load_graph(bundle, "segmenter")), options.policy, rest)
+    chosen = candidates(image_products(bundle, _graph_of(bundle, rest)), options.policy, rest)
 
     def evaluate_alone(group: Sequence[Product], limit: int | None) -> Figures:
         return work.evaluator.evaluate(quantized_graph(bundle, calibration, group, ranges, rest), limit=limit)
@@ -286,10 +289,18 @@ def quantized_graph(
 
     The rest is FP32; see `type_rest`. `ranges` are what `Calibration.clipped` gives.
     """
-    model = load_graph(bundle, "segmenter")
+    model = _graph_of(bundle, rest)
     apply_smoothing(model, calibration.channels, calibration.strengths)
     names = [product.name for product in products]
     quantize_products(model, names, ranges, unsigned=rest == "fp32", half=rest == "fp16")
+    return model
+
+
+def _graph_of(bundle: Bundle, rest: str) -> ir.Model:
+    """The FP32 image graph as what runs INT8 with this rest wants it: a GPU or a CPU."""
+    model = load_graph(bundle, "segmenter")
+    if rest == "fp16":
+        lay_out_for_gpu(model)
     return model
 
 

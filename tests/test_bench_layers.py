@@ -12,7 +12,6 @@ import pytest
 from lavt_edge.benchmarks.parts.layers import compare_layers, first_divergence
 from lavt_edge.benchmarks.parts.roofline import copy_graph
 from lavt_edge.benchmarks.timing.result import LayerError
-from lavt_edge.export.edits import is_float
 from lavt_edge.calibration.half import find_islands, to_half
 from lavt_edge.calibration.observers import Session, add_range_outputs
 from lavt_edge.calibration.products import candidates, find_products
@@ -20,6 +19,7 @@ from lavt_edge.calibration.qdq import quantize_products
 from lavt_edge.calibration.smoothing import Pair, smooth
 from lavt_edge.data.shapes import scene_at
 from lavt_edge.errors import BackendError
+from lavt_edge.export.edits import is_float
 from lavt_edge.export.macs import count_macs
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.images import resize

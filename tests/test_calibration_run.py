@@ -16,12 +16,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from lavt_edge.calibration.calibrate import calibrate, calibration_key
-from lavt_edge.export.edits import load_graph
 from lavt_edge.calibration.observers import expose_outputs
 from lavt_edge.calibration.record import Calibration, read_calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import BundleError, DatasetError, ExportError
+from lavt_edge.export.edits import load_graph
 from lavt_edge.runtime.bundle import Bundle, open_bundle
 
 MINI = Path(__file__).parent / "data" / "refer_mini"

@@ -19,7 +19,7 @@ from lavt_edge.export.rewrites.names import ATTENTION, INTERPOLATION, WEIGHTS, f
         ("stage3.pwam.vis_query/MatMul", "stage3.pwam", "stage3.pwam", WEIGHTS),
         ("stage1.gate.fc1/MatMul", "stage1.pwam", "stage1.gate", WEIGHTS),
         ("stage1.merge.reduction/MatMul", "stage1.merge", "stage1.merge", WEIGHTS),
-        ("decoder.level2.upsampled.taps1/MatMul", "decoder.level2", "decoder.level2.taps", WEIGHTS),
+        ("decoder.level2.upsampled.taps/MatMul", "decoder.level2", "decoder.level2.taps", WEIGHTS),
         ("decoder.level2.upsampled/MatMul_3", "decoder.level2", "decoder.level2.interpolation", INTERPOLATION),
         ("decoder.level0.skip/Conv", "decoder.level0", "decoder.level0.skip", WEIGHTS),
         ("patch_embed.proj/MatMul", "patch embedding", None, ""),
@@ -47,7 +47,9 @@ def test_a_name_says_whether_a_node_is_a_product() -> None:
 def test_what_stays_in_fp32_has_a_reason() -> None:
     assert fp32_reason("stage1.block0.norm1/LayerNormalization") == "LayerNorm statistics"
     assert fp32_reason("stage1.pwam.query_norm/ReduceMean") == "PWAM statistics, means over all pixels"
-    assert "raw bytes" in str(fp32_reason("patch_embed.proj/MatMul"))
+    assert fp32_reason("stage1.pwam.word_norm/MatMul_2") == "PWAM statistics, means over all pixels"
+    assert fp32_reason("stage1.pwam.word_norm/MatMul") is None
+    assert fp32_reason("patch_embed.proj/MatMul") is None
     assert "centred" in str(fp32_reason("prompt/Sub"))
     assert fp32_reason("stage1.pwam.mix/MatMul") is None
     assert fp32_reason("stage1.block0.attn/Softmax") is None

@@ -16,7 +16,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 from lavt_edge.calibration.evaluator import Evaluator, Figures
-from lavt_edge.export.edits import load_graph
 from lavt_edge.calibration.placement import Placement, select_int8_groups
 from lavt_edge.calibration.products import Product, candidates, image_products, int8_macs
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle, quantized_graph
@@ -25,6 +24,7 @@ from lavt_edge.calibration.sample import DataOptions, draw_sample
 from lavt_edge.data.shapes import scene_at
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import BundleError, ExportError
+from lavt_edge.export.edits import load_graph
 from lavt_edge.export.engines.bundle import build_engines
 from lavt_edge.export.engines.options import EngineOptions
 from lavt_edge.export.macs import count_macs

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 from lavt_edge.calibration.calibrate import calibrate
-from lavt_edge.export.edits import load_graph
 from lavt_edge.calibration.half import emulate_half
 from lavt_edge.calibration.observers import Session
 from lavt_edge.calibration.products import image_products, int8_macs
@@ -18,6 +17,7 @@ from lavt_edge.calibration.quantize import HALF_MAX_ERROR, half_graph, half_text
 from lavt_edge.calibration.record import Calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
 from lavt_edge.data.shapes.write import write_refcoco
+from lavt_edge.export.edits import load_graph
 from lavt_edge.export.engines.bundle import build_engines
 from lavt_edge.export.engines.options import EngineOptions
 from lavt_edge.export.graph import save_graph

@@ -9,13 +9,13 @@ import onnx_ir as ir
 import pytest
 from lavt_edge.calibration import quantize
 from lavt_edge.calibration.evaluator import Evaluator
-from lavt_edge.export.edits import load_graph
 from lavt_edge.calibration.half import emulate_half, find_islands
 from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle
 from lavt_edge.calibration.record import read_calibration
 from lavt_edge.calibration.sample import draw_sample
 from lavt_edge.errors import BackendError, ExportError
 from lavt_edge.export import ExportOptions, export_bundle
+from lavt_edge.export.edits import load_graph
 from lavt_edge.export.source import open_source
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.bundle import open_bundle

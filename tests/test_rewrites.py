@@ -302,13 +302,14 @@ def test_matmul_is_the_linear_layer(bias: bool) -> None:
     assert error(linear(layer.weight, layer.bias)(random(3, 8)), layer(random(3, 8))) < 1e-12
 
 
-def test_patch_projection_takes_raw_bytes() -> None:
+def test_patch_projection_takes_centred_bytes() -> None:
     embed = fill(PatchEmbed(16).double())
     assert isinstance(embed, PatchEmbed)
-    weight, offset = patch_projection(embed.proj)
+    centre = torch.tensor([124.0, 116.0, 104.0]).double()
+    weight, offset = patch_projection(embed.proj, centre)
     image = random_bytes(1, 4, 4, 3)
     expected = embed.proj(normalised(image)).flatten() - embed.proj.bias
-    assert error(weight @ image.flatten().double() - offset.sum(dim=1), expected) < 1e-12
+    assert error(weight @ (image - centre).flatten() - offset.sum(dim=1), expected) < 1e-12
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (9, 12), (8, 13), (7, 10), (3, 5)])

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from lavt_edge.export.edits import LOW, load_graph
 from lavt_edge.calibration.half import find_islands, to_half
 from lavt_edge.calibration.products import candidates, image_products
 from lavt_edge.calibration.qdq import quantize_products
+from lavt_edge.export.edits import LOW, load_graph
+from lavt_edge.export.rewrites.gpu import lay_out_for_gpu
 from lavt_edge.runtime.bundle import file_entry, open_bundle
 from lavt_edge.runtime.update import update_bundle
 
@@ -32,7 +33,10 @@ def add_typed_graphs(root: Path) -> None:
     for role in ROLES:
         for precision in LOW:
             models[f"{role}.{precision}.onnx"] = load_graph(bundle, role)
+            if role == "segmenter":
+                lay_out_for_gpu(models[f"{role}.{precision}.onnx"])
     image = load_graph(bundle, "segmenter")
+    lay_out_for_gpu(image)
     products = candidates(image_products(bundle, image), "auto")
     ranges = {str(value.name): (-3.0, 3.0) for node in image.graph for value in node.inputs if value is not None}
     quantize_products(image, [one.name for one in products], ranges, half=True)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ...export.edits import HALF, MOVEMENT
 from ...calibration.half import emulate_half
 from ...calibration.observers import Session, expose_outputs, observed_tensors
 from ...data.metrics import relative_error
 from ...errors import BackendError, reason_of
+from ...export.edits import HALF, MOVEMENT
 from ..timing.result import LayerError
 
 Array = npt.NDArray[Any]
@@ -111,12 +111,17 @@ def _precision(model: ir.Model) -> str:
 
 
 def _shared(reference: ir.Model, other: ir.Model) -> dict[str, str]:
-    """The tensors to compare, in the reference's order, and what each is called in the other graph."""
-    known = {str(value.name) for node in other.graph for value in node.outputs}
+    """The tensors to compare, in the reference's order, and what each is called in the other graph.
+
+    Rows in another order, as in graphs laid out for GPUs, are not comparable.
+    """
+    known = {str(value.name): str(value.shape) for node in other.graph for value in node.outputs}
+    shapes = {str(value.name): str(value.shape) for node in reference.graph for value in node.outputs}
     skipped = _smoothed(other)
-    inputs = {str(value.name) for value in reference.graph.inputs}
     names = [
-        name for name in observed_tensors(reference) if name in known and name not in skipped and name not in inputs
+        name
+        for name in observed_tensors(reference)
+        if name in shapes and known.get(name) == shapes[name] and name not in skipped
     ]
     # What a FP16 tensor holds is what it was rounded to.
     return {name: f"{name}/Rounded" if f"{name}/Rounded" in known else name for name in names}

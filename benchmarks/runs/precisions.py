@@ -89,9 +89,9 @@ def modelopt_default(bundle: Bundle, sample: Sample, output: Path) -> Path:
     """What `modelopt.onnx.quantization.quantize` makes of the FP32 image graph when only the data is given."""
     from modelopt.onnx.quantization import quantize
 
-    from ...export.edits import load_graph
     from ...calibration.observers import Session
     from ...calibration.sample import cases, image_inputs, text_inputs
+    from ...export.edits import load_graph
 
     chosen = list(cases(bundle, sample.calibrated[:MODELOPT_SAMPLES]))
     text = Session(load_graph(bundle, "text_encoder"))

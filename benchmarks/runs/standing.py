@@ -191,10 +191,10 @@ def add_int8(root: Path, data: DataOptions) -> None:
     Raises LavtError.
     """
     from ...calibration.calibrate import calibrate
-    from ...export.edits import load_graph
     from ...calibration.products import candidates, image_products
     from ...calibration.quantize import quantized_graph
     from ...calibration.sample import draw_sample
+    from ...export.edits import load_graph
     from ...export.graph import save_graph
     from ...runtime.bundle import file_entry
     from ...runtime.update import update_bundle

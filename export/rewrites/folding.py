@@ -50,15 +50,16 @@ def batch_norm_factors(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return factor, bn.bias.detach() - bn.running_mean * factor
 
 
-def patch_projection(proj: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """A patch convolution over normalised RGB as a matrix over raw bytes 0..255.
+def patch_projection(proj: nn.Conv2d, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """A patch convolution over normalised RGB as a matrix over bytes 0..255 less `centre`, a number for each colour.
 
-    With n = (x / 255 - mean) / std, the sum of W n is that of (W / (255 std)) x less that of W mean / std.
-    Returns the weight (E, p*p*3), columns in the order (row, column, colour) of an HxWx3 image, and the offset
-    (E, p*p) that each of a patch's pixels subtracts: a pixel of padding, zero after the norm, subtracts none.
+    With n = (x / 255 - mean) / std, the sum of W n is that of (W / (255 std)) (x - centre) less that of
+    W (mean - centre / 255) / std. Returns the weight (E, p*p*3), columns in the order (row, column, colour) of an HxWx3
+    image, and the offset (E, p*p) that each of a patch's pixels subtracts: a pixel of padding, zero after the norm and
+    here, subtracts none.
     """
     mean, std = (proj.weight.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     weight = proj.weight.detach()
     scaled = (weight / (255 * std)).permute(0, 2, 3, 1).flatten(1)
-    offset = (weight * mean / std).sum(dim=1).flatten(1)
+    offset = (weight * (mean - centre.view(1, 3, 1, 1).to(weight.dtype) / 255) / std).sum(dim=1).flatten(1)
     return scaled, offset

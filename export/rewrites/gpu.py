@@ -7,6 +7,7 @@ docs/rewrites.md, which has the bytes and kernels):
   another layout; as weighted sums of gathered rows and columns a compiler makes one kernel of both.
 - Windows. The gather back to pixels lies before the output projection, in a kernel of its own. Rows mix in no product
   with a weight, so it may lie behind: there it fuses with the residual sum and the norm.
+- Words. The variance diag(V'^T S V') of a few words is a sum in one kernel; as products it takes three.
 
 On a CPU, products beat gathers: graphs in FP32 stay as they are. Nothing here needs torch.
 """
@@ -33,6 +34,8 @@ def lay_out_for_gpu(model: ir.Model) -> None:
             _project_windows(model.graph, node)
         elif name.endswith(".upsampled/MatMul_2"):
             _sum_taps(model.graph, node)
+        elif name.endswith(".pwam.word_norm/MatMul_2"):
+            _sum_moments(model.graph, node)
     drop_unused(model)
 
 
@@ -118,8 +121,34 @@ def _sum_taps(graph: ir.Graph, columns: ir.Node) -> None:
     value.name = result.name
 
 
+def _sum_moments(graph: ir.Graph, product: ir.Node) -> None:
+    """sum_t ((S @ V) * V)_t  becomes  sum_st S_st V_s V_t, for moments S (B,T,T) and values V (B,T,C)."""
+    moments, value = product.inputs
+    ((weighted, _),) = product.outputs[0].uses()
+    ((total, _),) = weighted.outputs[0].uses()
+    assert moments is not None
+    assert value is not None
+    batch, words, channels = _shape(value)
+    chain = _Chain(graph, product, str(product.name).removesuffix("/MatMul_2"))
+
+    def unsqueezed(x: ir.Value, axis: int, shape: list[Any]) -> ir.Value:
+        return chain.add("Unsqueeze", [x, chain.constant(np.array([axis]))], shape)
+
+    summand = chain.add(
+        "Mul",
+        [unsqueezed(moments, 3, [batch, words, words, 1]), unsqueezed(value, 1, [batch, 1, words, channels])],
+        [batch, words, words, channels],
+    )
+    summand = chain.add("Mul", [summand, unsqueezed(value, 2, [batch, words, 1, channels])], _shape(summand))
+    summed = chain.add("ReduceSum", [summand, chain.constant(np.array([1, 2]))], [batch, 1, 1, channels], keepdims=1)
+    variance = chain.reshape(summed, [1, channels])
+    total.outputs[0].replace_all_uses_with(variance)
+    variance.name = total.outputs[0].name
+    graph.remove([total, weighted, product], safe=True)
+
+
 def _weighted_sum(chain: _Chain, value: ir.Value, matrix: Array, axis: int) -> ir.Value:
-    """matrix @ value along an axis of (B,rows,columns,C), by the numbers of each row of the matrix that are not zero."""
+    """matrix @ value along an axis of (B,rows,columns,C), by the numbers in each row that are not zero."""
     terms = int((matrix != 0).sum(axis=1).max())
     chosen = np.sort(np.argsort(matrix == 0, axis=1, kind="stable")[:, :terms], axis=1)
     shape = _shape(value)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...reference.config import IMAGENET_MEAN
 from ...reference.decoder import Decoder
 from ...reference.lavt import LAVT
 from ...reference.swin import PatchEmbed, Stage, SwinBlock
@@ -24,13 +25,20 @@ from .words import PromptReader
 
 
 class BytePatchEmbed(nn.Module):
-    """Normalisation and patch embedding of raw RGB: uint8 (B,H,W,3) -> (B,N,E)."""
+    """Normalisation and patch embedding of raw RGB: uint8 (B,H,W,3) -> (B,N,E).
+
+    Bytes are centred first, by whole numbers: FP16 holds what is left exactly, and its products do not cancel.
+    """
+
+    centre: Tensor
 
     def __init__(self, embed: PatchEmbed, height: int, width: int) -> None:
         super().__init__()
         self.patch = embed.patch
         self.padding = (0, 0, 0, -width % self.patch, 0, -height % self.patch)
-        weight, offset = patch_projection(embed.proj)
+        centre = (255 * torch.tensor(IMAGENET_MEAN)).round()
+        self.register_buffer("centre", centre.to(embed.proj.weight.dtype), persistent=False)
+        weight, offset = patch_projection(embed.proj, centre)
         assert embed.proj.bias is not None
         self.proj = linear(weight, None)
         self.bias = nn.Parameter(self._bias(embed.proj.bias.detach(), offset, height, width), requires_grad=False)
@@ -45,7 +53,8 @@ class BytePatchEmbed(nn.Module):
         return (bias - counted.flatten(2).squeeze(0).T).contiguous()
 
     def forward(self, image: Tensor) -> Tensor:
-        x = image.to(self.proj.weight.dtype)  # first: TensorRT takes bytes as an input, and does nothing but cast them
+        # The cast is first: TensorRT takes bytes as an input, and does nothing but cast them.
+        x = image.to(self.proj.weight.dtype) - self.centre
         x = F.pad(x, self.padding) if any(self.padding) else x
         batch, height, width, _ = x.shape
         p = self.patch

@@ -19,7 +19,7 @@ class Place(NamedTuple):
 
     `part` is what a reader of the paper would name, such as "stage1.attention" or "decoder.level0"; "other" if unknown.
     `group` is the layer group of a product: those of one group are quantised together, or not at all. It is None for
-    what stays in floating point: the patch embedding (raw bytes, whose sums cancel against its bias), everything of
+    what stays in floating point: the patch embedding (bytes, which need 9 bits once they are centred), everything of
     PWAM that acts on words (statistics, softmax side), the classifier and the final upsampling of two channels. BERT
     runs once per sentence and stays as well. `kind` is that of the product's second operand.
     """
@@ -58,8 +58,7 @@ _FP32_RULES = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
         (r".*/LayerNormalization", "LayerNorm statistics"),
-        (r".*\.pwam\.(query_norm|word_norm)/.*", "PWAM statistics, means over all pixels"),
-        (r"patch_embed(\.proj)?/(Cast|MatMul|Add).*", "sums of raw bytes, which cancel against the bias"),
+        (r".*\.pwam\.(query_norm/|word_norm/(?!Sub|Transpose|MatMul$)).*", "PWAM statistics, means over all pixels"),
         (r"prompt/(ReduceSum|Div|Sub|Mul).*", "words are centred: what they share cancels"),
     )
 )

@@ -1,7 +1,9 @@
 """Rewrite 4: pad, shift, window and head split as one constant gather, and back as another.
 
-The norm's output is zero in padded pixels, so their queries, keys and values are the projection's bias: one zero row,
-appended before the projection, stands for them all. Both projections then run on real pixels only.
+The norm's output is zero in padded pixels, so their queries, keys and values are the projection's bias. The keys' bias
+adds the same to all scores of a query, which softmax ignores; the values' bias passes through, as a query's weights sum
+to one, and goes into the output projection's. Without these two a padded pixel's key and value are zero, its query is
+of no use, and one row of zeros behind the projection stands for them all. Both projections run on real pixels only.
 """
 
 from __future__ import annotations
@@ -59,10 +61,10 @@ class GatheredAttention(nn.Module):
         attn = block.attn
         self.num_heads = attn.num_heads
         self.layout = layout
-        self.qkv = scaled_qkv(attn.qkv.weight, attn.qkv.bias, attn.scale)
-        assert self.qkv.bias is not None
-        self.padding = nn.Parameter(self.qkv.bias.detach().clone().view(1, 1, -1), requires_grad=False)
-        self.proj = linear(attn.proj.weight, attn.proj.bias)
+        query_bias, _, value_bias = attn.qkv.bias.detach().chunk(3)
+        no_bias = torch.zeros_like(query_bias)
+        self.qkv = scaled_qkv(attn.qkv.weight, torch.cat([query_bias, no_bias, no_bias]), attn.scale)
+        self.proj = linear(attn.proj.weight, attn.proj.bias + attn.proj.weight @ value_bias)
         index = torch.as_tensor(attn.relative_position_index)
         bias = attn.relative_position_bias_table.detach()[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
         self.position_bias = nn.Parameter(bias.contiguous(), requires_grad=False)
@@ -76,7 +78,7 @@ class GatheredAttention(nn.Module):
         batch, _, channels = x.shape
         rows = self.qkv(x)
         if self.layout.padded:
-            rows = torch.cat([rows, self.padding.expand(batch, 1, -1)], dim=1)
+            rows = F.pad(rows, (0, 0, 0, 1))
         rows = rows.reshape(batch, -1, channels // self.num_heads)
         query, key, value = (self._split(rows, self.layout.get_buffer(f"{n}_rows")) for n in ("query", "key", "value"))
         similarity = query @ key.transpose(-2, -1) + self.position_bias
