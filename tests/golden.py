@@ -143,12 +143,12 @@ class Case:
 
 
 def byte_patches(image: Tensor) -> npt.NDArray[np.float32]:
-    """A normalised image (B,3,H,W) as the exported graph's patches of raw values (B,N,48), here not whole numbers.
+    """A normalised image (B,3,H,W) as the exported graph's patches of centred values (B,N,48), here no whole numbers.
 
     H and W are multiples of 4. The inverse of the normalisation is done in float64.
     """
     mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels = (image.double() * std + mean) * 255
+    pixels = (image.double() * std + mean) * 255 - (255 * mean).round()
     patches = pixels.unfold(2, 4, 4).unfold(3, 4, 4)  # (B,3,H/4,W/4,4,4)
     return patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2).float().numpy()
 
