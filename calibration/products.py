@@ -29,15 +29,15 @@ class Product:
     macs: int
 
 
-def image_macs(bundle: Bundle) -> dict[str, int]:
-    """MACs of each product of the image graph, by node name, for one image."""
+def image_macs(bundle: Bundle, model: ir.Model) -> dict[str, int]:
+    """MACs of each product of an image graph of the bundle, by node name, for one image."""
     batch = bundle.manifest.input.batch or 1
-    return {name: count // batch for name, count in count_macs(bundle.file("segmenter")).items()}
+    return {name: count // batch for name, count in count_macs(model).items()}
 
 
 def image_products(bundle: Bundle, model: ir.Model) -> list[Product]:
     """The products of the image graph that may be quantised, with their MACs for one image."""
-    return find_products(model, image_macs(bundle))
+    return find_products(model, image_macs(bundle, model))
 
 
 def find_products(model: ir.Model, macs: dict[str, int]) -> list[Product]:

@@ -247,7 +247,9 @@ def half_graph(
 def _add_int8(work: _Work, options: QuantizeOptions, name: str) -> QuantizeResult:
     bundle, calibration, rest = work.bundle, work.calibration, options.rest
     ranges = calibration.clipped(options.method)
-    chosen = candidates(image_products(bundle, _graph_of(bundle, rest)), options.policy, rest)
+    plain = _graph_of(bundle, rest)
+    chosen = candidates(image_products(bundle, plain), options.policy, rest)
+    total = sum(image_macs(bundle, plain).values())
 
     def evaluate_alone(group: Sequence[Product], limit: int | None) -> Figures:
         return work.evaluator.evaluate(quantized_graph(bundle, calibration, group, ranges, rest), limit=limit)
@@ -261,7 +263,6 @@ def _add_int8(work: _Work, options: QuantizeOptions, name: str) -> QuantizeResul
         emulate_half(model)  # nothing to round in a graph without FP16
         return work.evaluator.evaluate(model, fused=rest == "fp32")
 
-    total = sum(image_macs(bundle).values())
     placement = select_int8_groups(chosen, evaluate_alone, evaluate, options.max_drop, work.report, total_macs=total)
     if not placement.products:
         raise ExportError(

@@ -21,7 +21,7 @@ bench_app = typer.Typer(add_completion=False)
 
 _LATENCY_OPTIONS = (
     *("against", "image", "text", "warmup", "rounds", "batch", "sweep_threads", "sweep_batch", "parts", "estimate"),
-    *("layers", "fidelity", "json_file", "report", "baseline", "max_slowdown"),
+    *("layers", "kernels", "fidelity", "json_file", "report", "baseline", "max_slowdown"),
 )
 _CHECKPOINT_OPTIONS = ("checkpoint", "image_size", "fusion_heads")
 _ACCURACY_OPTIONS = (
@@ -59,6 +59,7 @@ _Estimate = Annotated[
     typer.Option(help="Latency lower bound for a device, such as jetson-agx-orin; another name lists all."),
 ]
 _Layers = Annotated[bool, typer.Option("--layers", help="The first layer whose output diverges from FP32.")]
+_Kernels = Annotated[bool, typer.Option("--kernels", help="What a GPU runs, by part: kernels, bytes, MACs.")]
 _Fidelity = Annotated[bool, typer.Option("--fidelity", help="What each precision keeps of FP32's masks.")]
 _JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")]
 _Report = Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")]
@@ -102,6 +103,7 @@ def bench(
     parts: _Parts = False,
     estimate: _Estimate = None,
     layers: _Layers = False,
+    kernels: _Kernels = False,
     fidelity: _Fidelity = False,
     json_file: _JsonFile = None,
     report: _Report = None,
@@ -218,12 +220,12 @@ def _bench_latency(options: Options, asked: dict[str, Any]) -> None:
 
 
 def _measure(options: Options, asked: dict[str, Any]) -> Result:
-    from ..benchmarks.parts.measure import add_estimate, add_layers, add_parts, check
+    from ..benchmarks.parts.measure import add_estimate, add_kernels, add_layers, add_parts, check
     from ..benchmarks.timing.measure import measure
 
     device = asked["estimate"]
     with progress_bar() as (report, progress):
-        check(options, parts=asked["parts"], estimate=device, layers=asked["layers"])
+        check(options, parts=asked["parts"], estimate=device, layers=asked["layers"], kernels=asked["kernels"])
         result = measure(options, report=report, progress=progress)
         if asked["parts"]:
             result = add_parts(result, options, report)
@@ -231,6 +233,8 @@ def _measure(options: Options, asked: dict[str, Any]) -> Result:
             result = add_estimate(result, options, device, report)
         if asked["layers"]:
             result = add_layers(result, options, report)
+        if asked["kernels"]:
+            result = add_kernels(result, options, report)
         if asked["fidelity"]:
             result = replace(result, fidelity=_measure_fidelity(options, asked, report, progress))
     return result

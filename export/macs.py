@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 from ..errors import InputError
 
 
-def count_macs(model: onnx.ModelProto | str | Path) -> dict[str, int]:
+def count_macs(model: onnx.ModelProto | ir.Model | str | Path) -> dict[str, int]:
     """MACs of each Conv, MatMul and Gemm by node name, for a batch of one if the batch is dynamic.
 
     Raises InputError for a product whose shapes are unknown.
     """
-    loaded = ir.load(model) if isinstance(model, (str, Path)) else ir.from_proto(model)
+    if isinstance(model, ir.Model):
+        loaded = model
+    else:
+        loaded = ir.load(model) if isinstance(model, (str, Path)) else ir.from_proto(model)
     ShapeInferencePass(check_type=False, strict_mode=False)(loaded)
     counts: Counter[str] = Counter()
     for node in loaded.graph:

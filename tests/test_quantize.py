@@ -117,7 +117,7 @@ class TestBundle:
     def test_int8_covers_what_the_manifest_says(self, quantized: Path) -> None:
         about = open_bundle(quantized).manifest.precisions["int8"]
         model = ir.load(quantized / "segmenter.int8.onnx")
-        macs = count_macs(quantized / "segmenter.onnx")
+        macs = count_macs(quantized / "segmenter.int8.onnx")
         share = int8_macs(model, macs) / sum(macs.values())
         assert share == pytest.approx(about["int8_share"])
         assert share >= 0.9

@@ -128,6 +128,8 @@ def estimate(parts: Iterable[PartCost], device: Device | str, precision: str) ->
         label=LABEL,
         parts=bounds,
         floor_seconds=sum(bound.floor_seconds for bound in bounds),
+        compute_seconds=sum(floor_seconds(row.macs_by_precision, 0, macs_per_second, None)[0] for row in rows),
+        memory_seconds=sum(row.bytes for row in rows) / device.bandwidth if device.bandwidth else None,
         needed_bytes=needed,
         memory_bytes=device.memory,
         fits=needed <= device.memory,

@@ -18,21 +18,24 @@ from ...runtime.signature import segmenter_signature
 from ..peers.process import run_in_subprocess
 from ..peers.sides import batch_of, feeds_for
 from ..timing.measure import prepare_sides
-from ..timing.result import Estimate, LayerError, Options, Result, Roofline, SideParts, TextCost, TimedPart
+from ..timing.result import Estimate, Kernels, LayerError, Options, Result, Roofline, SideParts, TextCost, TimedPart
 
 NO_LAYERS = "--layers compares a graph with the FP32 one: give --engine BUNDLE/segmenter.PRECISION.onnx"
 
 
-def check(options: Options, *, parts: bool, estimate: str | None, layers: bool) -> None:
+def check(options: Options, *, parts: bool, estimate: str | None, layers: bool, kernels: bool) -> None:
     """Refuses before anything is measured what could not be done afterwards. Raises LavtError."""
     bundle = open_bundle(options.engine)
     for batch in (options.batch, *options.sweep_batch):
         batch_of(bundle, batch)
-    if not (parts or layers or estimate is not None):
+    if not (parts or layers or kernels or estimate is not None):
         return
+    if kernels:
+        with needs("rtx"):
+            import_module("tensorrt_rtx")
     with needs("export"):  # which counts a graph's costs, on the CPU as for an engine
         import_module(".engine", __package__)
-    if layers or estimate is not None:
+    if layers or kernels or estimate is not None:
         _, precision = image_graph(options.engine)
         if layers and precision == "fp32":
             raise LavtError(NO_LAYERS)
@@ -52,7 +55,7 @@ def image_graph(engine: Path) -> tuple[Path, str]:
         return bundle.file("segmenter"), "fp32"
     entry = bundle.manifest.files[bundle.selected]
     if entry.role != "segmenter":
-        raise LavtError(f"{engine} is not an .onnx of an image graph: it has no --layers and no --estimate")
+        raise LavtError(f"{engine} is not an .onnx of an image graph: it has no --layers, --kernels or --estimate")
     return bundle.file("segmenter", entry.precision), entry.precision or "fp32"
 
 
@@ -113,6 +116,19 @@ def _estimate(path: Path, precision: str, device: str, options: Options) -> Esti
     text = estimate(cost_rows(text_path), device, "fp32" if known == "fp32" else "fp16")
     needed = image.needed_bytes + text.needed_bytes
     return replace(image, needed_bytes=needed, fits=needed <= image.memory_bytes, text_floor_seconds=text.floor_seconds)
+
+
+def add_kernels(result: Result, options: Options, report: Report) -> Result:
+    """With `kernels`, those of the image graph as TensorRT for RTX compiles it. Raises LavtError."""
+    path, precision = image_graph(options.engine)
+    report("compiling for a GPU")
+    return replace(result, kernels=run_in_subprocess(_kernels, path, precision, options.batch))
+
+
+def _kernels(path: Path, precision: str, batch: int) -> Kernels:
+    from .kernels import measure_kernels
+
+    return measure_kernels(path, precision if precision in ("fp32", "fp16") else "int8", batch)
 
 
 def add_layers(result: Result, options: Options, report: Report) -> Result:

@@ -11,11 +11,11 @@ from ..timing.result import Result
 from . import charts
 from .content import Bars, Block, Drawing, Section, Table, Text
 from .format import NOTHING, bytes_text, headline, machine_rows, ms, rate, verdicts
-from .parts import estimate, layers, parts, roofline
+from .parts import estimate, kernels, layers, parts, roofline
 from .sections import fidelity, figures, latencies, ratios, splits, sweeps
 from .style import STYLE
 
-_SECTIONS = (latencies, ratios, splits, parts, roofline, estimate, fidelity, layers, sweeps, figures)
+_SECTIONS = (latencies, ratios, splits, parts, roofline, estimate, kernels, fidelity, layers, sweeps, figures)
 
 
 def write_report(result: Result, path: Path) -> None:

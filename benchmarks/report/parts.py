@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..timing.result import LayerError, PartCost, Result, TextCost
 from . import charts
-from .content import Bar, Bars, Block, Drawing, Section, Text
+from .content import Bar, Bars, Block, Drawing, Section, Table, Text
 from .format import bytes_text, ms, percent, scaled
 
 _ABOVE = 1.05  # an efficiency that scatter does not explain
@@ -107,6 +107,7 @@ def estimate(result: Result) -> Section | None:
         Bar(part.part, [part.floor_seconds / most], f"{ms(part.floor_seconds)}, {part.bound}") for part in data.parts
     ]
     facts = [f"Image graph in {data.precision}, in all: {ms(data.floor_seconds)}."]
+    facts.append(f"Products alone: {ms(data.compute_seconds)}; bytes alone: {ms(data.memory_seconds)}.")
     if data.text_floor_seconds is not None:
         facts.append(f"Text encoder, once a sentence: {ms(data.text_floor_seconds)}, not in this sum.")
     memory = f"{bytes_text(data.needed_bytes)} of {bytes_text(data.memory_bytes)}"
@@ -129,6 +130,32 @@ def estimate(result: Result) -> Section | None:
             Text(data.note, "note", (data.source, f"Published at {host}") if host else None),
         ],
     )
+
+
+def kernels(result: Result) -> Section | None:
+    """What a GPU runs for the graph: kernels and bytes by part, what only moves, both floors on each device."""
+    data = result.kernels
+    if data is None:
+        return None
+    rows = [(row.part, row.kernels, row.moved_bytes, row.constant_bytes, row.macs) for row in data.parts]
+    count, moved, constants, macs = (sum(column) for column in list(zip(*rows, strict=True))[1:])
+    table = [
+        (part, str(kernels), f"{activations / 1e6:.1f}", f"{weights / 1e6:.1f}", f"{products / 1e9:.2f}")
+        for part, kernels, activations, weights, products in [*rows, ("all", count, moved, constants, macs)]
+    ]
+    floors = [(floor.device, ms(floor.memory_seconds), ms(floor.compute_seconds)) for floor in data.floors]
+    moves = [(move.part, str(move.kernels), f"{move.moved_bytes / 1e6:.1f}") for move in data.moves]
+    note = (
+        f"{data.compiler}: {count} kernels, {(moved + constants) / 1e6:.0f} MB moved as if there were no caches, "
+        f"{data.fused_attentions} fused attentions. Not measured: no GPU is needed."
+    )
+    blocks: list[Block] = [
+        Table(("part", "kernels", "activations, MB", "constants, MB", "GMACs"), table),
+        Table(("device", "bytes alone", "products alone"), floors, "Lower bounds"),
+    ]
+    if moves:
+        blocks.append(Table(("part", "kernels", "MB"), moves, "Kernels over 5 MB that only move numbers"))
+    return Section("Kernels on a GPU", note, blocks)
 
 
 def layers(result: Result) -> Section | None:

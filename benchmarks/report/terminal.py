@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from ..timing.result import Result
 from .content import Bars, Table, Text
 from .format import headline
-from .parts import estimate, layers, parts, roofline
+from .parts import estimate, kernels, layers, parts, roofline
 from .sections import fidelity, figures, splits, sweeps
 
-_SECTIONS = (figures, splits, sweeps, parts, roofline, estimate, layers, fidelity)
+_SECTIONS = (figures, splits, sweeps, parts, roofline, estimate, kernels, layers, fidelity)
 
 
 def terminal(result: Result) -> Iterator[str | Table]:

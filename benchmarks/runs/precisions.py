@@ -70,7 +70,6 @@ def measure(folder: Path, sentences: int, samples: int, console: Console) -> lis
         status.update("judging")
         val = open_split("shapes", "val").sentences[:sentences]
         evaluator = Evaluator(bundle, Sample((), val, {}))
-        macs = count_macs(root / "segmenter.onnx")
         graphs = [
             ("fp32", root / "segmenter.onnx"),
             ("fp16", root / "segmenter.fp16.onnx"),
@@ -79,6 +78,7 @@ def measure(folder: Path, sentences: int, samples: int, console: Console) -> lis
         ]
         rows = []
         for name, path in graphs:
+            macs = count_macs(path)
             share = int8_macs(ir.load(path), macs) / sum(macs.values())
             figures = evaluate_file(evaluator, bundle, path, text=name == "fp16")
             rows.append((Costs(name, share, path.stat().st_size), figures))

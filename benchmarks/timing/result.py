@@ -198,6 +198,7 @@ class PartBound:
 class Estimate:
     """A lower bound of the image graph's latency on a device, from its published peak rates.
 
+    `compute_seconds` is what all products take and `memory_seconds` what all bytes take, each if it were alone.
     `needed_bytes` are the weights and the activations alive at the fullest moment; `fits`: the device's memory holds
     them. `source` is the address of the figures, `note` what was made of them.
     """
@@ -210,10 +211,52 @@ class Estimate:
     label: str
     parts: tuple[PartBound, ...]
     floor_seconds: float
+    compute_seconds: float
+    memory_seconds: float | None
     needed_bytes: int
     memory_bytes: int
     fits: bool
     text_floor_seconds: float | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class PartKernels:
+    """The kernels of a part of the image graph, the bytes of their activations and constants, and their MACs."""
+
+    part: str
+    kernels: int
+    moved_bytes: int
+    constant_bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class PureMoves:
+    """The kernels of a part that compute nothing: they only copy numbers into another layout or type."""
+
+    part: str
+    kernels: int
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
+class DeviceFloor:
+    """The least time on a device by its bandwidth alone and by its products alone."""
+
+    device: str
+    memory_seconds: float | None
+    compute_seconds: float
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What TensorRT for RTX compiles an image graph to, by part and in all, without a GPU."""
+
+    compiler: str
+    parts: tuple[PartKernels, ...]
+    moves: tuple[PureMoves, ...]
+    fused_attentions: int
+    floors: tuple[DeviceFloor, ...]
 
 
 @dataclass(frozen=True)
@@ -282,6 +325,7 @@ class Result:
     text: TextCost | None = field(default=None, metadata=OPTIONAL)
     estimate: Estimate | None = field(default=None, metadata=OPTIONAL)
     layers: tuple[LayerError, ...] | None = field(default=None, metadata=OPTIONAL)
+    kernels: Kernels | None = field(default=None, metadata=OPTIONAL)
     format: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:

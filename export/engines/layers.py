@@ -8,10 +8,11 @@ the same report as text to its log when a build ends, one layer a line.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..rewrites.names import product_type
@@ -29,20 +30,34 @@ _PRECISIONS = (
 # Signals between streams and the like compute nothing.
 _BOOKKEEPING = frozenset({"signal", "wait", "shape_call", "NoOp", "Constant"})
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_LINE = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: (?P<inputs>.*?), Constants: ")
-_OUTPUTS = re.compile(r", Outputs: (?P<outputs>.*?), TacticName: ")
-_DATATYPE = re.compile(r"Datatype: (\w+)")
+_LINE = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: (?P<inputs>.*?), Constants: (?P<constants>.*?), "
+    r"Outputs: (?P<outputs>.*?), TacticName: "
+)
+_TENSOR = re.compile(r"Dimensions: \[(?P<dims>[\d,]*)\][^{}]*?Datatype: (?P<type>\w+)")
+_BYTES = {"float": 4, "int32": 4, "int64": 8, "half": 2, "bfloat16": 2}  # of the rest, one
 _COMPUTES_PRODUCTS = re.compile(r"gemm|conv|correlation|matmul|matrix|mha|(?:^|_)Fc", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of an engine: the lowest precision that it reads, and in `onnx` the graph's nodes that it computes."""
+    """A layer of an engine: the lowest precision that it reads, and in `onnx` the graph's nodes that it computes.
+
+    `moved` are the bytes of the tensors that it reads and writes, `constants` those of its weights; caches are not
+    considered. None if the report does not say.
+    """
 
     name: str
     kind: str
     precision: str
     onnx: tuple[str, ...]
+    moved: int | None = None
+    constants: int | None = None
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it runs on the GPU; signals between streams and the like do not."""
+        return self.kind not in _BOOKKEEPING
 
 
 def layers_from_log(text: str) -> list[EngineLayer]:
@@ -50,11 +65,18 @@ def layers_from_log(text: str) -> list[EngineLayer]:
     layers = []
     for line in text.splitlines():
         match = _LINE.match(line)
-        outputs = _OUTPUTS.search(line)
-        if match and outputs:
-            types = _DATATYPE.findall(match["inputs"]) or _DATATYPE.findall(outputs["outputs"])
-            layers.append(_layer(match["name"], match["kind"], types, line))
+        if match:
+            inputs, constants, outputs = (_TENSOR.findall(match[part]) for part in ("inputs", "constants", "outputs"))
+            layer = _layer(match["name"], match["kind"], [kind for _, kind in inputs or outputs], line)
+            layers.append(replace(layer, moved=_bytes(inputs) + _bytes(outputs), constants=_bytes(constants)))
     return layers
+
+
+def _bytes(tensors: Iterable[tuple[str, str]]) -> int:
+    """Of tensors, given as dimensions and type."""
+    return sum(
+        math.prod(map(int, filter(None, dims.split(",")))) * _BYTES.get(kind.lower(), 1) for dims, kind in tensors
+    )
 
 
 def layers_from_inspector(text: str) -> list[EngineLayer]:
@@ -87,7 +109,7 @@ def _lowest(types: Iterable[str]) -> str:
 
 def count_precisions(layers: Iterable[EngineLayer]) -> dict[str, int]:
     """Layers by the lowest precision that they read; such as {"int8": 206, "fp16": 61, "fp32": 12}."""
-    return dict(Counter(layer.precision for layer in layers if layer.kind not in _BOOKKEEPING))
+    return dict(Counter(layer.precision for layer in layers if layer.is_kernel))
 
 
 def product_precisions(layers: Iterable[EngineLayer]) -> dict[str, str]:
