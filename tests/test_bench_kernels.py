@@ -16,7 +16,7 @@ from lavt_edge.tests.typed_bundle import add_typed_graphs, copy_bundle
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is for x86-64")
 
-BLOCKS = 8  # of the demo model
+FUSED = 11  # of the 12 blocks of the demo model; the first is a pattern that this compiler does not know
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_every_kernel_and_every_product_is_in_a_part(typed: Path, kernels: Kerne
     assert "sm86" in kernels.compiler
     assert sum(row.macs for row in kernels.parts) == sum(count_macs(typed / "segmenter.fp16.onnx").values())
     assert sum(row.kernels for row in kernels.parts if row.part == "other") <= 2
-    assert kernels.fused_attentions == BLOCKS
+    assert kernels.fused_attentions == FUSED
 
 
 def test_no_kernel_of_the_decoder_only_moves(kernels: Kernels) -> None:

@@ -92,9 +92,10 @@ def test_nodes_that_a_runtime_made_belong_where_their_tensors_do() -> None:
 class TestCosts:
     @pytest.mark.parametrize("precision", ["", ".fp16", ".int8"])
     def test_macs_of_the_parts_are_those_of_the_graph(self, typed: Path, precision: str) -> None:
-        rows = cost_rows(typed / f"segmenter{precision}.onnx")
-        total = open_bundle(typed).manifest.model["macs"]["segmenter"]
-        assert sum(row.macs for row in rows) == total == sum(count_macs(typed / "segmenter.onnx").values())
+        graph = typed / f"segmenter{precision}.onnx"
+        rows, total = cost_rows(graph), sum(count_macs(graph).values())
+        assert sum(row.macs for row in rows) == total
+        assert precision or total == open_bundle(typed).manifest.model["macs"]["segmenter"]
         assert [row.macs for row in rows] == [sum(row.macs_by_precision.values()) for row in rows]
         assert {row.part for row in rows} == PARTS
         assert [row.part for row in rows][:4] == ["patch embedding", "words", "stage0.attention", "stage0.mlp"]

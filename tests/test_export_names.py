@@ -19,6 +19,7 @@ from lavt_edge.export.rewrites.names import ATTENTION, INTERPOLATION, WEIGHTS, f
         ("stage3.pwam.vis_query/MatMul", "stage3.pwam", "stage3.pwam", WEIGHTS),
         ("stage1.gate.fc1/MatMul", "stage1.pwam", "stage1.gate", WEIGHTS),
         ("stage1.merge.reduction/MatMul", "stage1.merge", "stage1.merge", WEIGHTS),
+        ("decoder.level2.upsampled.taps1/MatMul", "decoder.level2", "decoder.level2.taps", WEIGHTS),
         ("decoder.level2.upsampled.taps/MatMul", "decoder.level2", "decoder.level2.taps", WEIGHTS),
         ("decoder.level2.upsampled/MatMul_3", "decoder.level2", "decoder.level2.interpolation", INTERPOLATION),
         ("decoder.level0.skip/Conv", "decoder.level0", "decoder.level0.skip", WEIGHTS),

@@ -199,7 +199,7 @@ def test_a_graph_that_tensorrt_cannot_compile_says_why(bundle: Path) -> None:
     before = state(bundle)
     message = refused(
         subprocess.run(
-            [COMMAND, "trt", bundle, "--flavor", "tensorrt_rtx", "--compute-capability", "7.5"],
+            [COMMAND, "trt", bundle, "--fp32", "--flavor", "tensorrt_rtx", "--compute-capability", "7.5"],
             capture_output=True,
             text=True,
         )

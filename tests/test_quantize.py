@@ -99,7 +99,7 @@ class TestBundle:
     def test_fp16_islands_have_their_reasons(self, quantized: Path) -> None:
         islands = open_bundle(quantized).manifest.precisions["fp16"]["islands"]["segmenter"]
         assert islands["stage1.block2.norm1/LayerNormalization"] == "LayerNorm statistics"
-        assert islands["stage0.pwam.word_norm/MatMul"].startswith("PWAM statistics")
+        assert islands["stage0.pwam.word_norm/ReduceMean"].startswith("PWAM statistics")
         assert "prompt/Mul reaches 1e+04" in islands["stage0.pwam/Add"]
         assert not any(name.startswith("decoder.") or ".mlp" in name for name in islands)
         words = open_bundle(quantized).manifest.precisions["fp16"]["islands"]["text_encoder"]
@@ -151,7 +151,7 @@ class TestBundle:
         outcome = build_engines(bundle, EngineOptions(precision=precision, targets=("sm86",)))
         products = outcome.manifest.engines[f"segmenter.{precision}.engine"]["products"]
         assert products["Conv"][precision] == (7 if precision == "fp16" else 6)  # the classifier stays
-        assert products["MatMul"][precision] >= 100
+        assert products["MatMul"][precision] >= 90
 
     def test_the_calibration_was_made_once(self, quantized: Path, options: QuantizeOptions) -> None:
         steps: list[str] = []

@@ -34,7 +34,7 @@ _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: (?P<inputs>.*?), Constants: (?P<constants>.*?), "
     r"Outputs: (?P<outputs>.*?), TacticName: "
 )
-_TENSOR = re.compile(r"Dimensions: \[(?P<dims>[\d,]*)\][^{}]*?Datatype: (?P<type>\w+)")
+_TENSOR = re.compile(r"Dimensions: \[(?P<dims>[-\d,]*)\][^{}]*?Datatype: (?P<type>\w+)")
 _BYTES = {"float": 4, "int32": 4, "int64": 8, "half": 2, "bfloat16": 2}  # of the rest, one
 _COMPUTES_PRODUCTS = re.compile(r"gemm|conv|correlation|matmul|matrix|mha|(?:^|_)Fc", re.IGNORECASE)
 

@@ -32,7 +32,7 @@ def lay_out_for_gpu(model: ir.Model) -> None:
         name = node.name or ""
         if name.endswith(".attn.proj/MatMul"):
             _project_windows(model.graph, node)
-        elif name.endswith(".upsampled/MatMul_2"):
+        elif name.endswith(".upsampled/MatMul_4"):
             _sum_taps(model.graph, node)
         elif name.endswith(".pwam.word_norm/MatMul_2"):
             _sum_moments(model.graph, node)
@@ -46,9 +46,11 @@ class _Chain:
         self._graph, self._before, self._prefix = graph, before, prefix
         self._made = 0
 
-    def add(self, op_type: str, inputs: Sequence[ir.Value], shape: Sequence[Any], **attributes: Any) -> ir.Value:
+    def add(
+        self, op_type: str, inputs: Sequence[ir.Value], shape: Sequence[Any], name: str = "", **attributes: Any
+    ) -> ir.Value:
         self._made += 1
-        node = ir.node(op_type, inputs, attributes, name=f"{self._prefix}/{op_type}.gpu{self._made}")
+        node = ir.node(op_type, inputs, attributes, name=name or f"{self._prefix}/{op_type}.gpu{self._made}")
         value = node.outputs[0]
         value.name, value.dtype, value.shape = node.name, inputs[0].dtype, ir.Shape(shape)
         self._graph.insert_before(self._before, node)
@@ -103,21 +105,32 @@ def _project_windows(graph: ir.Graph, product: ir.Node) -> None:
     graph.remove([merged, gather, split], safe=True)
 
 
-def _sum_taps(graph: ir.Graph, columns: ir.Node) -> None:
-    """columns @ (rows @ taps), two constant matrices with few numbers a row, as weighted sums of what they select."""
-    (middle,) = (node for node in [_source(columns, 1)])
-    rows = _source(middle)
-    first = _source(rows, 1)
-    taps, result = first.inputs[0], columns.outputs[0]
-    assert taps is not None
-    matrices = [array_of(node.inputs[0]) for node in (rows, columns)]
-    chain = _Chain(graph, first, str(columns.name).removesuffix("/MatMul_2"))
-    channels = _shape(result)[-1]
-    value = chain.reshape(taps, [matrices[0].shape[1], matrices[1].shape[1], channels])
+def _sum_taps(graph: ir.Graph, rows: ir.Node) -> None:
+    """rows @ concat of (columns @ taps), matrices with few numbers a row, as weighted sums of what they select.
+
+    The taps, three products of one input, become one: compilers merge them anyway, and copy its parts apart again.
+    """
+    stacked = _source(rows, 1)
+    concat = _source(stacked)
+    columns = [_source(concat, i) for i in range(3)]
+    reshapes = [_source(node, 1) for node in columns]
+    products = [_source(node) for node in reshapes]
+    ((last, _),) = rows.outputs[0].uses()
+    result, x = last.outputs[0], products[0].inputs[0]
+    assert x is not None
+    prefix = str(rows.name).rpartition("/")[0]
+    chain = _Chain(graph, products[0], prefix)
+    weights = constant(graph, f"{prefix}.taps.weight", np.stack([array_of(node.inputs[1]) for node in products]))
+    batch, pixels, _ = _shape(x)
+    lifted = chain.add("Unsqueeze", [x, chain.constant(np.array([1]))], [batch, 1, *_shape(x)[1:]])
+    shape = [batch, 3, pixels, _shape(weights)[-1]]
+    taps = chain.add("MatMul", [lifted, weights], shape, name=f"{prefix}.taps/MatMul")
+    matrices = [array_of(node.inputs[0]) for node in (rows, columns[0])]
+    value = chain.reshape(taps, [matrices[0].shape[1], matrices[1].shape[1], _shape(result)[-1]])
     for axis, matrix in enumerate(matrices, start=1):
         value = _weighted_sum(chain, value, matrix, axis)
     result.replace_all_uses_with(value)
-    graph.remove([columns, middle, rows, first], safe=True)
+    graph.remove([last, rows, stacked, concat, *columns, *reshapes, *products], safe=True)
     value.name = result.name
 
 

@@ -44,7 +44,7 @@ _RULES = tuple(
         (r"(stage\d+)\.(pwam|gate|norm)\b", r"\1.pwam"),
         (r"(stage\d+)\.merge\.reduction\b", r"\1.merge", r"\1.merge", WEIGHTS),
         (r"(stage\d+)\.merge\b", r"\1.merge"),
-        (r"(decoder\.level\d+)\.upsampled\.taps\b", r"\1", r"\1.taps", WEIGHTS),
+        (r"(decoder\.level\d+)\.upsampled\.taps\d?\b", r"\1", r"\1.taps", WEIGHTS),
         (r"(decoder\.level\d+)\.upsampled\b", r"\1", r"\1.interpolation", INTERPOLATION),
         (r"(decoder\.level\d+)\.(skip|conv)\b", r"\1", r"\1.\2", WEIGHTS),
         (r"(decoder\.level\d+)\b", r"\1"),

@@ -42,7 +42,8 @@ class UpsampledConv(nn.Module):
     def __init__(self, weight: Tensor, size: tuple[int, int], target: tuple[int, int]) -> None:
         super().__init__()
         self.size = size
-        self.taps = MatMul(weight.permute(2, 1, 3, 0).flatten(2), None)  # (ky, C, kx*C')
+        for i, row_taps in enumerate(weight.unbind(2)):  # (C', C, kx)
+            self.add_module(f"taps{i}", MatMul(row_taps.permute(1, 2, 0).flatten(1), None))
         rows = shifted_interpolation(size[0], target[0]).flatten(1)
         columns = shifted_interpolation(size[1], target[1]).transpose(1, 2).flatten(1)  # (W, w*kx)
         self.rows = nn.Parameter(rows.to(weight.dtype), requires_grad=False)
@@ -50,9 +51,13 @@ class UpsampledConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.size
-        # The products lie as (ky*h, w*kx, C'): one after the other, ready for the rows and then for the columns.
-        taps = self.taps(x.unsqueeze(1)).reshape(x.shape[0], 3 * height, -1)
-        return self.columns @ (self.rows @ taps).unflatten(2, (3 * width, -1))
+        # Each product lies as (h, w*kx, C'), ready for the columns; stacked over ky, ready for the rows.
+        wide = [
+            self.columns @ self.get_submodule(f"taps{i}")(x).reshape(x.shape[0], height, 3 * width, -1)
+            for i in range(3)
+        ]
+        stacked = torch.cat(wide, dim=1)  # (B, ky*h, W, C')
+        return (self.rows @ stacked.flatten(2)).unflatten(2, stacked.shape[2:])
 
 
 class DecoderLevel(nn.Module):
