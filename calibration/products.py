@@ -51,8 +51,8 @@ def candidates(products: Iterable[Product], policy: str, rest: str = "fp16") -> 
     """The products that a policy starts from, in a graph whose rest is of a precision of RESTS.
 
     `decoder`: the decoder's convolutions, the part that quantises best. `full`: every product with a weight. `auto`:
-    attention and interpolation products besides, which accuracy control must let pass (see placement.py), but not
-    beside FP32: activations times activations gain nothing in a CPU's INT8 kernels.
+    attention products besides, which accuracy control must let pass (see placement.py), but not beside FP32:
+    activations times activations gain nothing in a CPU's INT8 kernels.
     """
     return [
         product

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from lavt_edge.export.rewrites.names import ATTENTION, INTERPOLATION, WEIGHTS, fp32_reason, place_of, product_type
+from lavt_edge.export.rewrites.names import ATTENTION, WEIGHTS, fp32_reason, place_of, product_type
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from lavt_edge.export.rewrites.names import ATTENTION, INTERPOLATION, WEIGHTS, f
         ("stage1.merge.reduction/MatMul", "stage1.merge", "stage1.merge", WEIGHTS),
         ("decoder.level2.upsampled.taps1/MatMul", "decoder.level2", "decoder.level2.taps", WEIGHTS),
         ("decoder.level2.upsampled.taps/MatMul", "decoder.level2", "decoder.level2.taps", WEIGHTS),
-        ("decoder.level2.upsampled/MatMul_3", "decoder.level2", "decoder.level2.interpolation", INTERPOLATION),
+        ("decoder.level2.upsampled/MatMul_3", "decoder.level2", None, ""),
         ("decoder.level0.skip/Conv", "decoder.level0", "decoder.level0.skip", WEIGHTS),
         ("patch_embed.proj/MatMul", "patch embedding", None, ""),
         ("stage3.pwam/MatMul_2", "stage3.pwam", None, ""),

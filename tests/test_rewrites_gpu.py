@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from lavt_edge.calibration.qdq import operands
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.gpu import lay_out_for_gpu
 from lavt_edge.export.rewrites.names import place_of
@@ -64,8 +65,14 @@ def test_each_projection_reads_windows_and_each_gather_follows_it(tmp_path: Path
         ((bias, _),) = product.outputs[0].uses()
         ((gather, _),) = bias.outputs[0].uses()
         assert (bias.op_type, gather.op_type) == ("Add", "Gather")
-    # What makes a tensor keeps its name, so that ranges measured on the first graph hold for the second.
-    names = {str(value.name) for node in model.graph for value in node.outputs}
-    reads = {str(node.inputs[0].name) for node in projections if node.inputs[0] is not None}
-    assert reads <= names
-    assert reads <= {str(value.name) for node in ir.load(plain).graph for value in node.outputs}
+
+
+def test_products_read_tensors_under_the_names_that_calibration_knows(tmp_path: Path) -> None:
+    plain = export_image(small_lavt().float(), tmp_path / "plain.onnx", (76, 52))
+    model = ir.load(plain)
+    lay_out_for_gpu(model)
+    known = {str(value.name) for node in ir.load(plain).graph for value in node.outputs}
+    weighted = [str(node.name) for node in model.graph if place_of(str(node.name)).kind == "weights"]
+    products = [name for name in weighted if name.endswith(("/MatMul", "/Conv"))]
+    assert len(products) > 50
+    assert set(operands(model, products)) <= known

@@ -123,6 +123,8 @@ def _sum_taps(graph: ir.Graph, rows: ir.Node) -> None:
     weights = constant(graph, f"{prefix}.taps.weight", np.stack([array_of(node.inputs[1]) for node in products]))
     batch, pixels, _ = _shape(x)
     lifted = chain.add("Unsqueeze", [x, chain.constant(np.array([1]))], [batch, 1, *_shape(x)[1:]])
+    # What the product reads keeps its name: calibration knows its range by it.
+    x.name, lifted.name = f"{x.name}.rows", x.name
     shape = [batch, 3, pixels, _shape(weights)[-1]]
     taps = chain.add("MatMul", [lifted, weights], shape, name=f"{prefix}.taps/MatMul")
     matrices = [array_of(node.inputs[0]) for node in (rows, columns[0])]

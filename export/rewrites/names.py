@@ -10,8 +10,8 @@ import re
 from typing import NamedTuple
 
 OTHER = "other"
-# The second operand of a product: a weight, a constant of an interpolation, or what the image made.
-WEIGHTS, INTERPOLATION, ATTENTION = "weights", "interpolation", "attention"
+# The second operand of a product: a weight, or what the image made.
+WEIGHTS, ATTENTION = "weights", "attention"
 
 
 class Place(NamedTuple):
@@ -20,8 +20,8 @@ class Place(NamedTuple):
     `part` is what a reader of the paper would name, such as "stage1.attention" or "decoder.level0"; "other" if unknown.
     `group` is the layer group of a product: those of one group are quantised together, or not at all. It is None for
     what stays in floating point: the patch embedding (bytes, which need 9 bits once they are centred), everything of
-    PWAM that acts on words (statistics, softmax side), the classifier and the final upsampling of two channels. BERT
-    runs once per sentence and stays as well. `kind` is that of the product's second operand.
+    PWAM that acts on words (statistics, softmax side), interpolation, and the classifier. BERT runs once per sentence
+    and stays as well. `kind` is that of the product's second operand.
     """
 
     part: str
@@ -45,7 +45,7 @@ _RULES = tuple(
         (r"(stage\d+)\.merge\.reduction\b", r"\1.merge", r"\1.merge", WEIGHTS),
         (r"(stage\d+)\.merge\b", r"\1.merge"),
         (r"(decoder\.level\d+)\.upsampled\.taps\d?\b", r"\1", r"\1.taps", WEIGHTS),
-        (r"(decoder\.level\d+)\.upsampled\b", r"\1", r"\1.interpolation", INTERPOLATION),
+        (r"(decoder\.level\d+)\.upsampled\b", r"\1"),
         (r"(decoder\.level\d+)\.(skip|conv)\b", r"\1", r"\1.\2", WEIGHTS),
         (r"(decoder\.level\d+)\b", r"\1"),
         (r"decoder\.classifier\b|decoder(/(?!Reshape|Transpose)|$)|decoder\.(rows|columns)\b", "classifier"),
