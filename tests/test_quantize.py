@@ -179,7 +179,7 @@ class TestPython:
         assert result.precision == "int8"
         assert result.figures.sentences == 8
         assert result.figures.drop <= 5
-        assert 0.4 < result.int8_share < 0.5
+        assert 0.45 < result.int8_share < 0.55
         assert {loss.group for loss in result.ranking} >= {"decoder.level0.conv", "decoder.level1.skip"}
         assert sum(loss.macs for loss in result.ranking if loss.int8) == round(result.int8_share * result.total_macs)
         assert steps[0] == "drawing the sample"
@@ -308,7 +308,7 @@ def test_policies_differ_in_what_they_start_from(demo_bundle: Path) -> None:
     share = {policy: sum(one.macs for one in candidates(products, policy)) / total for policy in policies}
     assert 0.45 < share["decoder"] < 0.5
     assert 0.7 < share["full"] < 0.8
-    assert share["auto"] > 0.97
+    assert 0.9 < share["auto"] < 0.95  # all but the interpolations
 
 
 def test_the_cpus_own_int8(quantized: Path, options: QuantizeOptions, tmp_path: Path) -> None:

@@ -51,8 +51,9 @@ class _Chain:
     ) -> ir.Value:
         self._made += 1
         node = ir.node(op_type, inputs, attributes, name=name or f"{self._prefix}/{op_type}.gpu{self._made}")
-        value = node.outputs[0]
-        value.name, value.dtype, value.shape = node.name, inputs[0].dtype, ir.Shape(shape)
+        value, dtype = node.outputs[0], inputs[0].dtype
+        assert dtype is not None
+        value.name, value.dtype, value.shape = node.name, dtype, ir.Shape(shape)
         self._graph.insert_before(self._before, node)
         return value
 
@@ -75,7 +76,8 @@ def _shape(value: ir.Value) -> list[Any]:
 def _source(node: ir.Node, i: int = 0) -> ir.Node:
     """The node that makes a node's input."""
     value = node.inputs[i]
-    producer = value and value.producer()
+    assert value is not None
+    producer = value.producer()
     assert producer is not None
     return producer
 
