@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,16 +36,25 @@ def _export() -> None:
 def export_onnx(
     output: Annotated[Path, typer.Option(help="The folder to write the bundle to.")],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="An official LAVT checkpoint (.pth); default: the built-in demo model.")
+        Path | None,
+        typer.Option(help="A LAVT checkpoint (.pth, .safetensors); default: the built-in demo model."),
     ] = None,
     image_size: Annotated[
         str | None,
-        typer.Option(help="Input size in pixels: 480 or HEIGHTxWIDTH; default: 480, or 240 for the demo model."),
+        typer.Option(help="Input size in pixels: 480 or HEIGHTxWIDTH; default: what it was trained at, else 480."),
     ] = None,
     batch: Annotated[str, typer.Option(help="Images per call, or 'dynamic'.")] = "1",
     fusion_heads: Annotated[
         str | None, typer.Option(help="PWAM heads per stage, such as 4-4-4-4, if the checkpoint does not say.")
     ] = None,
+    bert: Annotated[
+        Path | None,
+        typer.Option(help="The BERT of a checkpoint without it: a state dict, or a folder of Hugging Face's."),
+    ] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="The words of a BERT other than bert-base-uncased: a vocab.txt.")
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take a checkpoint's averaged parameters, model_ema.")] = False,
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 20,
     winograd: Annotated[
         bool,
@@ -57,23 +67,32 @@ def export_onnx(
     with needs("export"):
         from ..export import ExportOptions
         from ..export.bundle import check_output
-        from ..export.source import open_source
+        from ..export.source import open_source, shown
 
-    source = open_source(checkpoint, heads)
-    options = ExportOptions(size=size or source.size, batch=count, opset=opset, winograd=winograd)
+    source = open_source(checkpoint, heads, bert=bert, words=vocabulary, ema=ema)
+    options = ExportOptions(size=size or ExportOptions.size, batch=count, opset=opset, winograd=winograd)
     check_output(output, force)
     if Path(os.path.realpath(source.path)).is_relative_to(os.path.realpath(output)):
         raise ExportError(f"{source.path} lies in {output}, which would be replaced; name another folder")
     with progress_bar() as (report, _):
         report(f"reading {source.path.name}")
+        chosen, reason = source.choose_size(size)
+        options = replace(options, size=chosen)
         manifest = source.export(output, options, replace=force, report=report)
     parity = manifest.parity["segmenter"]
     out.print(
-        f"{output}: {manifest.model['variant']} {manifest.model['swin']}, {options.size[0]}x{options.size[1]}, "
+        f"{output}: {manifest.model['variant']} {manifest.model['swin']}, {shown(chosen)} ({reason}), "
         f"{manifest.model['macs']['segmenter'] / 1e9:.1f} GMACs per image\n"
         f"against PyTorch in float64: relative error {parity['relative_error']:.1e}, "
         f"pixel agreement {100 * parity['pixel_agreement']:.3f} %, {parity['cases']} cases",
     )
+    if source.leaves_ema:
+        out.print(f"{source.path.name} has model_ema, too, which --ema takes")
+    if manifest.checkpoint.note is not None:
+        out.print(
+            f"{manifest.checkpoint.note}: nothing in {source.path.name} says them, and shapes do not show them; "
+            f"lavt-bench --engine {output} --dataset NAME is the proof, --fusion-heads gives others"
+        )
 
 
 @export_app.command("quantize")

@@ -15,12 +15,12 @@ from .. import __version__
 from .._base.files import whole_folder
 from .._base.progress import Report, ignore
 from ..errors import ExportError
-from ..reference.checkpoint import BERT_VOCABULARY
 from ..reference.config import LAVTConfig
 from ..reference.lavt import LAVT
+from ..reference.words import BERT_VOCABULARY, words_tokenizer
 from ..runtime.bundle import file_entry
 from ..runtime.manifest import MANIFEST_NAME, CheckpointInfo, FileEntry, InputSpec, Manifest
-from ..runtime.tokenizer import SentenceTokenizer, build_tokenizer
+from ..runtime.tokenizer import SentenceTokenizer
 from ..runtime.update import BUSY
 from .graph import EXTERNAL_DATA_BYTES, OPSET, export_graph, save_graph
 from .macs import count_macs
@@ -74,13 +74,14 @@ def export_bundle(
     """Exports `model`, proves the result against it and writes the bundle `output`, whole or not at all.
 
     `model` is left in float64. `report` is told each step as it begins. Raises ExportError if the output exists,
-    cannot be written, or is further from PyTorch than the tolerance.
+    cannot be written, or is further from PyTorch than the tolerance; CheckpointError if `vocabulary` is not its BERT's.
     """
     options = options or ExportOptions()
     check_output(output, replace)
     try:
         with whole_folder(output, replace=replace) as folder:
-            (folder / "tokenizer.json").write_text(build_tokenizer(vocabulary).to_str(), encoding="utf-8")
+            tokenizer = words_tokenizer(vocabulary, model.config.text)
+            (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
             files = _export_graphs(model, folder, options, report)
             files["tokenizer.json"] = file_entry(folder / "tokenizer.json", "tokenizer")
             parity = _prove(model, folder, options, report)

@@ -10,6 +10,7 @@ from ..errors import InputError
 
 DEMO_WEIGHTS: Final = Path(__file__).with_name("demo.safetensors")
 Variant = Literal["lavt", "lavt_one"]
+Heads = tuple[int, int, int, int]
 
 # Of RGB scaled to 0..1; what every LAVT image is normalised with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -67,7 +68,7 @@ class LAVTConfig:
 
     swin: str = "base"
     window: int = 12
-    fusion_heads: tuple[int, int, int, int] = (1, 1, 1, 1)
+    fusion_heads: Heads = (1, 1, 1, 1)
     variant: Variant = "lavt"
     text: TextConfig = field(default_factory=TextConfig)
     max_words: int = 20

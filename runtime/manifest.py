@@ -48,10 +48,15 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The checkpoint that a bundle was exported from."""
+    """The checkpoint that a bundle was exported from.
+
+    `ema` is true if its averaged parameters were taken; `note` says what was assumed, as nothing in the file says it.
+    """
 
     name: str
     sha256: str
+    ema: bool | None = field(default=None, metadata=OPTIONAL)
+    note: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,10 @@ class Manifest:
                 prompt_channels=_integer(spec, "prompt_channels", 1, 1_000_000),
             ),
             checkpoint=CheckpointInfo(
-                name=_string(checkpoint, "name"), sha256=_string(checkpoint, "sha256", _SHA256, "a SHA-256")
+                name=_string(checkpoint, "name"),
+                sha256=_string(checkpoint, "sha256", _SHA256, "a SHA-256"),
+                ema=True if checkpoint.get("ema") is True else None,
+                note=None if checkpoint.get("note") is None else _string(checkpoint, "note"),
             ),
             files={_file_name(name): _file_entry(name, entry) for name, entry in files.items()},
             parity=_objects(fields, "parity"),

@@ -11,9 +11,10 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lavt_edge.tests.small_checkpoints import PROJECTION, Call, refusal, saved
@@ -50,10 +51,21 @@ def payloads(sentinel: Path) -> dict[str, object]:
     }
 
 
+def _scalar_of_numpy() -> Callable[..., object]:
+    """What numpy's scalars are pickled as a call of."""
+    function: Callable[..., object] = np.float64(0).__reduce__()[0]
+    return function
+
+
+FLOAT = np.dtype(np.float64)
 PAYLOADS = tuple(payloads(Path("unused")))
 PLACES: dict[str, Callable[[dict[str, Any], object], object]] = {
     "the whole file": lambda content, payload: payload,
     "args": lambda content, payload: {**content, "args": payload},
+    "args as a dict": lambda content, payload: {**content, "args": {"mha": payload}},
+    "model_ema": lambda content, payload: {**content, "model_ema": {PROJECTION: payload}},
+    "a numpy scalar": lambda content, payload: {**content, "best_oIoU": Call(_scalar_of_numpy(), FLOAT, payload)},
+    "a path": lambda content, payload: {**content, "output_dir": Call(PurePosixPath, "a", payload)},
     "args.mha": lambda content, payload: {**content, "args": argparse.Namespace(mha=payload)},
     "optimizer": lambda content, payload: {**content, "optimizer": {"state": {0: {"step": payload}}}},
     "model": lambda content, payload: {**content, "model": {**content["model"], PROJECTION: payload}},

@@ -14,8 +14,9 @@ from ...errors import BackendError, LavtError
 from ...export.source import Source
 from ...reference import LAVT
 from ...reference.lavt import normalise
+from ...reference.words import words_tokenizer
 from ...runtime.backend import DEVICES
-from ...runtime.tokenizer import SentenceTokenizer, build_tokenizer
+from ...runtime.tokenizer import SentenceTokenizer
 from ..peers.pytorch import prepare_torch
 from .predictors import ModelRecord, object_masks
 
@@ -42,7 +43,7 @@ class ReferencePredictor:
         self.size = size
         self.batch = batch
         self._model = model.float().eval().to(device)
-        self._tokenizer = SentenceTokenizer(build_tokenizer(vocabulary), model.config.max_words)
+        self._tokenizer = SentenceTokenizer(words_tokenizer(vocabulary, model.config.text), model.config.max_words)
         self._checkpoint = checkpoint
         self._device = device
 

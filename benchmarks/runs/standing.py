@@ -170,7 +170,7 @@ def _export(subject: Subject, root: Path) -> None:
     from ...export import ExportOptions, export_bundle
     from ...export.source import open_source
     from ...reference import LAVT, LAVTConfig
-    from ...reference.checkpoint import BERT_VOCABULARY
+    from ...reference.words import BERT_VOCABULARY
     from ...runtime.manifest import CheckpointInfo
 
     if subject.swin is None:
