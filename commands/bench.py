@@ -23,9 +23,11 @@ _LATENCY_OPTIONS = (
     *("against", "image", "text", "warmup", "rounds", "batch", "sweep_threads", "sweep_batch", "parts", "estimate"),
     *("layers", "kernels", "fidelity", "json_file", "report", "baseline", "max_slowdown"),
 )
-_CHECKPOINT_OPTIONS = ("checkpoint", "image_size", "fusion_heads")
+_MODEL_OPTIONS = ("image_size", "fusion_heads", "bert", "vocabulary", "ema")
+_CHECKPOINT_OPTIONS = ("checkpoint", *_MODEL_OPTIONS)
 _ACCURACY_OPTIONS = (
-    *("image_size", "fusion_heads", "data_root", "split", "split_by", "limit", "swap", "results", "restart"),
+    *_MODEL_OPTIONS,
+    *("data_root", "split", "split_by", "limit", "swap", "results", "restart"),
     "batch_size",
 )
 _DATA_OPTIONS = ("data_root", "split", "split_by", "limit")
@@ -81,9 +83,12 @@ _Results = Annotated[
 _Restart = Annotated[bool, typer.Option("--restart", help="Begin the results file anew.")]
 _BatchSize = Annotated[int | None, typer.Option(min=1, help="With --dataset: images per call.")]
 _ImageSize = Annotated[
-    str | None, typer.Option(help="Of a checkpoint: 480 or HEIGHTxWIDTH; by default 480, the demo model's 240.")
+    str | None, typer.Option(help="Of a checkpoint: 480 or HEIGHTxWIDTH; by default what it was trained at, else 480.")
 ]
 _FusionHeads = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say: such as 4-4-4-4.")]
+_Bert = Annotated[Path | None, typer.Option(help="Of a checkpoint without it: its BERT, a state dict or a folder.")]
+_Vocabulary = Annotated[Path | None, typer.Option(help="Of a checkpoint with another BERT: its vocab.txt.")]
+_Ema = Annotated[bool, typer.Option("--ema", help="Of a checkpoint: its averaged parameters, model_ema.")]
 _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
 
 
@@ -120,6 +125,9 @@ def bench(
     batch_size: _BatchSize = None,
     image_size: _ImageSize = None,
     fusion_heads: _FusionHeads = None,
+    bert: _Bert = None,
+    vocabulary: _Vocabulary = None,
+    ema: _Ema = False,
     threads: _Threads = None,
     device: Device = "auto",
 ) -> None:
@@ -314,7 +322,8 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
             from ..benchmarks.evaluation.reference import load_reference
         from ..export.source import open_source
 
-        predictor = load_reference(open_source(asked["checkpoint"], heads), image_size=size, **run)
+        beside = {"bert": asked["bert"], "words": asked["vocabulary"], "ema": asked["ema"]}
+        predictor = load_reference(open_source(asked["checkpoint"], heads, **beside), image_size=size, **run)
     with progress_bar("sentences") as (_, progress):
         evaluation = evaluate(
             predictor,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .._base.progress import Report, ignore
 from ..errors import CheckpointError, LavtError
@@ -85,7 +85,9 @@ class Source:
     def load(self) -> LAVT:
         """The model in eval mode, float32, on the CPU. Raises CheckpointError if the weights cannot be used."""
         if self.kind == "checkpoint":
-            return self._open().model()
+            from ..reference import load_checkpoint
+
+            return load_checkpoint(self.path, **self._options)
         if self.kind == "demo":
             from ..reference.demo import load_demo
 
@@ -97,15 +99,16 @@ class Source:
         torch.manual_seed(0)
         return LAVT(self._bundle_config()).eval()
 
-    def _open(self) -> Checkpoint:
-        from ..reference.checkpoint import open_checkpoint
-
-        return open_checkpoint(self.path, fusion_heads=self.fusion_heads, bert=self.bert, ema=self.ema)
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"fusion_heads": self.fusion_heads, "bert": self.bert, "ema": self.ema}
 
     @cached_property
     def _described(self) -> Checkpoint:
         """The checkpoint without its parameters, which would keep the file mapped."""
-        return replace(self._open(), state={})
+        from ..reference.checkpoint import open_checkpoint
+
+        return replace(open_checkpoint(self.path, **self._options), state={})
 
     def info(self) -> CheckpointInfo:
         """Name and SHA-256 of the file, and what was assumed, for the manifest.
@@ -134,7 +137,21 @@ class Source:
             config = json.dumps(self._bundle_config().to_dict(), sort_keys=True)
             return f"random-{hashlib.sha256(config.encode()).hexdigest()[:16]}"
         heads = "" if self.fusion_heads is None else f"-heads{'-'.join(map(str, self.fusion_heads))}"
-        return f"{self._sha256[:16]}{heads}{'-ema' if self.ema else ''}"
+        return f"{self._taken}{self._sha256[:16]}{heads}"
+
+    @property
+    def weights(self) -> str:
+        """The file's SHA-256, after what is taken in place of its own parameters. Raises CheckpointError."""
+        return f"{self._taken}{self._sha256}"
+
+    @cached_property
+    def _taken(self) -> str:
+        bert = ""
+        if self.bert is not None:
+            from ..reference.words import bert_file
+
+            bert = f"bert-{sha256_of(bert_file(self.bert))[:16]}-"
+        return f"{'ema-' if self.ema else ''}{bert}"
 
     def export(
         self, output: Path, options: ExportOptions, *, replace: bool = False, report: Report = ignore

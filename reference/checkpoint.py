@@ -260,9 +260,11 @@ def _difference(missing: list[str], foreign: list[str], total: int, config: LAVT
         return f"key '{key}' is missing" if missing else f"key {key!r} is not part of LAVT {config.swin}"
     parts = []
     if foreign:
-        parts.append(f"{len(foreign)} keys are not of LAVT, {_families(foreign, config.variant)}")
+        verb = "key is" if len(foreign) == 1 else "keys are"
+        parts.append(f"{len(foreign)} {verb} not of LAVT{_families(foreign, config.variant)}")
     if missing:
-        parts.append(f"{len(missing)} of the {total} keys of LAVT are missing, {_families(missing, config.variant)}")
+        verb = "is" if len(missing) == 1 else "are"
+        parts.append(f"{len(missing)} of LAVT's {total} keys {verb} missing{_families(missing, config.variant)}")
     likely = [model for model, mark in _OTHER_MODELS if any(re.search(mark, key) for key in foreign)]
     return "; ".join([*parts, f"looks like {likely[0]}" if likely else "expected an official LAVT checkpoint"])
 
@@ -271,7 +273,7 @@ def _families(keys: Iterable[str], variant: Variant) -> str:
     """The most frequent kinds of keys, numbers and the parameter's own name left out, with how many each has."""
     count = Counter(re.sub(r"\d+", "*", _spelt(key, variant).rpartition(".")[0])[:80] for key in keys)
     shown = ", ".join(f"{family} ({number})" for family, number in count.most_common(3))
-    return f"such as {shown}" if len(count) > 3 else f"of {shown}"
+    return f", such as {shown}" if len(count) > 3 else f": {shown}"
 
 
 def _spelt(key: str, variant: Variant) -> str:

@@ -32,11 +32,7 @@ def read_bert(path: Path, text: TextConfig) -> dict[str, Tensor]:
     try:
         if path.is_dir():
             _check_config(path / "config.json", text)
-        files = [path / name for name in _FILES] if path.is_dir() else [path]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
-            raise CheckpointError(f"no such file; give a BERT's state dict, or a folder with {' or '.join(_FILES)}")
-        content = read_weights(file)
+        content = read_weights(bert_file(path))
         entries = content if isinstance(content, dict) else {}
         name = next((key for key in ("bert_model", "model", "state_dict") if key in entries), "")
         state = state_dict(name or "the file", entries[name] if name else content)
@@ -47,6 +43,15 @@ def read_bert(path: Path, text: TextConfig) -> dict[str, Tensor]:
     for old, new in _RENAMED.items():
         state = {key.removesuffix(old) + new if key.endswith(old) else key: value for key, value in state.items()}
     return state
+
+
+def bert_file(path: Path) -> Path:
+    """The file of a BERT's parameters: `path`, or one in a folder of Hugging Face's. Raises CheckpointError."""
+    files = [path / name for name in _FILES] if path.is_dir() else [path]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise CheckpointError(f"no such file; give a BERT's state dict, or a folder with {' or '.join(_FILES)}")
+    return file
 
 
 def _check_config(path: Path, text: TextConfig) -> None:

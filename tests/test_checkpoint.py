@@ -208,7 +208,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "key of two lines": (put("backbone.a\nb", lambda _: torch.zeros(1)), "is not part of LAVT"),
     "no model": (lambda content: content.pop("model"), "key 'model' is missing"),
     "model is a list": (lambda content: content.update(model=[1]), "'model' is a list; expected a dict of tensors"),
-    "empty model": (lambda content: content.update(model={}), "421 of the 421 keys of LAVT are missing, such as"),
+    "empty model": (lambda content: content.update(model={}), "421 of LAVT's 421 keys are missing, such as"),
     "bert_model is a tensor": (
         lambda content: content.update(model={}, bert_model=torch.zeros(1)),
         "'bert_model' is a Tensor; expected a dict of tensors",

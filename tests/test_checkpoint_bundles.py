@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lavt_edge import cli
 from lavt_edge._base.records import to_plain
+from lavt_edge.benchmarks.evaluation.reference import load_reference
 from lavt_edge.errors import CheckpointError
 from lavt_edge.export.source import open_source, peer_source
 from lavt_edge.reference.config import TextConfig
@@ -58,7 +60,8 @@ def export(
         monkeypatch.setattr(sys, "argv", ["lavt-export", *map(str, command)])
         with suppress(SystemExit):
             cli.export_main()
-        return "".join(capsys.readouterr()).splitlines()
+        captured = capsys.readouterr()
+        return (captured.err + captured.out).splitlines()
 
     return run
 
@@ -96,9 +99,13 @@ def test_other_forms_give_the_official_forms_bundle(tmp_path: Path, export: Call
     assert made["safetensors"] == made["official lavt_one"]
 
 
-def test_what_the_training_said_and_what_was_assumed_is_told(tmp_path: Path, export: Callable[..., list[str]]) -> None:
+def test_what_the_training_said_and_what_was_assumed_is_told(
+    tmp_path: Path, export: Callable[..., list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
     path, bundle = saved(tmp_path / "a.pth", one(model_ema=OTHERS, args={"img_size": 64})), tmp_path / "bundle"
     first, _, averages, last = export(bundle, path)
+    told = [record.getMessage() for record in caplog.records if record.name == "lavt_edge"]
+    assert told == [f"{path}: heads assumed 1-1-1-1: no training arguments inside say them"]
     assert "lavt_one demo, 64x64 (args.img_size), " in first
     assert open_bundle(bundle).manifest.input.height == 64
     assert averages == "a.pth has model_ema, too, which --ema takes"
@@ -246,3 +253,18 @@ def test_a_bundle_of_averages_has_peers_of_averages(tmp_path: Path, demo_bundle:
     assert peer.identity() != open_source(path, (1, 1, 1, 1)).identity()
     expected = ONE.state_dict()
     assert all((value == expected[key]).all() for key, value in peer.load().state_dict().items())
+
+
+def test_evaluations_of_other_weights_or_words_are_other_runs(tmp_path: Path) -> None:
+    averages, bare_lavt = saved(tmp_path / "a.pth", one(model=OTHERS, model_ema=bare())), saved(tmp_path / "b", NO_BERT)
+    berts = [saved(tmp_path / f"{n}.bin", {**BERT, "pooler.dense.bias": torch.ones(24) * n}) for n in range(2)]
+    words = [tmp_path / f"words{n}.txt" for n in range(2)]
+    for path, tokens in zip(words, (TOKENS, [*TOKENS[:-1], "other"]), strict=True):
+        path.write_text("\n".join(tokens), encoding="utf-8")
+    sources = [
+        *(open_source(averages, words=file, ema=ema) for file in words for ema in (False, True)),
+        *(open_source(bare_lavt, bert=bert, words=words[0]) for bert in berts),
+    ]
+    records = [load_reference(source, image_size=(64, 64), device="cpu").describe() for source in sources]
+    assert all(records.count(record) == 1 for record in records)
+    assert len({source.identity() for source in sources}) == 4  # the words are not in a plain export

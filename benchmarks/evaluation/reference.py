@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 class ReferencePredictor:
-    """LAVT in PyTorch. `vocabulary` is its tokens in order, or a file of them; `checkpoint` the weights' SHA-256."""
+    """LAVT in PyTorch. `vocabulary` is its tokens in order, or a file of them; `checkpoint` says which weights."""
 
     def __init__(
         self,
@@ -43,13 +44,20 @@ class ReferencePredictor:
         self.size = size
         self.batch = batch
         self._model = model.float().eval().to(device)
-        self._tokenizer = SentenceTokenizer(words_tokenizer(vocabulary, model.config.text), model.config.max_words)
+        tokenizer = words_tokenizer(vocabulary, model.config.text)
+        self._words = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+        self._tokenizer = SentenceTokenizer(tokenizer, model.config.max_words)
         self._checkpoint = checkpoint
         self._device = device
 
     def describe(self) -> ModelRecord:
-        heads = tuple(self._model.config.fusion_heads)
-        return ModelRecord(f"pytorch {self._device}", "fp32", self._checkpoint, fusion_heads=heads)
+        return ModelRecord(
+            f"pytorch {self._device}",
+            "fp32",
+            self._checkpoint,
+            files={"tokenizer.json": self._words},
+            fusion_heads=tuple(self._model.config.fusion_heads),
+        )
 
     def encode(self, sentence: str) -> Tokens:
         return self._tokenizer.encode(sentence)[:2]
@@ -90,7 +98,7 @@ def load_reference(
         source.load(),
         source.vocabulary,
         image_size or source.size,
-        checkpoint=source.info().sha256,
+        checkpoint=source.weights,
         batch=batch_size or 1,
         device=device,
         name="demo" if source.kind == "demo" else source.path.stem,
