@@ -33,12 +33,15 @@ class DataOptions:
     """The sentences and images to calibrate on. Raises ExportError for a value out of range."""
 
     dataset: str = GENERATED
-    """The data set: "refcoco", "refcoco+", "refcocog", or "shapes" for generated scenes."""
+    """The data set: "refcoco", "refcoco+", "refcocog", "refclef", "rrsisd", "grefcoco", the folder of one's own, or
+    "shapes" for generated scenes."""
     root: str | os.PathLike[str] | None = None
     """The folder with the data sets; None is for generated scenes alone, which are then in the user's cache."""
     split: str = "train"
     split_by: str | None = None
-    """Whose splits: "unc", "umd" or "google"; None is the usual one of the data set."""
+    """Whose splits: "unc", "umd", "google", one's own; None is the usual one of the data set."""
+    images: str | os.PathLike[str] | None = None
+    """The folder of the images, if it is not the data set's usual one."""
     samples: int = 512
     """Sentences to calibrate on, 1 to 1000000; a quarter more is held out to measure accuracy on."""
     seed: int = 0
@@ -81,7 +84,14 @@ def draw_sample(options: DataOptions, progress: Progress = ignore) -> Sample:
     Raises DatasetError where the data is missing, of another layout, or has too few images.
     """
     root = None if options.root is None else Path(options.root)
-    split = open_split(options.dataset, options.split, data_root=root, split_by=options.split_by, progress=progress)
+    split = open_split(
+        options.dataset,
+        options.split,
+        data_root=root,
+        split_by=options.split_by,
+        images=None if options.images is None else Path(options.images),
+        progress=progress,
+    )
     by_image: dict[int, list[Sentence]] = {}
     for sentence in split.sentences:
         by_image.setdefault(sentence.target.image_id, []).append(sentence)
@@ -119,7 +129,7 @@ def cases(bundle: Bundle, sentences: Sequence[Sentence]) -> Iterator[Case]:
     """
     spec, tokenizer = bundle.manifest.input, bundle.tokenizer()
     for sentence in sentences:
-        ids, mask, _ = tokenizer.encode(sentence.text)
+        ids, mask, _ = tokenizer.encode(sentence.text, blank=True)
         target = resize_mask(sentence.target.mask, spec.height, spec.width)
         yield Case(resize(sentence.target.image, spec.height, spec.width), ids, mask, target)
 

@@ -27,10 +27,10 @@ _MODEL_OPTIONS = ("image_size", "fusion_heads", "bert", "vocabulary", "ema")
 _CHECKPOINT_OPTIONS = ("checkpoint", *_MODEL_OPTIONS)
 _ACCURACY_OPTIONS = (
     *_MODEL_OPTIONS,
-    *("data_root", "split", "split_by", "limit", "swap", "results", "restart"),
+    *("data_root", "split", "split_by", "images", "limit", "swap", "results", "restart"),
     "batch_size",
 )
-_DATA_OPTIONS = ("data_root", "split", "split_by", "limit")
+_DATA_OPTIONS = ("data_root", "split", "split_by", "images", "limit")
 
 _Engine = Annotated[Path | None, typer.Option(help="A bundle, or a segmenter .onnx inside one.")]
 _Against = Annotated[
@@ -70,11 +70,20 @@ _MaxSlowdown = Annotated[
     float, typer.Option(min=1, help="Exit code 3 if the engine is surely slower than this times --baseline.")
 ]
 _Dataset = Annotated[
-    str | None, typer.Option(help="Measure accuracy: refcoco, refcoco+, refcocog, or shapes, generated here.")
+    str | None,
+    typer.Option(
+        help="Measure accuracy: refcoco, refcoco+, refcocog, refclef, rrsisd, grefcoco, the folder of your own, or "
+        "shapes, generated here."
+    ),
 ]
 _DataRoot = Annotated[Path | None, typer.Option(help="The folder with the data sets; shapes does not need one.")]
 _Split = Annotated[str, typer.Option(help="val, test, testA, testB, train.")]
-_SplitBy = Annotated[str | None, typer.Option(help="Whose splits: unc, umd, google; by default the usual ones.")]
+_SplitBy = Annotated[
+    str | None, typer.Option(help="Whose splits: unc, umd, google, or your own; by default the usual ones.")
+]
+_Images = Annotated[
+    Path | None, typer.Option(help="The folder of the data set's images, if it is not the usual one; also COCO 2017's.")
+]
 _Limit = Annotated[int | None, typer.Option(min=1, help="Only this many sentences, the first in the file.")]
 _Swap = Annotated[bool, typer.Option("--swap", help="Control: each sentence is another object's, same image.")]
 _Results = Annotated[
@@ -118,6 +127,7 @@ def bench(
     data_root: _DataRoot = None,
     split: _Split = "val",
     split_by: _SplitBy = None,
+    images: _Images = None,
     limit: _Limit = None,
     swap: _Swap = False,
     results: _Results = None,
@@ -261,7 +271,9 @@ def _measure_fidelity(
     source = peer_source(open_bundle(options.engine), options.checkpoint)
     report("opening the data set")
     data = open_split(
-        asked["dataset"] or "shapes", asked["split"], data_root=asked["data_root"], split_by=asked["split_by"]
+        asked["dataset"] or "shapes",
+        asked["split"],
+        **{name: asked[name] for name in ("data_root", "split_by", "images")},
     )
     rows = measure_fidelity(
         options.engine,
@@ -300,7 +312,7 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
             context, _CHECKPOINT_OPTIONS, "is for a checkpoint and says nothing of a bundle; leave it or --engine out"
         )
     size, heads = parse_size(asked["image_size"]), parse_heads(asked["fusion_heads"])
-    from ..benchmarks.evaluation.evaluate import HEADER, evaluate
+    from ..benchmarks.evaluation.evaluate import evaluate
     from ..benchmarks.evaluation.predictors import Predictor, load_bundle
     from ..data.sentences import open_split
 
@@ -309,8 +321,7 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
         sentences = open_split(
             asked["dataset"],
             asked["split"],
-            data_root=asked["data_root"],
-            split_by=asked["split_by"],
+            **{name: asked[name] for name in ("data_root", "split_by", "images")},
             swap=swap,
             progress=progress,
         )
@@ -335,7 +346,7 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
         )
     words = ", each with the words of another object in its image" if swap else ""
     height, width = predictor.size
-    print_table(f"{predictor.name} on {sentences.name}, {width}x{height}{words}", HEADER, evaluation.table())
+    print_table(f"{predictor.name} on {sentences.name}, {width}x{height}{words}", evaluation.header, evaluation.table())
     out.print(f"each sentence's result: {evaluation.results}")
 
 

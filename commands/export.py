@@ -105,8 +105,16 @@ def export_quantize(
     calibration_data: Annotated[
         Path | None, typer.Option(help="The folder with the data sets; default: generated scenes.")
     ] = None,
-    dataset: Annotated[str, typer.Option(help="refcoco, refcoco+ or refcocog; needs --calibration-data.")] = "refcoco",
-    split_by: Annotated[str | None, typer.Option(help="Whose splits: unc, umd or google; default: the usual.")] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="refcoco, refcoco+, refcocog, refclef, rrsisd, grefcoco or your own; needs --calibration-data."
+        ),
+    ] = "refcoco",
+    split_by: Annotated[
+        str | None, typer.Option(help="Whose splits: unc, umd, google, your own; default: the usual.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of the images, if it is not the usual one.")] = None,
     samples: Annotated[
         int, typer.Option(help="Sentences to calibrate on; a quarter more are held out to measure accuracy.")
     ] = 512,
@@ -126,7 +134,7 @@ def export_quantize(
     if precision != "int8":
         refuse(context, ("method", "policy", "rest", "max_drop"), "is for --int8; leave it out")
     if calibration_data is None:
-        refuse(context, ("dataset", "split_by"), "needs --calibration-data, the folder with the data sets")
+        refuse(context, ("dataset", "split_by", "images"), "needs --calibration-data, the folder with the data sets")
     with needs("export"):
         from ..calibration import DataOptions, QuantizeOptions, quantize_bundle
         from ..data.sentences import GENERATED
@@ -135,6 +143,7 @@ def export_quantize(
         dataset=GENERATED if calibration_data is None else dataset,
         root=calibration_data,
         split_by=split_by,
+        images=images,
         samples=samples,
         seed=seed,
     )

@@ -5,7 +5,7 @@ soon as it is decoded, so memory follows the file's size and not that of its Pyt
 """
 
 import json
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,17 +50,7 @@ def read_instances(path: Path, annotation_ids: Set[int], image_ids: Set[int]) ->
             return _LEFT_OUT
         return _LEFT_OUT if "file_name" in record and record_id not in image_ids else record
 
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DatasetError(f"{path}: refused, larger than {MAX_BYTES >> 20} MiB; is it an instances.json?")
-        content = json.loads(path.read_bytes().decode(), object_hook=keep)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
-    except RecursionError:
-        raise DatasetError(f"{path}: nested too deeply for COCO annotations; get the file again") from None
-    except ValueError as error:
-        reason = reason_of(error)
-        raise DatasetError(f"{path}: truncated or damaged JSON ({reason}); get the file again") from None
+    content = read_json(path, keep)
     try:
         return Instances(
             {key: _annotation(key, record) for key, record in _section(content, "annotations", annotation_ids)},
@@ -68,6 +58,22 @@ def read_instances(path: Path, annotation_ids: Set[int], image_ids: Set[int]) ->
         )
     except ValueError as reason:
         raise DatasetError(f"{path}: {reason}; get the file again") from None
+
+
+def read_json(path: Path, keep: Callable[[_Record], _Record] | None = None) -> object:
+    """The content of a JSON file, its records as `keep` leaves them. Raises DatasetError."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DatasetError(f"{path}: refused, larger than {MAX_BYTES >> 20} MiB; is it of a data set?")
+        content: object = json.loads(path.read_bytes().decode(), object_hook=keep)
+        return content
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except RecursionError:
+        raise DatasetError(f"{path}: nested too deeply for COCO annotations; get the file again") from None
+    except ValueError as error:
+        reason = reason_of(error)
+        raise DatasetError(f"{path}: truncated or damaged JSON ({reason}); get the file again") from None
 
 
 def _section(content: object, name: str, wanted: Set[int]) -> Iterator[tuple[int, _Record]]:
@@ -91,12 +97,12 @@ def _image(image_id: int, record: _Record) -> ImageRecord:
     name, height, width = record.get("file_name"), record.get("height"), record.get("width")
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
         raise ValueError(f"image {image_id} has no height and width in pixels")
-    if not isinstance(name, str) or not _is_plain_name(name):
+    if not isinstance(name, str) or not all(map(is_plain_name, name.split("/"))):
         raise ValueError(f"image {image_id} has file_name {name!r:.80}, refused: it is not a plain file name")
     return ImageRecord(name, height, width)
 
 
-def _is_plain_name(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Whether a name names a file inside its folder: no separators or drives, nothing that leaves it."""
     return name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\:")
 

@@ -51,11 +51,12 @@ def parse_segmentation(value: object) -> Segmentation:
     return tuple(_parse_run_lengths(part) if isinstance(part, dict) else _parse_polygon(part) for part in value)
 
 
-def rasterise(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
+def rasterise(segmentation: Segmentation, height: int, width: int, *, union: bool = False) -> np.ndarray:
     """The mask of a segmentation, bool (height, width).
 
     Each part is rasterised by itself and the parts are summed; a pixel belongs to the mask if the sum is exactly 1.
-    So where polygons overlap there is a hole, and published figures depend on it. No parts give an empty mask.
+    So where polygons overlap there is a hole, and published figures depend on it; with `union` a pixel belongs to the
+    mask if it is in any part, as in gRefCOCO's evaluation. No parts give an empty mask.
 
     Raises:
         ValueError: coordinates or run lengths that do not fit the image.
@@ -73,7 +74,7 @@ def rasterise(segmentation: Segmentation, height: int, width: int) -> np.ndarray
             polygons.append(part.tolist())
     if polygons:
         _add_polygons(covered, polygons)
-    return covered == 1
+    return covered >= 1 if union else covered == 1
 
 
 def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -89,6 +89,70 @@ class ReferringMetrics:
         return figures
 
 
+FEWEST_PIXELS = 50
+"""A prediction of fewer pixels at the model's size counts as none: LAVT cannot say that there is no target.
+
+As GRES (arXiv 2306.00968) has it for models without an output that says so.
+"""
+GENERALISED_THRESHOLDS = (0.7, 0.8, 0.9)
+
+
+class GeneralisedMetrics:
+    """The figures of gRefCOCO, whose sentences mean any number of objects or none (GRES, arXiv 2306.00968), in percent.
+
+    A sentence without a target counts as IoU 1 if nothing is predicted, else as 0, and what is predicted adds to the
+    union. A target for which nothing is predicted has no intersection.
+    """
+
+    def __init__(self) -> None:
+        self._ious: dict[bool, list[float]] = {False: [], True: []}  # by whether there is no target
+        self._named: dict[bool, int] = {False: 0, True: 0}  # those of them that were told right
+        self._intersection = self._union = 0
+
+    def __len__(self) -> int:
+        """Sentences so far."""
+        return sum(map(len, self._ious.values()))
+
+    def add(self, intersection: int, union: int, predicted: int, *, no_target: bool) -> None:
+        """Adds one sentence by its pixel counts at the model's size; `predicted` are those of the prediction."""
+        nothing = predicted < FEWEST_PIXELS
+        self._named[no_target] += nothing == no_target
+        if no_target:
+            self._ious[True].append(float(nothing))
+            self._union += 0 if nothing else predicted
+            return
+        intersection = 0 if nothing else intersection
+        self._ious[False].append(intersection / union if union else 0.0)
+        self._intersection += intersection
+        self._union += union
+
+    def compute(self) -> dict[str, float]:
+        """`sentences` (a count), `giou`, `ciou`, `n_acc`, `t_acc` and `precision@0.7` … `precision@0.9`, in percent.
+
+        gIoU is the mean over sentences; cIoU the summed intersections over the summed unions; N-acc. the share of
+        sentences without a target for which nothing is predicted, T-acc. that of sentences with one for which something
+        is; precision is over sentences with a target. A figure over no sentences is NaN.
+
+        Raises:
+            DatasetError: no sentences: a row of zeros would read like a result.
+        """
+        if not len(self):
+            raise DatasetError("no sentences were evaluated; check the split and the limit")
+        ious = np.array(self._ious[False])
+        figures: dict[str, float] = {
+            "sentences": len(self),
+            "giou": 100 * sum(map(sum, self._ious.values())) / len(self),
+            "ciou": 100 * self._intersection / self._union if self._union else 0.0,
+        }
+        for name, no_target in (("n_acc", True), ("t_acc", False)):
+            count = len(self._ious[no_target])
+            figures[name] = 100 * self._named[no_target] / count if count else math.nan
+        for threshold in GENERALISED_THRESHOLDS:
+            share = np.count_nonzero(ious >= threshold) / len(ious) if len(ious) else math.nan
+            figures[f"precision@{threshold}"] = 100 * float(share)
+        return figures
+
+
 def relative_error(
     values: npt.NDArray[Any] | Sequence[npt.NDArray[Any]], reference: npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
 ) -> float:
@@ -120,7 +184,7 @@ def pixel_agreement(logits: npt.NDArray[Any], reference: npt.NDArray[Any]) -> fl
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A published result of LAVT, in percent."""
+    """A published result of LAVT, in percent; `mean_iou` is None if only overall IoU is known for sure."""
 
     dataset: str
     split_by: str
@@ -128,14 +192,25 @@ class PublishedRow:
     variant: str
     swin: str
     overall_iou: float
-    mean_iou: float
+    mean_iou: float | None
 
 
+_PAPER: tuple[tuple[Any, ...], ...] = (  # Yang et al., CVPR 2022, arXiv 2112.02244: overall and mean IoU
+    ("refcoco", "unc", "val", 72.73, 74.46),
+    ("refcoco", "unc", "testA", 75.82, 76.89),
+    ("refcoco", "unc", "testB", 68.79, 70.94),
+    ("refcoco+", "unc", "val", 62.14, 65.81),
+    ("refcoco+", "unc", "testA", 68.38, 70.97),
+    ("refcoco+", "unc", "testB", 55.10, 59.23),
+    ("refcocog", "umd", "val", 61.24, 63.34),
+    ("refcocog", "umd", "test", 62.09, 63.62),
+    ("refcocog", "google", "val", 60.50, None),
+)
 PUBLISHED = (
-    PublishedRow("refcoco", "unc", "val", "lavt", "base", overall_iou=72.73, mean_iou=74.46),
+    *(PublishedRow(name, split_by, split, "lavt", "base", *ious) for name, split_by, split, *ious in _PAPER),
     PublishedRow("refcoco", "unc", "val", "lavt_one", "base", overall_iou=73.50, mean_iou=75.41),
 )
-"""Rows published for LAVT's released weights."""
+"""The paper's rows, and the one published for the released weights of `lavt_one`."""
 
 
 def published_rows(dataset: str, split_by: str, split: str) -> tuple[PublishedRow, ...]:

@@ -11,7 +11,7 @@ from .._base.progress import Progress, ignore
 from ..errors import DatasetError
 from ..runtime.bundle import sha256_of
 from . import RefCOCO, ReferredObject
-from .refcoco import SPLIT_BY
+from .refcoco import GENERALISED, LAYOUTS, layout_of
 from .shapes.cached import generated_root
 from .shapes.sentences import swapped
 
@@ -49,6 +49,11 @@ class Split:
         return ".".join(parts + ["swapped"] * self.swap)
 
     @property
+    def is_generalised(self) -> bool:
+        """Whether a sentence may mean several objects or none, as in gRefCOCO, which has figures of its own."""
+        return self.dataset == GENERALISED
+
+    @property
     def is_generated(self) -> bool:
         """Whether the data says itself what kind its sentences are, as generated data does."""
         return any(sentence.kind is not None for sentence in self.sentences)
@@ -71,35 +76,43 @@ def open_split(
     *,
     data_root: Path | None = None,
     split_by: str | None = None,
+    images: Path | None = None,
     swap: bool = False,
     progress: Progress = ignore,
 ) -> Split:
-    """The sentences of a split of `refcoco`, `refcoco+`, `refcocog`, or of generated data, `shapes`.
+    """The sentences of a split of a data set in RefCOCO's layout (see RefCOCO), or of generated data, `shapes`.
 
     Without `data_root` the generated data comes from the user's cache; while it is written, `progress` is called with
-    (scenes written, scenes in all). `split_by` defaults to the usual one: unc, for refcocog umd.
+    (scenes written, scenes in all). `split_by` defaults to the usual one: unc, for refcocog umd; a data set of one's
+    own needs it. `images` is the folder of the images, if it is not the usual one.
 
     Raises:
         DatasetError: an unknown choice, a root that is missing, or data that is missing or damaged.
     """
     generated = dataset == GENERATED
-    if not generated and dataset not in SPLIT_BY:
-        raise DatasetError(f"unknown data set {dataset!r}; choose one of {', '.join((GENERATED, *SPLIT_BY))}")
-    if generated and split_by is not None:
-        raise DatasetError(f"{GENERATED} is divided in one way; leave --split-by out")
+    layout = "refcoco" if generated else dataset
+    if not generated and split_by is None and dataset not in LAYOUTS:
+        raise DatasetError(
+            f"unknown data set {dataset!r}; choose one of {', '.join((GENERATED, *LAYOUTS))}, or name the splits of "
+            "your own with --split-by"
+        )
+    for option, value in (("split-by", split_by), ("images", images)):
+        if generated and value is not None:
+            raise DatasetError(f"{GENERATED} is divided in one way and has its own images; leave --{option} out")
+    if swap and dataset == GENERALISED:
+        raise DatasetError(f"--swap is for sentences that mean one object, not for {dataset}; leave it out")
     if data_root is None:
         if not generated:
             raise DatasetError(f"{dataset} needs --data-root, the folder that holds {dataset} and images")
         data_root = generated_root(split, progress)
-    layout = "refcoco" if generated else dataset
-    division = split_by or SPLIT_BY[layout][0]
-    sentences = list(_sentences(RefCOCO(data_root, layout, division, split)))
+    division = split_by or layout_of(layout).split_by[0]
+    refs = RefCOCO(data_root, layout, division, split, images)
+    sentences = list(_sentences(refs))
     if swap:
         sentences = swap_sentences(sentences)
         if not sentences:
             raise DatasetError(f"split {split!r} has no image with sentences about two objects; leave --swap out")
-    paths = [data_root / layout / name for name in (f"refs({division}).p", "instances.json")]
-    files = {path.name: sha256_of(path) for path in paths}
+    files = {path.name: sha256_of(path) for path in refs.files}
     return Split(dataset, None if generated else division, split, swap, sentences, files)
 
 

@@ -102,13 +102,13 @@ class Segmenter:
         """Height and width that images are resized to."""
         return self._spec.height, self._spec.width
 
-    def encode(self, sentence: str) -> Prompt:
+    def encode(self, sentence: str, *, blank: bool = False) -> Prompt:
         """Encode a sentence, for any number of images. The prompts used last are cached.
 
         A sentence of more tokens than the model reads is cut, with a TruncationWarning.
-        Raises PromptError if it has no word.
+        Raises PromptError if it has no word; with `blank` it is taken, as evaluations on published data need.
         """
-        return self._encode(sentence, self._open_backends()[0])
+        return self._encode(sentence, self._open_backends()[0], blank)
 
     @overload
     def segment(
@@ -277,8 +277,8 @@ class Segmenter:
                 )
         return prompts
 
-    def _encode(self, sentence: str, text: Backend) -> Prompt:
-        input_ids, attention_mask, truncated = self._tokenizer.encode(sentence)
+    def _encode(self, sentence: str, text: Backend, blank: bool = False) -> Prompt:
+        input_ids, attention_mask, truncated = self._tokenizer.encode(sentence, blank=blank)
         if truncated:
             warn_caller(
                 f"the sentence {sentence[:60]!r} is longer than {self._spec.max_words} tokens: the rest is ignored",

@@ -66,10 +66,13 @@ class SentenceTokenizer:
             raise BundleError("tokenizer.json is not BERT's tokenizer: export the bundle again with lavt-export onnx")
         return made
 
-    def encode(self, sentence: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
+    def encode(
+        self, sentence: str, *, blank: bool = False
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]:
         """Returns input_ids (max_words,), attention_mask (max_words,) of 1 and 0, and whether ids were cut off.
 
-        Raises PromptError if the sentence is not text, has no word, or holds a lone surrogate.
+        Raises PromptError if the sentence is not text, holds a lone surrogate, or has no word; with `blank`, one of no
+        word is [CLS] [SEP], as evaluations of published models have it.
         """
         if not isinstance(sentence, str):
             raise PromptError(f"a sentence must be text (str), not {type(sentence).__name__}")
@@ -78,7 +81,7 @@ class SentenceTokenizer:
         except UnicodeEncodeError as error:
             raise PromptError(f"the sentence is not valid Unicode (a lone surrogate at {error.start})") from None
         ids = self._ids(sentence)
-        if len(ids) <= 2:
+        if len(ids) <= 2 and not blank:
             raise PromptError("the sentence is empty: name the object to segment, such as 'the man in red'")
         kept = ids[: self.max_words]
         input_ids = np.zeros(self.max_words, np.int64)

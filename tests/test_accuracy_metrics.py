@@ -103,7 +103,10 @@ def test_no_sentences_give_no_row() -> None:
 def test_published_rows_stand_beside_their_split_only() -> None:
     rows = {row.variant: (row.overall_iou, row.mean_iou) for row in published_rows("refcoco", "unc", "val")}
     assert rows == {"lavt": (72.73, 74.46), "lavt_one": (73.50, 75.41)}
-    assert published_rows("refcoco", "unc", "testA") == ()
+    (test_a,) = published_rows("refcoco", "unc", "testA")
+    assert (test_a.variant, test_a.overall_iou, test_a.mean_iou) == ("lavt", 75.82, 76.89)
+    assert published_rows("rrsisd", "unc", "val") == published_rows("refcoco", "google", "val") == ()
+    assert len(PUBLISHED) == 10
     assert {row.swin for row in PUBLISHED} == {"base"}
 
 

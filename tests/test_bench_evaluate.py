@@ -7,19 +7,23 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from lavt_edge.benchmarks.evaluation.evaluate import HEADER, evaluate
 from lavt_edge.benchmarks.evaluation.predictors import BundlePredictor, load_bundle, object_masks
+from lavt_edge.data import RefCOCO
 from lavt_edge.data.metrics import ReferringMetrics
 from lavt_edge.data.sentences import Split, open_split
 from lavt_edge.data.shapes import KINDS
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import BackendError, DatasetError
-from lavt_edge.tests.bench_results import MINI, counts_in, expected_counts, lines, mini, refusal, stop_after
-from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, write_bundle
+from lavt_edge.runtime import Segmenter
+from lavt_edge.tests.bench_results import MINI, counts_in, expected_counts, lines, mini, nearest, refusal, stop_after
+from lavt_edge.tests.runtime_bundle import HEIGHT, VOCAB, WIDTH, WORDS, expected_logits, expected_prompt, write_bundle
+from PIL import Image
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
 
@@ -219,18 +223,25 @@ def test_two_runs_do_not_write_one_file(predictor: BundlePredictor, tmp_path: Pa
 
 
 def test_published_rows_stand_beside_their_own_split_only(
-    predictor: BundlePredictor, shapes_root: Path, tmp_path: Path
+    bundle: Path, predictor: BundlePredictor, shapes_root: Path, tmp_path: Path
 ) -> None:
-    def published(split: Split, name: str) -> list[tuple[str, ...]]:
-        table = evaluate(predictor, split, tmp_path / name, limit=2).table()
+    model = predictor
+
+    def published(split: Split, name: str, limit: int | None = None) -> list[tuple[str, ...]]:
+        table = evaluate(model, split, tmp_path / name, limit=limit).table()
         assert {len(row) for row in table} == {len(HEADER)}
         return [row[:4] for row in table if row[0].startswith("paper")]
 
     rows = [("paper, lavt base", "", "74.46", "72.73"), ("paper, lavt_one base", "", "75.41", "73.50")]
     assert published(mini("val"), "val") == rows
-    assert published(mini("testA"), "testA") == []
+    assert published(mini("val"), "part", limit=4) == []
+    assert published(mini("testA"), "testA") == [("paper, lavt base", "", "76.89", "75.82")]
     assert published(mini("testA", swap=True), "swap") == []
     assert published(open_split("refcoco", "val", data_root=shapes_root), "generated") == []
+    segmenter = Segmenter.load(bundle, device="cpu", threads=1)
+    segmenter.manifest = replace(segmenter.manifest, model={**segmenter.manifest.model, "swin": "demo"})
+    model = BundlePredictor(segmenter)
+    assert published(mini("val"), "demo") == []
 
 
 def test_generated_data_has_a_row_for_each_kind(predictor: BundlePredictor, shapes_root: Path, tmp_path: Path) -> None:
@@ -287,7 +298,10 @@ def test_logits_that_are_not_finite_are_no_result() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("refclef", "val"), "'refclef'; choose one of shapes, refcoco, refcoco+, refcocog"),
+        (
+            ("refcoc", "val"),
+            "'refcoc'; choose one of shapes, refcoco, refcoco+, refcocog, refclef, rrsisd, grefcoco, or ",
+        ),
         (("refcoco", "val"), "refcoco needs --data-root"),
         (("shapes", "dev"), "unknown split 'dev' of the generated data"),
         (("shapes", "testC"), "unknown split 'testC' of the generated data"),
@@ -297,16 +311,28 @@ def test_an_unknown_choice_is_refused(arguments: tuple[str, str], named: str) ->
     assert named in refusal(lambda: open_split(*arguments))
 
 
-def test_a_sentence_without_words_is_named(predictor: BundlePredictor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_sentence_without_words_is_scored_as_cls_and_sep(batch: int, tmp_path: Path) -> None:
     root = Path(shutil.copytree(MINI, tmp_path / "mini"))
     path = root / "refcoco" / "refs(unc).p"
     refs = pickle.loads(path.read_bytes())
     for ref in refs:
         ref["sentences"][0]["raw"] = "  "
     path.write_bytes(pickle.dumps(refs, protocol=2))
-    split = open_split("refcoco", "val", data_root=root)
-    message = refusal(lambda: evaluate(predictor, split, tmp_path / "results.jsonl"))
-    assert "sentence 2 of ref 2: the sentence is empty" in message
+    model = load_bundle(write_bundle(tmp_path / "bundle", batch=batch), device="cpu", threads=1)
+    evaluate(model, open_split("refcoco", "val", data_root=root), tmp_path / "results.jsonl")
+    vocabulary = VOCAB.read_text().split("\n")
+    ids, words = np.zeros(WORDS, np.int64), np.zeros(WORDS, np.int64)
+    ids[:2], words[:2] = [vocabulary.index("[CLS]"), vocabulary.index("[SEP]")], 1
+    counts = counts_in(tmp_path / "results.jsonl")
+    blanks = 0
+    for ref in RefCOCO(root, split="val"):
+        image = np.asarray(ref.image.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR))
+        mask = expected_logits(image, expected_prompt(ids, words), words.astype(np.float32)).argmax(0) == 1
+        target = nearest(ref.mask, HEIGHT, WIDTH)
+        assert counts[ref.sentence_ids[0]] == (int((mask & target).sum()), int((mask | target).sum()))
+        blanks += 1
+    assert blanks > 1
 
 
 def test_a_missing_image_is_named_and_what_was_done_is_kept(predictor: BundlePredictor, tmp_path: Path) -> None:

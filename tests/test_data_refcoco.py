@@ -95,10 +95,16 @@ def test_importing_the_package_imports_neither_torch_nor_pycocotools() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("refclef", "unc", "val"), "'refclef'; choose one of refcoco, refcoco+, refcocog"),
-        (("refcocog", "unc", "val"), "'unc' for refcocog; choose one of umd, google"),
-        (("refcoco", "unc", "dev"), "'dev'; choose one of train, val, test, testA"),
-        (("refcoco", "unc", "testC"), "no refs of split 'testC'"),
+        (
+            ("refcocog", "unc", "val"),
+            "refs(unc).p: not found; ROOT/refcocog must hold refs(unc).p and instances.json; ",
+        ),
+        (("refcocog", "unc", "val"), "published splits are umd, google"),
+        (("grefcoco", "unc", "val"), "ROOT/grefcoco must hold grefs(unc).p or grefs(unc).json and instances.json"),
+        (("../refcoco", "unc", "val"), "data set '../refcoco': give the name of its folder"),
+        (("refcoco", "../unc", "val"), "split_by '../unc': give what stands in the brackets of refs(...).p"),
+        (("refcoco", "unc", "dev"), "no refs of split 'dev'; it has "),
+        (("refcoco", "unc", "testC"), "no refs of split 'testC'; it has "),
         (("refcoco+", "unc", "val"), "refs(unc).p: not found"),
     ],
 )

@@ -114,12 +114,15 @@ def test_a_sentence_of_exactly_twenty_ids_is_whole_and_one_more_loses_its_separa
 def test_a_sentence_without_a_word_is_refused(sentence: str) -> None:
     with pytest.raises(PromptError, match="the sentence is empty"):
         OURS.encode(sentence)
+    ids, mask, truncated = OURS.encode(sentence, blank=True)
+    assert (ids[:2].tolist(), ids[2:].any(), mask.sum(), truncated) == ([101, 102], False, 2, False)
 
 
 @pytest.mark.parametrize("sentence", ["\ud800", "a man \udfff", "\udc80 file name"])
 def test_a_lone_surrogate_is_refused(sentence: str) -> None:
-    with pytest.raises(PromptError, match="lone surrogate at"):
-        OURS.encode(sentence)
+    for blank in (False, True):
+        with pytest.raises(PromptError, match="lone surrogate at"):
+            OURS.encode(sentence, blank=blank)
 
 
 @pytest.mark.parametrize("sentence", [None, 5, b"a man", ["a man"]])

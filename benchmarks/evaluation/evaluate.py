@@ -6,10 +6,10 @@ resized to it by nearest neighbour. Every sentence counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +17,31 @@ import numpy.typing as npt
 from ..._base.progress import Progress, ignore
 from ..._base.records import to_plain
 from ...data import ReferredObject, resize_mask
-from ...data.metrics import THRESHOLDS, PublishedRow, ReferringMetrics, published_rows
+from ...data.metrics import (
+    GENERALISED_THRESHOLDS,
+    THRESHOLDS,
+    GeneralisedMetrics,
+    PublishedRow,
+    ReferringMetrics,
+    published_rows,
+)
 from ...data.sentences import Sentence, Split
 from ...data.shapes.objects import KINDS
-from ...errors import DatasetError, PromptError
 from ...runtime.batches import in_batches
 from ...runtime.images import resize
 from .predictors import Predictor
 from .results import ResultsFile
 
 HEADER = ("", "count", "mIoU", "oIoU", *(f"P@{threshold}" for threshold in THRESHOLDS))
+GENERALISED_HEADER = ("", "count", "gIoU", "cIoU", "N-acc.", "T-acc.", *(f"P@{t}" for t in GENERALISED_THRESHOLDS))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of all sentences and, for generated data, of each kind (see `ReferringMetrics.compute`), in percent.
+    """Figures of all sentences and, for generated data, of each kind, in percent.
 
-    `published` are the rows that the figures can be compared with; `results` is the file with each sentence's result.
+    See `ReferringMetrics.compute`; those of gRefCOCO are `GeneralisedMetrics.compute`'s. `published` are the rows that
+    the figures can be compared with; `results` is the file with each sentence's result.
     """
 
     figures: Mapping[str, float]
@@ -41,18 +49,23 @@ class Evaluation:
     published: Sequence[PublishedRow]
     results: Path
 
+    @property
+    def header(self) -> tuple[str, ...]:
+        """Of the table: HEADER, or GENERALISED_HEADER for gRefCOCO."""
+        return GENERALISED_HEADER if "giou" in self.figures else HEADER
+
     def table(self) -> list[tuple[str, ...]]:
-        """The paper's row, a row for each kind of sentence, and the published rows, under HEADER."""
+        """The paper's row, a row for each kind of sentence, and the published rows, under `header`."""
         rows = [_row("all", self.figures), *(_row(kind, figures) for kind, figures in self.kinds.items())]
         for row in self.published:
-            figures = (f"{row.mean_iou:.2f}", f"{row.overall_iou:.2f}")
+            figures = ("" if row.mean_iou is None else f"{row.mean_iou:.2f}", f"{row.overall_iou:.2f}")
             rows.append((f"paper, {row.variant} {row.swin}", "", *figures, *("" for _ in THRESHOLDS)))
         return rows
 
 
 def _row(name: str, figures: Mapping[str, float]) -> tuple[str, ...]:
     count, *percent = figures.values()
-    return name, f"{count:.0f}", *(f"{value:.2f}" for value in percent)
+    return name, f"{count:.0f}", *("" if math.isnan(value) else f"{value:.2f}" for value in percent)
 
 
 def evaluate(
@@ -82,7 +95,10 @@ def evaluate(
         progress(min(len(file.counts), count), count)
         _run(predictor, split.sentences[:count], file, lambda done: progress(done, count))
         counts = file.counts[:count]
-    return _summary(split, counts, results)
+    whole = count == len(split.sentences)
+    published = published_rows(split.dataset, split.split_by or "", split.split)
+    comparable = whole and not (split.swap or split.is_generated or predictor.is_demo)
+    return Evaluation(*_figures(split, counts), published=published if comparable else (), results=results)
 
 
 def _run(
@@ -96,17 +112,11 @@ def _run(
         if not left:
             continue
         images = np.stack([inputs.image(row.target) for row in rows])
-        masks = predictor.masks(images, [_encode(predictor, row) for row in rows])
+        masks = predictor.masks(images, [predictor.encode(row.text) for row in rows])
         for sentence, mask in zip(left, masks[len(file.counts) - start :], strict=False):
-            file.append(*ReferringMetrics().update(mask, inputs.mask(sentence.target)))
+            counts = ReferringMetrics().update(mask, inputs.mask(sentence.target))
+            file.append(*counts, predicted=int(np.count_nonzero(mask)))
             progress(len(file.counts))
-
-
-def _encode(predictor: Predictor, sentence: Sentence) -> Any:
-    try:
-        return predictor.encode(sentence.text)
-    except PromptError as error:
-        raise DatasetError(f"sentence {sentence.sentence_id} of ref {sentence.target.ref_id}: {error}") from error
 
 
 class _Inputs:
@@ -128,16 +138,18 @@ class _Inputs:
         return self._mask[1]
 
 
-def _summary(split: Split, counts: Sequence[tuple[int, int]], results: Path) -> Evaluation:
+def _figures(
+    split: Split, counts: Sequence[tuple[int, int, int]]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Those of all sentences, and of each kind."""
+    if split.is_generalised:
+        generalised = GeneralisedMetrics()
+        for sentence, pixels in zip(split.sentences, counts, strict=False):
+            generalised.add(*pixels, no_target=sentence.target.no_target)
+        return generalised.compute(), {}
     total, kinds = ReferringMetrics(), {kind: ReferringMetrics() for kind in KINDS}
-    for sentence, pair in zip(split.sentences, counts, strict=False):
-        total.add(*pair)
+    for sentence, (intersection, union, _) in zip(split.sentences, counts, strict=False):
+        total.add(intersection, union)
         if sentence.kind in kinds:
-            kinds[sentence.kind].add(*pair)
-    comparable = not split.swap and not split.is_generated
-    return Evaluation(
-        figures=total.compute(),
-        kinds={kind: metrics.compute() for kind, metrics in kinds.items() if len(metrics)},
-        published=published_rows(split.dataset, split.split_by or "", split.split) if comparable else (),
-        results=results,
-    )
+            kinds[sentence.kind].add(intersection, union)
+    return total.compute(), {kind: metrics.compute() for kind, metrics in kinds.items() if len(metrics)}

@@ -35,9 +35,10 @@ class Predictor(Protocol):
     """A model to evaluate.
 
     `name` says which, as it goes into a file name; `size` is the height and width of its input, `batch` how many images
-    it is given at once.
+    it is given at once. `is_demo` says whether it is of the demo model's architecture, of which nothing is published.
     """
 
+    is_demo: bool
     name: str
     size: tuple[int, int]
     batch: int
@@ -45,7 +46,7 @@ class Predictor(Protocol):
     def describe(self) -> ModelRecord: ...
 
     def encode(self, sentence: str) -> Any:
-        """A sentence as `masks` takes it. Raises PromptError if it has no word."""
+        """A sentence as `masks` takes it, also one without words, as the published evaluation has it: [CLS] [SEP]."""
 
     def masks(self, images: npt.NDArray[np.uint8], prompts: Sequence[Any]) -> npt.NDArray[np.bool_]:
         """Masks (B,H,W) of images (B,H,W,3) and as many prompts, at the input's size. B is `batch`."""
@@ -65,6 +66,7 @@ class BundlePredictor:
         self.name = f"{name}.{segmenter.precision}"
         self.size = segmenter.input_size
         self.batch = fixed or batch_size or DYNAMIC_BATCH
+        self.is_demo = segmenter.manifest.model.get("swin") == "demo"
         self._segmenter = segmenter
 
     def describe(self) -> ModelRecord:
@@ -78,7 +80,7 @@ class BundlePredictor:
     def encode(self, sentence: str) -> Prompt:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # the published evaluation cuts them as well
-            return self._segmenter.encode(sentence)
+            return self._segmenter.encode(sentence, blank=True)
 
     def masks(self, images: npt.NDArray[np.uint8], prompts: Sequence[Prompt]) -> npt.NDArray[np.bool_]:
         batch = stack_prompts(prompts)

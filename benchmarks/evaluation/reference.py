@@ -42,6 +42,7 @@ class ReferencePredictor:
             raise LavtError(f"image size {size[0]}x{size[1]}: each side must be 32 to 4096 pixels")
         self.name = f"{name}.pytorch"
         self.size = size
+        self.is_demo = model.config.swin == "demo"
         self.batch = batch
         self._model = model.float().eval().to(device)
         tokenizer = words_tokenizer(vocabulary, model.config.text)
@@ -60,7 +61,7 @@ class ReferencePredictor:
         )
 
     def encode(self, sentence: str) -> Tokens:
-        return self._tokenizer.encode(sentence)[:2]
+        return self._tokenizer.encode(sentence, blank=True)[:2]
 
     def masks(self, images: npt.NDArray[np.uint8], prompts: Sequence[Tokens]) -> npt.NDArray[np.bool_]:
         return object_masks(self.logits(images, prompts))

@@ -5,7 +5,8 @@ in the order of the split:
 
     {"sentence_id": 3, "ref_id": 2, "intersection": 812, "union": 1040, "iou": 0.7807692307692308, "kind": "ordinal"}
 
-Pixels are counted at the model's input size; "kind" stands there for generated data only.
+Pixels are counted at the model's input size; "kind" stands there for generated data only, "predicted" and "no_target"
+for gRefCOCO only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -40,10 +41,13 @@ class SentenceResult:
     union: int
     iou: float
     kind: str | None = field(default=None, metadata=OPTIONAL)
+    predicted: int | None = field(default=None, metadata=OPTIONAL)
+    """Pixels of the prediction."""
+    no_target: bool | None = field(default=None, metadata=OPTIONAL)
 
 
 class ResultsFile:
-    """The results of one run; `counts` holds (intersection, union) of each sentence that is done.
+    """The results of one run; `counts` holds (intersection, union, predicted) of each sentence that is done.
 
     A run goes on with an existing file if its first line equals this run's; a last line that was cut off is dropped.
     `restart` begins again instead.
@@ -56,7 +60,7 @@ class ResultsFile:
         self, path: Path, run: Mapping[str, object], sentences: Sequence[Sentence], *, restart: bool = False
     ) -> None:
         self.path = path
-        self.counts: list[tuple[int, int]] = []
+        self.counts: list[tuple[int, int, int]] = []
         self._sentences = sentences
         self._file = _open(path)
         try:
@@ -68,17 +72,20 @@ class ResultsFile:
             self._file.close()
             raise
 
-    def append(self, intersection: int, union: int) -> None:
+    def append(self, intersection: int, union: int, predicted: int) -> None:
         """Writes the next sentence's line, and hands it to the system before it returns."""
         sentence = self._sentences[len(self.counts)]
         iou = intersection / union if union else 0.0
-        result = SentenceResult(sentence.sentence_id, sentence.target.ref_id, intersection, union, iou, sentence.kind)
+        target = sentence.target
+        result = SentenceResult(sentence.sentence_id, target.ref_id, intersection, union, iou, sentence.kind)
+        if target.others is not None:
+            result = replace(result, predicted=predicted, no_target=target.no_target)
         try:
             self._file.write(_line(to_plain(result)))
             self._file.flush()
         except OSError as error:
             raise _unusable(self.path, error) from error
-        self.counts.append((intersection, union))
+        self.counts.append((intersection, union, predicted))
 
     def __enter__(self) -> ResultsFile:
         return self
@@ -120,8 +127,8 @@ class ResultsFile:
             self.counts.append(counts)
             end += len(line)
 
-    def _parse(self, line: bytes) -> tuple[int, int] | None:
-        """(intersection, union) of the next sentence's line; None if it is another's."""
+    def _parse(self, line: bytes) -> tuple[int, int, int] | None:
+        """(intersection, union, predicted) of the next sentence's line; None if it is another's."""
         if len(self.counts) == len(self._sentences):
             return None
         try:
@@ -130,7 +137,10 @@ class ResultsFile:
             return None
         sentence = self._sentences[len(self.counts)]
         is_next = (result.sentence_id, result.ref_id) == (sentence.sentence_id, sentence.target.ref_id)
-        return (result.intersection, result.union) if is_next and 0 <= result.intersection <= result.union else None
+        predicted = 0 if sentence.target.others is None else result.predicted
+        if not is_next or predicted is None or not 0 <= result.intersection <= result.union:
+            return None
+        return result.intersection, result.union, predicted
 
     def _cut(self, end: int) -> None:
         self._file.seek(end)
