@@ -184,6 +184,28 @@ def _print_result(bundle: Path, result: QuantizeResult, rest: str) -> None:
     )
 
 
+@export_app.command("frame")
+def export_frame(
+    bundle: Bundle,
+    size: Annotated[str, typer.Option(help="The camera's frames: HEIGHTxWIDTH in pixels, such as 1080x1920.")],
+    pixels: Annotated[str, typer.Option(help="Their layout: rgb, bgr (OpenCV's), rgbx, bgrx, grey or nv12.")] = "rgb",
+    force: Force = False,
+) -> None:
+    """Add graphs that take a camera's frames as they are and give their masks, for the device to run."""
+    height, width = parse_size(size, "--size")
+    with needs("export"):
+        from ..export.frames import FrameOptions, add_frame_graphs
+
+    options = FrameOptions(height, width, pixels)
+    with progress_bar() as (report, _):
+        entry = add_frame_graphs(bundle, options, replace_existing=force, report=report)
+    differing, agreement = (100 * float(entry.parity[key]) for key in ("bytes_differing", "pixel_agreement"))
+    out.print(
+        f"{bundle}: {entry.frame} and {entry.mask}; against the general path {differing:.2f} % of the prepared bytes "
+        f"differ, by 1, and {agreement:.3f} % of the mask's pixels agree",
+    )
+
+
 @export_app.command("trt")
 def export_trt(
     bundle: Bundle,

@@ -63,3 +63,16 @@ def sample_image(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
         image += 40 * np.stack([np.asarray(layer) for layer in layers], axis=-1)
     image += rng.normal(0, 8, image.shape)
     return image.clip(0, 255).astype(np.uint8)
+
+
+def sample_frame(shape: tuple[int, ...], seed: int) -> npt.NDArray[np.uint8]:
+    """A camera's frame, uint8 of this shape: (height,width,channels), or (height,width) of grey and NV12."""
+    height, width, *channels = shape
+    image = sample_image(height, width, seed)
+    return image[..., np.arange(channels[0]) % 3] if channels else image[..., 0]
+
+
+def sample_logits(height: int, width: int, seed: int) -> npt.NDArray[np.float32]:
+    """Logits with regions of every size: float32 (2,height,width)."""
+    values = sample_image(height, width, seed)[..., :2].transpose(2, 0, 1).astype(np.float32)
+    return (values - np.float32(127.5)) / np.float32(16)

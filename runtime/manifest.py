@@ -11,14 +11,17 @@ from typing import Any, TypeAlias
 from .._base import strict_json
 from .._base.records import OPTIONAL, to_plain
 from ..errors import BundleError
+from .images.layouts import LAYOUTS
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "lavt.json"
-_OPTIONAL = ("precisions", "engines")
+_OPTIONAL = ("precisions", "engines", "frames")
 GRAPH_ROLES = ("text_encoder", "segmenter")
+FRAME_ROLES = ("frame", "mask")
 EXPORT_AGAIN = "export it again with lavt-export onnx"
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+\-]{0,199}")
+_LAYOUT = re.compile("|".join(LAYOUTS))
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[a-z0-9][a-z0-9_\-]{0,63}")
 
@@ -60,11 +63,36 @@ class CheckpointInfo:
 
 
 @dataclass(frozen=True)
+class FrameEntry:
+    """Two graphs for a camera's frames of one size and layout, `frame` and `mask` by their files' names; `parity` is
+    what was measured against the general path."""
+
+    height: int
+    width: int
+    pixels: str
+    frame: str
+    mask: str
+    parity: JsonObject
+
+    @classmethod
+    def named(cls, height: int, width: int, pixels: str) -> FrameEntry:
+        """One whose files have the names that they always have; all layouts of a size share a mask graph."""
+        size = f"{height}x{width}"
+        return cls(height, width, pixels, f"frame.{size}.{pixels}.onnx", f"mask.{size}.onnx", {})
+
+    @property
+    def name(self) -> str:
+        """Such as "1080x1920.bgr"."""
+        return f"{self.height}x{self.width}.{self.pixels}"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`lavt.json`, format version 1. `files` maps a plain file name (no folders) to its entry.
 
     `precisions` says of each precision but fp32 how it was made and what it costs, `engines` of each engine file what
-    it was built from and for; both are plain JSON objects, and empty in a bundle that has neither.
+    it was built from and for; both are plain JSON objects, and empty in a bundle that has neither. `frames` are the
+    graphs for a camera's frames, by size and layout.
     """
 
     generator: JsonObject
@@ -75,6 +103,7 @@ class Manifest:
     parity: JsonObject
     precisions: JsonObject = field(default_factory=dict)
     engines: JsonObject = field(default_factory=dict)
+    frames: Mapping[str, FrameEntry] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, data: object) -> Manifest:
@@ -113,6 +142,7 @@ class Manifest:
             parity=_objects(fields, "parity"),
             precisions=_objects(fields, "precisions"),
             engines=_objects(fields, "engines"),
+            frames={name: _frame_entry(name, value) for name, value in _objects(fields, "frames").items()},
         )
         manifest._check_files()
         return manifest
@@ -128,7 +158,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of `lavt.json`. Raises BundleError if `parse` would refuse it."""
-        parts = {name: to_plain(getattr(self, name)) for name in ("input", "checkpoint", "files")}
+        parts = {name: to_plain(getattr(self, name)) for name in ("input", "checkpoint", "files", "frames")}
         content = {"format_version": FORMAT_VERSION, **vars(self), **parts}  # the others as they are: NaN is refused
         content = {key: value for key, value in content.items() if value or key not in _OPTIONAL}
         try:
@@ -159,6 +189,11 @@ class Manifest:
                 if key in seen:
                     raise _refused(f"files.{name}", "a second file with the same role and precision")
                 seen.add(key)
+        for name, frame in self.frames.items():
+            for role in FRAME_ROLES:
+                graph = self.files.get(getattr(frame, role))
+                if graph is None or graph.role != role:
+                    raise _refused(f"frames.{_shown(name)}.{role}", "no such graph in files")
 
 
 def _refused(where: str, problem: str) -> BundleError:
@@ -205,6 +240,20 @@ def _file_entry(name: str, value: object) -> FileEntry:
         bytes=_integer(fields, "bytes", 0, 2**50),
         precision=None if fields.get("precision") is None else _string(fields, "precision", _WORD, "a precision"),
     )
+
+
+def _frame_entry(name: str, fields: JsonObject) -> FrameEntry:
+    entry = FrameEntry(
+        height=_integer(fields, "height", 2, 16384),
+        width=_integer(fields, "width", 2, 16384),
+        pixels=_string(fields, "pixels", _LAYOUT, f"one of {', '.join(LAYOUTS)}"),
+        frame=_string(fields, "frame", _FILE_NAME, "a file name"),
+        mask=_string(fields, "mask", _FILE_NAME, "a file name"),
+        parity=_mapping(fields.get("parity"), f"frames.{_shown(name)}.parity"),
+    )
+    if entry.name != name:
+        raise _refused("frames", f"{_shown(name)} is an entry for {entry.name}")
+    return entry
 
 
 def _shown(value: object) -> str:

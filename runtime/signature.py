@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import BundleError
-from .manifest import EXPORT_AGAIN, InputSpec
+from .images import LAYOUTS
+from .manifest import EXPORT_AGAIN, FrameEntry, InputSpec
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,26 @@ def segmenter_signature(spec: InputSpec) -> Signature:
         outputs=(
             TensorSpec("logits", "float32", (spec.batch, 2, spec.height, spec.width)),
             TensorSpec("mask", "uint8", (spec.batch, spec.height, spec.width)),
+        ),
+    )
+
+
+def frame_signature(entry: FrameEntry, spec: InputSpec) -> Signature:
+    """A camera's frame to the segmenter's image (1, H, W, 3)."""
+    shape = LAYOUTS[entry.pixels].shape(entry.height, entry.width)
+    return Signature(
+        inputs=(TensorSpec("frame", "uint8", (1, *shape)),),
+        outputs=(TensorSpec("image", "uint8", (1, spec.height, spec.width, 3)),),
+    )
+
+
+def mask_signature(entry: FrameEntry, spec: InputSpec) -> Signature:
+    """The segmenter's logits to the frame's mask, and to their difference at the segmenter's size."""
+    return Signature(
+        inputs=(TensorSpec("logits", "float32", (1, 2, spec.height, spec.width)),),
+        outputs=(
+            TensorSpec("mask", "uint8", (1, entry.height, entry.width)),
+            TensorSpec("logit", "float32", (1, spec.height, spec.width)),
         ),
     )
 

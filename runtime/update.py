@@ -26,6 +26,10 @@ class BundleUpdate:
         self._descriptor = descriptor
         self._partials: dict[str, Path] = {}
 
+    def manifest(self) -> Manifest:
+        """The bundle's, as it is now."""
+        return _read(self.root)
+
     def new(self, name: str) -> Path:
         """The path to write the bundle's new (or next) file `name` to."""
         self._partials[name] = partial_of(self.root / name)
@@ -104,5 +108,6 @@ def _without(manifest: Manifest, names: set[str]) -> Manifest:
     return replace(
         manifest,
         files={name: entry for name, entry in manifest.files.items() if name not in names},
+        frames={name: one for name, one in manifest.frames.items() if names.isdisjoint((one.frame, one.mask))},
         engines={name: engine for name, engine in manifest.engines.items() if name not in names},
     )

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import yaml
 from lavt_edge.errors import ExitCode
-from lavt_edge.runtime.manifest import CheckpointInfo, FileEntry, InputSpec, Manifest
-from lavt_edge.runtime.signature import segmenter_signature, text_signature
+from lavt_edge.export.frames import FrameParity
+from lavt_edge.runtime.manifest import CheckpointInfo, FileEntry, FrameEntry, InputSpec, Manifest
+from lavt_edge.runtime.signature import frame_signature, mask_signature, segmenter_signature, text_signature
 from lavt_edge.tests.doc_blocks import (
     OTHER_FENCE,
     PAGES,
@@ -198,7 +199,7 @@ def test_bundle_page_names_every_key(ran: Ran) -> None:
     """Of a bundle with all that the pages add: precisions, engines."""
     page = (DOCS / "bundle.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w]+)`", page))
-    for kind in (Manifest, InputSpec, FileEntry, CheckpointInfo):
+    for kind in (Manifest, InputSpec, FileEntry, CheckpointInfo, FrameEntry, FrameParity):
         assert {one.name for one in fields(kind)} <= named
     manifests = [json.loads((ran(name)[0] / folder / "lavt.json").read_bytes()) for name, folder in WITH_PRECISIONS]
     assert {role for manifest in manifests for role in manifest["precisions"]} == {"fp16", "int8"}
@@ -224,7 +225,13 @@ def _keys(value: Any) -> Iterator[str]:
 def test_bundle_page_gives_the_graphs_inputs_and_outputs() -> None:
     page = (DOCS / "bundle.md").read_text(encoding="utf-8")
     spec = InputSpec(height=480, width=480, batch=None, max_words=20, prompt_channels=100)
-    for signature in (text_signature(spec), segmenter_signature(spec)):
+    frame = FrameEntry.named(720, 1280, "bgr")
+    for signature in (
+        text_signature(spec),
+        segmenter_signature(spec),
+        frame_signature(frame, spec),
+        mask_signature(frame, spec),
+    ):
         for tensor in (*signature.inputs, *signature.outputs):
             assert re.search(rf"\| `{tensor.name}` \| {tensor.dtype} \|", page), tensor
 
