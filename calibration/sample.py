@@ -79,7 +79,8 @@ class Case:
 def draw_sample(options: DataOptions, progress: Progress = ignore) -> Sample:
     """Draws a sample, stratified over images: each gives one sentence before any gives a second.
 
-    A quarter as many sentences again are held out, 8 to MAX_HELD_OUT, about images of their own.
+    A quarter as many sentences again are held out, 8 to MAX_HELD_OUT, about images of their own. Those that refer to
+    nothing (gRefCOCO) are not held out: their IoU is 0 in any precision, and would hide what a precision loses.
 
     Raises DatasetError where the data is missing, of another layout, or has too few images.
     """
@@ -98,11 +99,13 @@ def draw_sample(options: DataOptions, progress: Progress = ignore) -> Sample:
     rng = np.random.default_rng(options.seed)
     images = [by_image[image_id] for image_id in sorted(by_image)]
     images = [images[i] for i in rng.permutation(len(images))]
+    images.sort(key=lambda sentences: not _with_target(sentences))
+    usable = sum(bool(_with_target(sentences)) for sentences in images)
     wanted_held = min(MAX_HELD_OUT, max(8, options.samples // HELD_OUT_PART))
-    held_images = min(wanted_held, len(images) // 3)
+    held_images = min(wanted_held, usable // 3)
     if held_images == 0:
-        raise DatasetError(f"{split.name} has {len(images)} images; calibration needs three or more")
-    held_out = _take(images[:held_images], wanted_held, rng)
+        raise DatasetError(f"{split.name} has {usable} images with objects; calibration needs three or more")
+    held_out = _take([_with_target(sentences) for sentences in images[:held_images]], wanted_held, rng)
     calibrated = _take(images[held_images:], options.samples, rng)
     ids = [[one.sentence_id for one in part] for part in (calibrated, held_out)]
     origin = {
@@ -113,6 +116,10 @@ def draw_sample(options: DataOptions, progress: Progress = ignore) -> Sample:
         "sentence_ids": hashlib.sha256(repr(ids).encode()).hexdigest(),
     }
     return Sample(calibrated, held_out, origin)
+
+
+def _with_target(sentences: Sequence[Sentence]) -> list[Sentence]:
+    return [sentence for sentence in sentences if not sentence.target.no_target]
 
 
 def _take(images: Sequence[list[Sentence]], wanted: int, rng: np.random.Generator) -> list[Sentence]:

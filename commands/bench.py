@@ -277,7 +277,7 @@ def _measure_fidelity(
     )
     rows = measure_fidelity(
         options.engine,
-        data.sentences[: asked["limit"] or DEFAULT_SENTENCES],
+        [one for one in data.sentences if not one.target.no_target][: asked["limit"] or DEFAULT_SENTENCES],
         source=None if source.kind == "random" else source,
         report=report,
         progress=progress,

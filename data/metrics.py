@@ -131,7 +131,7 @@ class GeneralisedMetrics:
 
         gIoU is the mean over sentences; cIoU the summed intersections over the summed unions; N-acc. the share of
         sentences without a target for which nothing is predicted, T-acc. that of sentences with one for which something
-        is; precision is over sentences with a target. A figure over no sentences is NaN.
+        is; precision is over sentences with a target. A figure over no sentences, or no pixels, is NaN.
 
         Raises:
             DatasetError: no sentences: a row of zeros would read like a result.
@@ -142,7 +142,7 @@ class GeneralisedMetrics:
         figures: dict[str, float] = {
             "sentences": len(self),
             "giou": 100 * sum(map(sum, self._ious.values())) / len(self),
-            "ciou": 100 * self._intersection / self._union if self._union else 0.0,
+            "ciou": 100 * self._intersection / self._union if self._union else math.nan,
         }
         for name, no_target in (("n_acc", True), ("t_acc", False)):
             count = len(self._ious[no_target])

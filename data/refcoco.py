@@ -224,7 +224,8 @@ def _splits(records: Any) -> set[str]:
 def _items(refs: list[_Ref], instances_path: Path, folder: Path) -> list[ReferredObject]:
     ann_ids = {ann_id for ref in refs for ann_id in ref.ann_ids} - {NO_TARGET}
     annotations, images = read_instances(instances_path, ann_ids, {ref.image_id for ref in refs})
-    annotations[NO_TARGET] = ()
+    if refs[0].generalised:
+        annotations[NO_TARGET] = ()
     paths = {image_id: _image_path(folder, image_id, record.file_name) for image_id, record in images.items()}
     items = []
     for ref in refs:

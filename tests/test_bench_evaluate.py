@@ -335,6 +335,13 @@ def test_a_sentence_without_words_is_scored_as_cls_and_sep(batch: int, tmp_path:
     assert blanks > 1
 
 
+def test_a_sentence_that_is_not_unicode_is_named(predictor: BundlePredictor, tmp_path: Path) -> None:
+    split = mini("val")
+    first = replace(split.sentences[0], text="\ud800")
+    message = refusal(lambda: evaluate(predictor, replace(split, sentences=[first]), tmp_path / "results.jsonl"))
+    assert f"sentence {first.sentence_id} of ref {first.target.ref_id}: the sentence is not valid Unicode" in message
+
+
 def test_a_missing_image_is_named_and_what_was_done_is_kept(predictor: BundlePredictor, tmp_path: Path) -> None:
     root = Path(shutil.copytree(MINI, tmp_path / "mini"))
     split = open_split("refcoco", "val", data_root=root)

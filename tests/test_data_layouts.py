@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,7 +173,7 @@ def plain_figures(counts: list[tuple[int, int, int, bool]]) -> dict[str, float]:
     return {
         "sentences": len(ious),
         "giou": percent(ious),
-        "ciou": 100 * intersections / unions,
+        "ciou": 100 * intersections / unions if unions else float("nan"),
         "n_acc": percent(named_none),
         "t_acc": percent(named_some),
         **{f"precision@{t}": percent([iou >= t for iou in targets]) for t in (0.7, 0.8, 0.9)},
@@ -210,7 +211,7 @@ def test_grefcoco_has_its_own_figures(predictor: BundlePredictor, tmp_path: Path
 
 def test_figures_of_every_case_equal_the_plain_ones() -> None:
     cases_of = [(40, 90, 49, True), (40, 90, 50, True), (90, 100, 95, True), (0, 49, 49, False), (0, 50, 50, False)]
-    for counts in (cases_of, cases_of[:3], [*cases_of[3:], (0, 7, 0, True)], cases_of * 3):
+    for counts in (cases_of, cases_of[:3], cases_of[3:4], [*cases_of[3:], (0, 7, 0, True)], cases_of * 3):
         metrics = GeneralisedMetrics()
         for intersection, union, predicted, has_target in counts:
             metrics.add(intersection, union, predicted, no_target=not has_target)
@@ -243,6 +244,24 @@ def test_malformed_objects_of_grefcoco_are_named(tmp_path: Path, ann_id: object,
     assert named in refusal(lambda: RefCOCO(root, "grefcoco"))
 
 
+def test_no_target_is_for_grefcoco_alone(tmp_path: Path) -> None:
+    root = write(tmp_path, "rrsisd", "images/rrsisd/JPEGImages", [-1])
+    assert "no annotation -1, which ref 0 needs" in refusal(lambda: RefCOCO(root, "rrsisd"))
+
+
+@pytest.mark.parametrize("instead", ["", ', "predicted": -1', ', "predicted": 99999'])
+def test_a_result_without_its_predictions_pixels_is_refused(
+    predictor: BundlePredictor, tmp_path: Path, instead: str
+) -> None:
+    root = write(tmp_path, "grefcoco", "images/train2014", ANN_IDS, refs="grefs(unc).json")
+    split, results = open_split("grefcoco", "val", data_root=root), tmp_path / "results.jsonl"
+    evaluate(predictor, split, results)
+    kept = results.read_text()
+    results.write_text(re.sub(r', "predicted": \d+', instead, kept, count=1))
+    assert results.read_text() != kept
+    assert "line 2 is damaged" in refusal(lambda: evaluate(predictor, split, results))
+
+
 def test_damaged_json_of_grefcoco_is_refused(tmp_path: Path) -> None:
     root = write(tmp_path, "grefcoco", "images/train2014", [[0]], refs="grefs(unc).json")
     path = root / "grefcoco" / "grefs(unc).json"
@@ -262,6 +281,15 @@ def test_calibration_draws_from_them(bundle: Path, tmp_path: Path, name: str) ->
     for case, sentence in zip(cases(open_bundle(bundle), drawn), drawn, strict=True):
         assert case.image.shape == (HEIGHT, WIDTH, 3)
         assert case.target.any() == (not sentence.target.no_target)
+    assert len(sample.held_out) > 0
+    assert not any(one.target.no_target for one in sample.held_out)
+    assert any(one.target.no_target for one in sample.calibrated) == (name == "grefcoco")
+
+
+def test_calibration_needs_images_with_objects(tmp_path: Path) -> None:
+    root = write(tmp_path, "grefcoco", "images/train2014", [[-1], [10], [-1], [30], [-1]], refs="grefs(unc).json")
+    options = DataOptions("grefcoco", root=root, split="val", samples=8)
+    assert "has 2 images with objects; calibration needs three or more" in refusal(lambda: draw_sample(options))
 
 
 def test_commands_of_the_docs(demo_bundle: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from ...data.metrics import (
 )
 from ...data.sentences import Sentence, Split
 from ...data.shapes.objects import KINDS
+from ...errors import DatasetError, PromptError
 from ...runtime.batches import in_batches
 from ...runtime.images import resize
 from .predictors import Predictor
@@ -112,11 +114,18 @@ def _run(
         if not left:
             continue
         images = np.stack([inputs.image(row.target) for row in rows])
-        masks = predictor.masks(images, [predictor.encode(row.text) for row in rows])
+        masks = predictor.masks(images, [_encode(predictor, row) for row in rows])
         for sentence, mask in zip(left, masks[len(file.counts) - start :], strict=False):
             counts = ReferringMetrics().update(mask, inputs.mask(sentence.target))
             file.append(*counts, predicted=int(np.count_nonzero(mask)))
             progress(len(file.counts))
+
+
+def _encode(predictor: Predictor, sentence: Sentence) -> Any:
+    try:
+        return predictor.encode(sentence.text)
+    except PromptError as error:
+        raise DatasetError(f"sentence {sentence.sentence_id} of ref {sentence.target.ref_id}: {error}") from error
 
 
 class _Inputs:

@@ -6,7 +6,7 @@ in the order of the split:
     {"sentence_id": 3, "ref_id": 2, "intersection": 812, "union": 1040, "iou": 0.7807692307692308, "kind": "ordinal"}
 
 Pixels are counted at the model's input size; "kind" stands there for generated data only, "predicted" and "no_target"
-for gRefCOCO only.
+for gRefCOCO only: the figures of one are made of these, and "iou" is that of the two masks as they are.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class SentenceResult:
 
 class ResultsFile:
     """The results of one run; `counts` holds (intersection, union, predicted) of each sentence that is done.
+    Predicted pixels are kept for gRefCOCO alone: of other data sets they are not known once a run goes on.
 
     A run goes on with an existing file if its first line equals this run's; a last line that was cut off is dropped.
     `restart` begins again instead.
@@ -137,8 +138,8 @@ class ResultsFile:
             return None
         sentence = self._sentences[len(self.counts)]
         is_next = (result.sentence_id, result.ref_id) == (sentence.sentence_id, sentence.target.ref_id)
-        predicted = 0 if sentence.target.others is None else result.predicted
-        if not is_next or predicted is None or not 0 <= result.intersection <= result.union:
+        predicted = result.intersection if sentence.target.others is None else result.predicted
+        if not is_next or predicted is None or not 0 <= result.intersection <= predicted <= result.union:
             return None
         return result.intersection, result.union, predicted
 
