@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.export.source import open_source
 from lavt_edge.reference import LAVT, LAVTConfig, TextConfig
 from lavt_edge.runtime.tokenizer import build_tokenizer
-from lavt_edge.tests.bench_results import counts_in, lines, nearest
+from lavt_edge.tests.bench_results import counts_in, lines, mini, nearest
 from PIL import Image
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2
@@ -42,6 +43,7 @@ def test_the_reference_gives_what_the_model_itself_computes(
     small_lavt: LAVT, shapes_root: Path, tmp_path: Path
 ) -> None:
     split = open_split("shapes", "val", data_root=shapes_root)
+    split = replace(split, sentences=[replace(split.sentences[0], text=" "), *split.sentences[1:]])
     predictors = [
         ReferencePredictor(small_lavt, VOCABULARY, (64, 80), checkpoint="0" * 64, batch=batch) for batch in (1, 3)
     ]
@@ -77,4 +79,8 @@ def test_pytorch_and_the_bundle_give_the_same_row(demo_bundle: Path, shapes_root
     predictors = (load_bundle(demo_bundle, device="cpu", threads=1), load_reference(open_source("demo"), device="cpu"))
     on_runtime, in_pytorch = (evaluate(one, split, tmp_path / one.name, limit=24).figures for one in predictors)
     assert on_runtime["sentences"] == 24
+    for one in predictors:
+        assert evaluate(one, mini("val"), tmp_path / f"{one.name}.mini").published == (), (
+            "no figures of it are published"
+        )
     assert on_runtime == pytest.approx(in_pytorch, abs=0.05)
