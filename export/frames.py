@@ -239,7 +239,7 @@ def _measure(
     check_signature(mask_graph.signature, mask_signature(entry, spec), entry.mask)
     differing, steps, agreement = [], [], []
     for seed in range(cases):
-        frame, logits = sample_frame(options.shape, seed), sample_logits(spec.height, spec.width, seed)
+        frame, logits = sample_frame(options.shape, seed), sample_logits((2, spec.height, spec.width), seed)
         (image,) = frame_graph.run({"frame": frame[None]}, ["image"])
         wanted = prepare(frame, spec.height, spec.width, pixels=options.pixels).pixels
         step = np.abs(image[0].astype(np.int16) - wanted)

@@ -72,7 +72,8 @@ def sample_frame(shape: tuple[int, ...], seed: int) -> npt.NDArray[np.uint8]:
     return image[..., np.arange(channels[0]) % 3] if channels else image[..., 0]
 
 
-def sample_logits(height: int, width: int, seed: int) -> npt.NDArray[np.float32]:
-    """Logits with regions of every size: float32 (2,height,width)."""
+def sample_logits(shape: tuple[int, ...], seed: int) -> npt.NDArray[np.float32]:
+    """Logits with regions of every size: float32 of this shape, (2,height,width)."""
+    _, height, width = shape
     values = sample_image(height, width, seed)[..., :2].transpose(2, 0, 1).astype(np.float32)
     return (values - np.float32(127.5)) / np.float32(16)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -47,6 +48,11 @@ class Backend(Protocol):
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
         """The named outputs for these inputs. Raises BackendError if the graph cannot be run on them."""
+
+    def start(
+        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+    ) -> Callable[[], list[npt.NDArray[Any]]]:
+        """Begins what `run` does, if it can go on by itself; what is returned does the rest and gives the outputs."""
 
 
 def create_session(
@@ -136,6 +142,12 @@ class OnnxRuntimeBackend:
             return [np.asarray(output) for output in self._session.run(list(outputs), dict(feeds))]
         except Exception as error:  # the classes of ONNX Runtime's errors derive from Exception alone
             raise BackendError(f"{self._path.name} could not run: {reason_of(error, 300)}") from error
+
+    def start(
+        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+    ) -> Callable[[], list[npt.NDArray[Any]]]:
+        """`run`, when it is called: the CPU has nothing to do it with meanwhile."""
+        return partial(self.run, feeds, outputs)
 
     def _create(self, device: str) -> tuple[Any, str]:
         if device != "cpu":

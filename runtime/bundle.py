@@ -66,6 +66,10 @@ class Bundle:
             available = sorted({entry.precision or "-" for entry in self.manifest.files.values() if entry.role == role})
             instead = f"it has {', '.join(available)}" if available else EXPORT_AGAIN
             raise BundleError(f"{self.root} has no {role} of precision {precision}: {instead}")
+        return self.verified(name)
+
+    def verified(self, name: str) -> Path:
+        """The path of a file that the manifest lists, checked as `file` does. Raises BundleError."""
         for part in (name, *self.manifest.weights_of(name)):
             self._verify(part)
         return self.root / name

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .._base.callers import warn_caller
@@ -10,31 +11,38 @@ from ..errors import BackendError, BundleError, LavtError
 from .backend import Backend, OnnxRuntimeBackend, Placement
 from .bundle import Bundle
 from .cuda import cuda_device_count
-from .signature import check_signature, segmenter_signature, text_signature
+from .manifest import FRAME_ROLES
+from .signature import check_signature, frame_signature, mask_signature, segmenter_signature, text_signature
 from .tensorrt.record import (
     EngineRecord,
     UnusedEngineWarning,
     UnverifiedEngineWarning,
     engine_record,
     preferred,
+    rebuild_command,
     text_engine_for,
 )
 
 if TYPE_CHECKING:
     from .tensorrt.backend import TensorRTBackend
 
+FrameKind = tuple[int, int, str]
 _WITH_CUDA = ("auto", "cuda")
 _SIGNATURES = {"text_encoder": text_signature, "segmenter": segmenter_signature}
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """The text and the image graph as they run, the image graph's precision, and the bundle's files they came from."""
+    """The text and the image graph as they run, the image graph's precision, and the bundle's files they came from.
+
+    `frames` are the engines for a camera's frames, by height, width and layout.
+    """
 
     text: Backend
     image: Backend
     precision: str
     files: tuple[str, ...]
+    frames: Mapping[FrameKind, Backend] = field(default_factory=dict)
 
 
 def open_graphs(bundle: Bundle, placement: Placement, precision: str | None) -> Graphs:
@@ -103,9 +111,42 @@ def _readable(bundle: Bundle, role: str, precision: str | None = None) -> list[E
     return records
 
 
-def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, placement: Placement) -> Graphs:
-    """The text graph beside an image engine: its engine if that runs here, else ONNX Runtime."""
+def _frames(bundle: Bundle, image: TensorRTBackend, flavor: str) -> tuple[dict[FrameKind, Backend], list[EngineRecord]]:
+    """The chains around an image engine of this flavour for a camera's frames, and their engines."""
+    from .tensorrt.chain import FrameChain
+
+    records = {
+        record.onnx_file: record
+        for role in FRAME_ROLES
+        for record in (_readable(bundle, role) if bundle.manifest.frames else ())
+        if record.flavor == flavor
+    }
+    chains: dict[FrameKind, Backend] = {}
+    engines: list[EngineRecord] = []
+    for entry in bundle.manifest.frames.values():
+        frame, mask = records.get(entry.frame), records.get(entry.mask)
+        if frame is None or mask is None:
+            rebuild = rebuild_command(bundle.root, None)
+            _warn_unused(f"frames {entry.name} have no engines and are resized on the CPU: {rebuild}")
+            continue
+        try:
+            chain, spec = FrameChain(bundle, frame, mask, image), bundle.manifest.input
+            for found, wanted in zip(
+                chain.signatures, (frame_signature(entry, spec), mask_signature(entry, spec)), strict=True
+            ):
+                check_signature(found, wanted, f"{bundle.root}, frames {entry.name}")
+        except LavtError as error:
+            _warn_unused(f"the engines for frames {entry.name} are not used: {error}")
+            continue
+        chains[entry.height, entry.width, entry.pixels] = chain
+        engines += [record for record in (frame, mask) if record not in engines]
+    return chains, engines
+
+
+def _with_text(bundle: Bundle, record: EngineRecord, image: TensorRTBackend, placement: Placement) -> Graphs:
+    """The text graph beside an image engine: its engine if that runs here, else ONNX Runtime; and those for frames."""
     text_record = text_engine_for(record, _readable(bundle, "text_encoder"))
+    frames, frame_engines = _frames(bundle, image, record.flavor)
     engines = [record]
     text: Backend | None = None
     if text_record is not None:
@@ -116,7 +157,7 @@ def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, placement: 
             _warn_unused(f"{text_record.name} is not used, the text encoder runs on ONNX Runtime: {error}")
     if text is None:
         text, file = _onnx_graph(bundle, "text_encoder", record.precision, placement)
-    unverified = [engine.name for engine in engines if not engine.verified]
+    unverified = [engine.name for engine in (*engines, *frame_engines) if not engine.verified]
     if unverified:
         warn_caller(
             f"{' and '.join(unverified)} of {bundle.root}: outputs were never compared with the graph's, "
@@ -124,7 +165,7 @@ def _with_text(bundle: Bundle, record: EngineRecord, image: Backend, placement: 
             UnverifiedEngineWarning,
             __package__,
         )
-    return Graphs(text, image, record.precision, (file, record.name))
+    return Graphs(text, image, record.precision, (file, record.name), frames)
 
 
 def _load_engine(bundle: Bundle, record: EngineRecord) -> TensorRTBackend:

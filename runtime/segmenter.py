@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Collection, Generator, Iterable
 from dataclasses import replace
 from typing import Any, TypeAlias, overload
 
@@ -16,11 +15,11 @@ from ..errors import BackendError, InputError, PromptError
 from .backend import Backend, Placement
 from .batches import PromptBatch, in_batches, stack_prompts, text_feeds
 from .bundle import Bundle, open_bundle
-from .graphs import Graphs, open_graphs
-from .images import ImageLike, PreparedImage, Result, check_pixels, prepare, result_of
+from .graphs import FrameKind, Graphs, open_graphs
+from .images import ImageLike, PreparedImage, Result, as_frame, check_pixels, prepare, result_of, result_of_frame
 from .manifest import Manifest
 from .prompt import Prompt, PromptCache, TruncationWarning
-from .streaming import prepared_ahead
+from .streaming import worked_ahead
 
 PromptLike: TypeAlias = str | Prompt
 PromptLikes: TypeAlias = list[PromptLike] | list[str] | list[Prompt] | tuple[PromptLike, ...]
@@ -54,7 +53,7 @@ class Segmenter:
         self._fingerprint = bundle.fingerprint
         self._tokenizer = bundle.tokenizer()
         self._cache = PromptCache(prompt_cache)
-        self._backends: tuple[Backend, Backend] | None = (graphs.text, graphs.image)
+        self._graphs: Graphs | None = graphs
         self._stacked: PromptBatch | None = None
         self.device = graphs.image.device
         self.runtime = graphs.image.name
@@ -102,13 +101,22 @@ class Segmenter:
         """Height and width that images are resized to."""
         return self._spec.height, self._spec.width
 
+    @property
+    def frame_sizes(self) -> list[FrameKind]:
+        """Height, width and layout of the frames that the device takes as they are and gives masks for.
+
+        Those of `lavt-export frame` whose engines run here. `segment` and `stream` use them by themselves for arrays of
+        that size and layout, one sentence and `size="frame"`; every other image is resized on the CPU.
+        """
+        return sorted(self._open_graphs().frames)
+
     def encode(self, sentence: str, *, blank: bool = False) -> Prompt:
         """Encode a sentence, for any number of images. The prompts used last are cached.
 
         A sentence of more tokens than the model reads is cut, with a TruncationWarning.
         Raises PromptError if it has no word; with `blank` it is taken, as evaluations on published data need.
         """
-        return self._encode(sentence, self._open_backends()[0], blank)
+        return self._encode(sentence, self._open_graphs().text, blank)
 
     @overload
     def segment(
@@ -146,12 +154,12 @@ class Segmenter:
             InputError: another `pixels` or `size`.
             PromptError: a sentence has no word, a prompt comes from another bundle, or the list is empty.
         """
-        read = self._reader(pixels, orient, size)
-        text, graph = self._open_backends()  # held to the end of this call, whatever is closed meanwhile
-        prompts = self._prompts(prompt, text)
+        graphs = self._open_graphs()  # held to the end of this call, whatever is closed meanwhile
+        read = self._reader(pixels, orient, size, () if _several(prompt) else graphs.frames)
+        prompts = self._prompts(prompt, graphs.text)
         prepared = read(image)
-        results = self._results([(prepared, one) for one in prompts], graph)
-        return results if isinstance(prompt, (list, tuple)) else results[0]
+        results = self._start([(prepared, one) for one in prompts], graphs)()
+        return results if _several(prompt) else results[0]
 
     def segment_batch(
         self,
@@ -169,9 +177,9 @@ class Segmenter:
         raises, before the graph is run.
         """
         read = self._reader(pixels, orient, size)
-        text, graph = self._open_backends()
-        rows = [(read(image), self._prompts((prompt,), text)[0]) for image, prompt in pairs]
-        return self._results(rows, graph, most=1 if graph.device == "cpu" else _MAX_DYNAMIC_BATCH)
+        graphs = self._open_graphs()
+        rows = [(read(image), self._prompts((prompt,), graphs.text)[0]) for image, prompt in pairs]
+        return self._start(rows, graphs, most=1 if graphs.image.device == "cpu" else _MAX_DYNAMIC_BATCH)()
 
     @overload
     def stream(
@@ -206,28 +214,35 @@ class Segmenter:
     ) -> Generator[Any, None, None]:
         """`segment` on one frame after another; a thread reads and resizes the next frames meanwhile.
 
+        A GPU is given the next frame before the last one's Result is handed out, if it is there by then: it runs while
+        mask and probability are made of the last one, which never waits for the next.
+
         At most two frames are taken ahead, each is read before the next is taken. What a frame, or `frames`, raises is
         raised in that frame's place and ends the stream. Close the generator to stop taking frames.
 
         Raises PromptError and InputError at once, ImageError at a frame.
         """
-        read = self._reader(pixels, orient, size)
-        prompts = self._prompts(prompt, self._open_backends()[0])
-        return self._stream(prepared_ahead(frames, read), prompts, isinstance(prompt, (list, tuple)))
+        graphs, several = self._open_graphs(), _several(prompt)
+        read = self._reader(pixels, orient, size, () if several else graphs.frames, keep=True)
+        prompts = self._prompts(prompt, graphs.text)
+        del graphs
 
-    def _stream(
-        self, frames: Generator[PreparedImage, None, None], prompts: list[Prompt], several: bool
-    ) -> Generator[Any, None, None]:
-        with closing(frames):
-            for prepared in frames:
-                results = self._results([(prepared, one) for one in prompts], self._open_backends()[1])
-                yield results if several else results[0]
+        def start(prepared: PreparedImage) -> Callable[[], Any]:
+            finish = self._start([(prepared, one) for one in prompts], self._open_graphs())
+
+            def results() -> Any:
+                self._open_graphs()  # a segmenter that was closed meanwhile hands out nothing more
+                return finish() if several else finish()[0]
+
+            return results
+
+        return worked_ahead(frames, read, start)
 
     def encode_graph(
         self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """The bare text graph: (B, max_words) twice to the prompt (B, max_words, prompt_channels); B as exported."""
-        (prompt,) = self._open_backends()[0].run({"input_ids": input_ids, "attention_mask": attention_mask}, ["prompt"])
+        (prompt,) = self._open_graphs().text.run({"input_ids": input_ids, "attention_mask": attention_mask}, ["prompt"])
         return prompt
 
     def run_graph(
@@ -235,7 +250,7 @@ class Segmenter:
     ) -> npt.NDArray[np.float32]:
         """The bare image graph: image (B, H, W, 3), prompt and mask to logits (B, 2, H, W); B and size as exported."""
         feeds: dict[str, npt.NDArray[Any]] = {"image": image, "prompt": prompt, "word_mask": word_mask}
-        (logits,) = self._open_backends()[1].run(feeds, ["logits"])
+        (logits,) = self._open_graphs().image.run(feeds, ["logits"])
         return logits
 
     def close(self) -> None:
@@ -243,7 +258,7 @@ class Segmenter:
 
         May be called twice.
         """
-        self._backends = None
+        self._graphs = None
         self._stacked = None
         self._cache.clear()
 
@@ -255,15 +270,15 @@ class Segmenter:
 
     def __repr__(self) -> str:
         model, spec = self.manifest.model, self._spec
-        state = self.device if self._backends else "closed"
+        state = self.device if self._graphs else "closed"
         batch = "dynamic" if spec.batch is None else spec.batch
         name = f"{model.get('variant', 'lavt')} {model.get('swin', '')}".strip()
         return f"<Segmenter {name}, {spec.height}x{spec.width}, batch {batch}, {self.precision}, {state}>"
 
-    def _open_backends(self) -> tuple[Backend, Backend]:
-        if self._backends is None:
+    def _open_graphs(self) -> Graphs:
+        if self._graphs is None:
             raise BackendError("the segmenter is closed: load it again with Segmenter.load")
-        return self._backends
+        return self._graphs
 
     def _prompts(self, prompt: PromptLike | PromptLikes, text: Backend) -> list[Prompt]:
         given = prompt if isinstance(prompt, (list, tuple)) else (prompt,)
@@ -295,34 +310,70 @@ class Segmenter:
 
         return self._cache.get(input_ids.tobytes() + attention_mask.tobytes() + bytes([truncated]), sentence, compute)
 
-    def _reader(self, pixels: str, orient: bool, size: str) -> Callable[[ImageLike], PreparedImage]:
-        """What makes a PreparedImage, with the height and width that its results shall have."""
+    def _reader(
+        self, pixels: str, orient: bool, size: str, frames: Collection[FrameKind] = (), *, keep: bool = False
+    ) -> Callable[[ImageLike], PreparedImage]:
+        """What makes a PreparedImage, with the height and width that its results shall have.
+
+        Arrays that are of `frames` stay as they are, or with `keep` are copied, so that they may be overwritten.
+        """
         check_pixels(pixels)
         if size not in ("frame", "model"):
             raise InputError(f"size {size!r}: give 'frame' or 'model'")
         height, width = self.input_size
 
+        frames = frozenset(frames) if size == "frame" else frozenset()
+
         def read(image: ImageLike) -> PreparedImage:
+            frame = as_frame(image, pixels) if frames else None
+            if frame is not None and (frame.height, frame.width, frame.layout) in frames:
+                return replace(frame, pixels=frame.pixels.copy()) if keep else frame
             prepared = prepare(image, height, width, pixels=pixels, orient=orient)
             return prepared if size == "frame" else replace(prepared, height=height, width=width)
 
         return read
 
-    def _results(self, rows: list[_Row], graph: Backend, most: int = _MAX_DYNAMIC_BATCH) -> list[Result]:
-        return [
-            result_of(logits, prompt.sentence, (image.height, image.width))
-            for (image, prompt), logits in zip(rows, self._logits(rows, graph, most), strict=False)
-        ]
+    def _start(self, rows: list[_Row], graphs: Graphs, most: int = _MAX_DYNAMIC_BATCH) -> Callable[[], list[Result]]:
+        """Begins to run each prompt on its image; what is returned waits for the Results.
 
-    def _logits(self, rows: list[_Row], graph: Backend, most: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits (2, H, W) of each prompt on its image, then those of the rows that fill a fixed batch.
-
-        A dynamic batch has `most` rows.
+        A dynamic batch has `most` rows, a fixed one is filled.
         """
-        fixed = self._spec.batch
+        if len(rows) == 1 and rows[0][0].layout is not None:
+            return self._start_frame(*rows[0], graphs)
+        fixed, graph = self._spec.batch, graphs.image
         size = fixed or min(graph.max_batch or most, most)
-        for part in in_batches(rows, size, fill=fixed is not None):
-            images, prompts = zip(*part, strict=True)
-            batch = self._stacked = stack_prompts(prompts, self._stacked)
-            (logits,) = graph.run(batch.feeds([image.pixels for image in images]), ["logits"])
-            yield from logits
+        parts = list(in_batches(rows, size, fill=fixed is not None))
+        started = [graph.start(self._feeds(part), ["logits"]) for part in parts[:1]]
+
+        def finish() -> list[Result]:
+            results: list[Result] = []
+            for part in parts:
+                (logits,) = started.pop()() if started else graph.run(self._feeds(part), ["logits"])
+                results += [
+                    result_of(found, prompt.sentence, (image.height, image.width))
+                    for (image, prompt), found in zip(part, logits, strict=True)
+                ]
+            return results[: len(rows)]
+
+        return finish
+
+    def _start_frame(self, frame: PreparedImage, prompt: Prompt, graphs: Graphs) -> Callable[[], list[Result]]:
+        feeds = self._feeds([(frame, prompt)])
+        feeds["frame"] = feeds.pop("image")
+        chain = graphs.frames[frame.height, frame.width, str(frame.layout)]
+        wait = chain.start(feeds, ["mask", "logit"])
+
+        def finish() -> list[Result]:
+            mask, logit = wait()
+            return [result_of_frame(mask[0], logit[0], prompt.sentence)]
+
+        return finish
+
+    def _feeds(self, part: list[_Row]) -> dict[str, npt.NDArray[Any]]:
+        images, prompts = zip(*part, strict=True)
+        batch = self._stacked = stack_prompts(prompts, self._stacked)
+        return batch.feeds([image.pixels for image in images])
+
+
+def _several(prompt: PromptLike | PromptLikes) -> bool:
+    return isinstance(prompt, (list, tuple))

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavt_edge.runtime.manifest import FRAME_ROLES
 from lavt_edge.runtime.tensorrt.flavor import Flavor
 
 if TYPE_CHECKING:
@@ -42,11 +43,15 @@ def build(graph: onnx.ModelProto, flavor: Flavor, targets: tuple[str, ...] = (),
 
 def add_engine(bundle: Path, name: str, data: bytes, **fields: Any) -> Path:
     """Put an engine into a bundle as the builder does; `fields` change its record. Returns its path."""
-    role, precision, _ = name.split(".")
+    role, precision, *_ = name.split(".")
     graph = f"{role}.onnx"
+    if role in FRAME_ROLES:
+        graph, precision = name.replace(".engine", ".onnx"), "fp32"
     manifest = json.loads((bundle / "lavt.json").read_text())
     digest = hashlib.sha256(data).hexdigest()
-    entry = {"role": "engine", "precision": precision, "sha256": digest, "bytes": len(data)}
+    entry = {"role": "engine", "sha256": digest, "bytes": len(data)}
+    if role not in FRAME_ROLES:
+        entry["precision"] = precision
     record = {
         "role": role,
         "precision": precision,

@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 from lavt_edge.runtime.cuda import CudaDevice
+from lavt_edge.runtime.images import prepare, result_of
 from lavt_edge.tests.runtime_bundle import CHANNELS, HEIGHT, WIDTH, WORDS, expected_logits, expected_prompt
 
 SUCCESS, OUT_OF_MEMORY, CAPTURE_FAILED = 0, 2, 901
@@ -181,6 +182,9 @@ SHAPES: dict[str, dict[str, tuple[str, tuple[int, ...], bool]]] = {
         "logits": ("FLOAT", (2, HEIGHT, WIDTH), False),
         "mask": ("UINT8", (HEIGHT, WIDTH), False),
     },
+    # The frame and the mask themselves are of a camera's size.
+    "frame": {"image": ("UINT8", (HEIGHT, WIDTH, 3), False)},
+    "mask": {"logits": ("FLOAT", (2, HEIGHT, WIDTH), True), "logit": ("FLOAT", (HEIGHT, WIDTH), False)},
 }
 _NUMPY = {"INT64": np.int64, "FLOAT": np.float32, "UINT8": np.uint8}
 
@@ -237,9 +241,15 @@ class Engine:
     """A simulated engine; `live` on its device as long as it exists, like its context."""
 
     def __init__(
-        self, module: SimulatedTensorRT, role: str, batch: int | None, max_batch: int, **extra: object
+        self,
+        module: SimulatedTensorRT,
+        role: str,
+        batch: int | None,
+        max_batch: int,
+        pixels: str = "rgb",
+        **extra: object,
     ) -> None:
-        self.module, self.role, self.batch = module, role, batch
+        self.module, self.role, self.batch, self.pixels = module, role, batch, pixels
         self.max_batch = max_batch if batch is None else batch
         self.tensors = SHAPES[role] | {name: tuple(value) for name, value in extra.items()}  # type: ignore[arg-type]
         self.num_io_tensors = len(self.tensors)
@@ -354,6 +364,11 @@ class Context:
         for row in range(rows):
             if self.engine.role == "text_encoder":
                 arrays["prompt"][row] = expected_prompt(arrays["input_ids"][row], arrays["attention_mask"][row])
+            elif self.engine.role == "frame":
+                arrays["image"][row] = prepare(arrays["frame"][row], HEIGHT, WIDTH, pixels=self.engine.pixels).pixels
+            elif self.engine.role == "mask":
+                result = result_of(arrays["logits"][row], "", arrays["mask"].shape[1:])
+                arrays["logit"][row], arrays["mask"][row] = result.logit, result.mask
             else:
                 logits = expected_logits(*(arrays[name][row] for name in ("image", "prompt", "word_mask")))
                 arrays["logits"][row], arrays["mask"][row] = logits, logits.argmax(0)

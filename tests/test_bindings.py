@@ -97,11 +97,11 @@ def test_a_name_that_is_gone_is_noticed(tensorrt_home: Path, name: str, tmp_path
 
 RUNTIME = """
 from lavt_edge.errors import BackendError
-from lavt_edge.runtime.tensorrt.backend import _deserialise
 from lavt_edge.runtime.tensorrt.flavor import find_flavor
+from lavt_edge.runtime.tensorrt.loading import deserialise
 from lavt_edge.tests.engine_records import a_record
 try:
-    _deserialise(b"", a_record(), find_flavor("tensorrt"))
+    deserialise(b"", a_record(), find_flavor("tensorrt"))
 except BackendError as error:
     print(error)
 """

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lavt_edge.export import frames
 from lavt_edge.export.engines.build import build_engine
 from lavt_edge.export.engines.layers import EngineLayer
 from lavt_edge.export.engines.options import BuildPlan, EngineOptions
+from lavt_edge.export.engines.verify import check_parity, measure_parity, run_frame_graph
 from lavt_edge.export.frames import FrameOptions, add_frame_graphs, band
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.backend import OnnxRuntimeBackend
@@ -25,7 +27,9 @@ from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.runtime.images import LAYOUTS, prepare
 from lavt_edge.runtime.manifest import Manifest
 from lavt_edge.runtime.tensorrt.flavor import find_flavor
-from lavt_edge.tests.engine_builds import COMMAND, refused, state
+from lavt_edge.runtime.tensorrt.record import engine_record
+from lavt_edge.runtime.update import update_bundle
+from lavt_edge.tests.engine_builds import COMMAND, refused, state, trt
 from lavt_edge.tests.runtime_bundle import write_bundle
 from lavt_edge.tests.typed_bundle import copy_bundle
 from PIL import Image
@@ -125,6 +129,30 @@ def test_frame_and_mask_of_1080p_are_a_kernel_each_and_move_under_15_mb(tmp_path
     moved = sum((layer.moved or 0) + (layer.constants or 0) for layer in layers)
     assert len(kernels) == 2
     assert np.prod(options.shape) + 1080 * 1920 < moved < 15e6
+
+
+def test_engines_of_frames_are_built_beside_the_others_and_go_with_their_graph(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    root = copy_bundle(bundle, tmp_path / "bundle")
+    with update_bundle(root) as change:  # of the frames, these two alone
+        change.commit({}, lambda old: replace(old, frames={}))
+    for pixels in ("rgb", "nv12"):
+        add_frame_graphs(root, FrameOptions(64, 96, pixels), replace_existing=True)
+    done = trt(root, "--fp32")
+    assert done.returncode == 0, done.stderr
+    names = {"frame.64x96.rgb.engine", "frame.64x96.nv12.engine", "mask.64x96.engine"}
+    built = open_bundle(root)
+    assert built.manifest.engines.keys() == names | {"text_encoder.fp32.engine", "segmenter.fp32.engine"}
+    for name in names:
+        record = engine_record(root, built.manifest, name)
+        assert (record.role, record.max_batch, record.onnx_file) == (name.split(".")[0], 1, name[:-6] + "onnx")
+        assert built.manifest.files[name].precision is None
+        assert record.rebuild == f"lavt-export trt {root}"
+        expected = run_frame_graph(built, record.role, str(record.onnx_file))
+        check_parity(measure_parity(expected.typed, expected), record)
+        changed = [np.roll(array, 2, axis=-2) for array in expected.typed]
+        with pytest.raises(ExportError, match=r"differs too much from (frame|mask)\.64x96"):
+            check_parity(measure_parity(changed, expected), record)
 
 
 def test_what_is_there_is_kept_and_what_differs_is_not_written(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_threads_without_work_spin_only_where_that_is_asked_for(
     graph: Path, given: dict[str, bool], wanted: str
 ) -> None:
     with Segmenter.load(graph.parent, device="cpu", **given) as segmenter:  # type: ignore[arg-type]
-        for graph_of in segmenter._open_backends():
+        for graph_of in (segmenter._open_graphs().text, segmenter._open_graphs().image):
             settings = graph_of._session.get_session_options()  # type: ignore[attr-defined]
             assert settings.get_session_config_entry("session.intra_op.allow_spinning") == wanted
 

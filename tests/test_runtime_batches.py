@@ -110,7 +110,7 @@ def check_batch(segmenter: Segmenter, rows: int, monkeypatch: pytest.MonkeyPatch
     pairs = [(photo(*SIZES[i], seed=i), SENTENCES[i % 5]) for i in range(rows)]
     wanted = [segmenter.segment(image, prompt) for image, prompt in pairs]
     sizes: list[int] = []
-    _, graph = segmenter._open_backends()
+    graph = segmenter._open_graphs().image
     run = graph.run
     monkeypatch.setattr(
         graph, "run", lambda feeds, outputs: (sizes.append(len(feeds["image"])), run(feeds, outputs))[1]
@@ -136,7 +136,7 @@ def test_several_images_are_what_each_is_alone(
 
 def test_a_dynamic_batch_elsewhere_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Segmenter.load(write_bundle(tmp_path / "bundle", None), device="cpu", threads=1) as segmenter:
-        _, graph = segmenter._open_backends()
+        graph = segmenter._open_graphs().image
         monkeypatch.setattr(graph, "device", "cuda")
         assert check_batch(segmenter, 7, monkeypatch, exact=False) == [7]
         monkeypatch.setattr(graph, "max_batch", 4)
@@ -164,7 +164,7 @@ def test_the_demo_model_s_images_in_a_static_batch(tmp_path: Path, monkeypatch: 
 
 def test_a_batch_is_refused_before_the_graph_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter = Segmenter.load(write_bundle(tmp_path / "bundle", 3), device="cpu", threads=1)
-    _, graph = segmenter._open_backends()
+    graph = segmenter._open_graphs().image
     sound = (photo(20, 20, 0), "a dog")
     assert segmenter.segment_batch([]) == []
     with monkeypatch.context() as patched:

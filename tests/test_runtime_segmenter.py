@@ -122,7 +122,7 @@ def test_ten_sentences_run_in_batches(
 ) -> None:
     segmenter = Segmenter.load(bundles[name], device="cpu", threads=1)
     sizes: list[int] = []
-    _, graph = segmenter._open_backends()
+    graph = segmenter._open_graphs().image
     original = graph.run
     monkeypatch.setattr(
         graph, "run", lambda feeds, outputs: (sizes.append(len(feeds["image"])), original(feeds, outputs))[1]
@@ -258,7 +258,7 @@ def test_threads_get_what_one_thread_gets(bundles: dict[str, Path], name: str, t
 def test_a_cached_prompt_does_not_wait_for_another_sentence(single: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     single.encode("a dog")
     started, release = threading.Event(), threading.Event()
-    text, _ = single._open_backends()
+    text = single._open_graphs().text
     original = text.run
 
     def slow(*feeds: Any) -> list[np.ndarray]:
@@ -319,7 +319,7 @@ def test_a_call_that_is_under_way_when_another_thread_closes_still_finishes(
     wanted = Segmenter.load(bundles["three"], device="cpu", threads=1).segment(photo(), SENTENCES)
     shared = Segmenter.load(bundles["three"], device="cpu", threads=1)
     started, release = threading.Event(), threading.Event()
-    backend = shared._open_backends()[graph]
+    backend = (shared._open_graphs().text, shared._open_graphs().image)[graph]
     original = backend.run
 
     def slow(*feeds: Any) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from lavt_edge.errors import BackendError, ImageError, PromptError
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.streaming import prepared_ahead
+from lavt_edge.runtime.streaming import worked_ahead
 from lavt_edge.tests.runtime_bundle import write_bundle
 
 
@@ -68,7 +68,7 @@ def test_a_tuple_of_sentences_is_several_sentences_like_a_list(segmenter: Segmen
 
 def test_the_next_frame_is_prepared_while_this_one_runs(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = [threading.Event() for _ in range(4)]
-    _, graph = segmenter._open_backends()
+    graph = segmenter._open_graphs().image
     original = graph.run
     running: list[int] = []
 
@@ -95,7 +95,7 @@ def test_no_more_than_two_frames_are_taken_ahead() -> None:
             taken.append(number)
             yield number
 
-    stream = prepared_ahead(items(), lambda number: number)
+    stream = worked_ahead(items(), lambda number: number, lambda number: lambda: number)
     for number in range(5):
         assert next(stream) == number
         time.sleep(0.05)

@@ -301,7 +301,7 @@ def test_closing_waits_for_the_call_under_way(machine: Machine, bundle: Path, mo
     engine = Segmenter.load(bundle)
     prompt = engine.encode("a dog")
     running, go_on = threading.Event(), threading.Event()
-    image = engine._open_backends()[1]
+    image = engine._open_graphs().image
     original = type(image)._execute
 
     def slow(self: TensorRTBackend) -> None:

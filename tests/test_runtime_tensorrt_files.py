@@ -14,8 +14,8 @@ import pytest
 from lavt_edge.errors import BackendError, BundleError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.cuda import cuda_device_count
-from lavt_edge.runtime.tensorrt.backend import ask_rtx
 from lavt_edge.runtime.tensorrt.flavor import Flavor, find_flavor
+from lavt_edge.runtime.tensorrt.loading import ask_rtx
 from lavt_edge.runtime.tensorrt.record import check_header
 from lavt_edge.tests.engine_records import a_record
 from lavt_edge.tests.runtime_bundle import image_graph, text_graph, write_bundle

@@ -21,8 +21,8 @@ from ..._base.exits import needs
 from ..._base.files import write_whole
 from ..._base.progress import ignore
 from ...errors import ExportError, reason_of
-from ...runtime.tensorrt.backend import start_refused
 from ...runtime.tensorrt.flavor import Flavor
+from ...runtime.tensorrt.loading import start_refused
 from ...runtime.tensorrt.record import DISPLAY_NAMES
 from .layers import LOG_TITLE, EngineLayer, layers_from_inspector, layers_from_log
 from .memory import network_layers, peak_bytes

@@ -59,7 +59,8 @@ def build_engines(
     progress: Progress = ignore,
     warn: Report = ignore,
 ) -> EngineOutcome:
-    """Builds the text and the image engine of the bundle in folder `root` and enters them in its manifest.
+    """Builds the text and the image engine of the bundle in folder `root`, and one of each graph for a camera's frames,
+    and enters them in its manifest.
 
     `report` is told each step, `progress` the build's phase with the share done (0 to 1), `warn` a line that the user
     should see. Stopped or killed, it leaves the bundle as it was; only a kill in the moment in which new engines take
@@ -74,7 +75,7 @@ def build_engines(
         )
     with update_bundle(root) as change:
         build = _Build(open_bundle(root), flavor, plan, change, report, progress, warn)
-        made = [build.make(role, precision) for role, precision in wanted_graphs(options.precision)]
+        made = [build.make(graph) for graph in build.graphs()]
         records = {summary.name: record for summary, _, record in made}
         manifest = change.commit(
             {summary.name: entry for summary, entry, _ in made},
@@ -119,11 +120,18 @@ class _Build:
     progress: Progress
     warn: Report
 
-    def make(self, role: str, precision: str) -> tuple[EngineSummary, FileEntry, dict[str, Any]]:
+    def graphs(self) -> list[Path]:
+        """The smaller of the two graphs of the precision, the larger, and each graph for frames."""
+        wanted = [self.bundle.file(*graph) for graph in wanted_graphs(self.plan.options.precision)]
+        names = {name: None for frame in self.bundle.manifest.frames.values() for name in (frame.frame, frame.mask)}
+        return wanted + [self.bundle.verified(name) for name in names]
+
+    def make(self, graph: Path) -> tuple[EngineSummary, FileEntry, dict[str, Any]]:
         """Builds one engine into the bundle's next file of its name; the manifest's entry and record of it, too."""
-        name, manifest = engine_name(role, precision), self.bundle.manifest
+        manifest = self.bundle.manifest
+        role, precision = manifest.files[graph.name].role, manifest.files[graph.name].precision
+        name = engine_name(role, precision) if precision else graph.with_suffix(".engine").name
         self.report(f"building {name}")
-        graph = self.bundle.file(role, precision)
         weights = sum(manifest.files[part].bytes for part in (graph.name, *manifest.weights_of(graph.name)))
         built = build_engine(
             graph,
@@ -132,7 +140,7 @@ class _Build:
             progress=lambda phase, share: self.progress(f"{name}: {phase}", share),
             on_memory=lambda activations: self._tell_memory(name, weights, activations),
         )
-        record = self._record(name, role, precision, graph.name)
+        record = self._record(name, graph.name)
         parity, unverified = self._verify(record, built)
         layers = count_precisions(built.layers)
         recorded = {
@@ -156,14 +164,15 @@ class _Build:
             needed = needed_bytes(weights, activations, self.plan.options.workspace, builder=shared)
             (self.report if free >= needed else self.warn)(memory_message(name, needed, free))
 
-    def _record(self, name: str, role: str, precision: str, graph: str) -> EngineRecord:
-        plan = self.plan
+    def _record(self, name: str, graph: str) -> EngineRecord:
+        """Graphs for frames have no precision: they compute in whole numbers and FP32, one frame at a time."""
+        plan, entry = self.plan, self.bundle.manifest.files[graph]
         device = None if plan.targets else plan.device
         return EngineRecord(
             name=name,
-            rebuild=rebuild_command(self.bundle.root, precision),
-            role=role,
-            precision=precision,
+            rebuild=rebuild_command(self.bundle.root, entry.precision),
+            role=entry.role,
+            precision=entry.precision or "fp32",
             flavor=plan.flavor,
             version=plan.version,
             gpu=device.name if device else None,
@@ -171,8 +180,8 @@ class _Build:
             multiprocessors=device.multiprocessors if device else None,
             targets=plan.targets,
             onnx_file=graph,
-            onnx_sha256=self.bundle.manifest.files[graph].sha256,
-            max_batch=plan.max_batch,
+            onnx_sha256=entry.sha256,
+            max_batch=plan.max_batch if entry.precision else 1,
             version_compatible=plan.options.version_compatible,
             hardware_compatible=plan.options.hardware_compatible,
             verified=False,

@@ -1,8 +1,8 @@
 """Pixels in and out: images to what the image graph takes, its logits to a mask at the image's own size."""
 
 from .layouts import LAYOUTS, Layout, check_pixels, layout_of
-from .reading import ImageLike, PreparedImage, prepare, resize, to_rgb_array
-from .result import Result, result_of
+from .reading import ImageLike, PreparedImage, as_frame, prepare, resize, to_rgb_array
+from .result import Result, result_of, result_of_frame
 
 __all__ = [
     "LAYOUTS",
@@ -10,10 +10,12 @@ __all__ = [
     "Layout",
     "PreparedImage",
     "Result",
+    "as_frame",
     "check_pixels",
     "layout_of",
     "prepare",
     "resize",
     "result_of",
+    "result_of_frame",
     "to_rgb_array",
 ]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ...errors import ImageError, reason_of
-from .layouts import Frame, check_pixels, frame_of
+from .layouts import LAYOUTS, Frame, check_pixels, frame_of, layout_of
 
 
 class _HasArray(Protocol):
@@ -76,11 +76,15 @@ def resize(image: Image.Image | npt.NDArray[np.uint8], height: int, width: int) 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """An image resized to the graph's input, uint8 (h, w, 3), and the height and width it had."""
+    """An image resized to the graph's input, uint8 (h, w, 3), and the height and width it had.
+
+    If it has a layout, it is a frame as it came, for graphs that take such.
+    """
 
     pixels: npt.NDArray[np.uint8]
     height: int
     width: int
+    layout: str | None = None
 
 
 def prepare(image: ImageLike, height: int, width: int, *, pixels: str = "rgb", orient: bool = True) -> PreparedImage:
@@ -92,6 +96,15 @@ def prepare(image: ImageLike, height: int, width: int, *, pixels: str = "rgb", o
     frame = _open(image, pixels, orient)
     small = frame.rgb(lambda plane: plane.resize((width, height), Image.Resampling.BILINEAR))
     return PreparedImage(np.asarray(small), frame.height, frame.width)
+
+
+def as_frame(image: ImageLike, pixels: str = "rgb") -> PreparedImage | None:
+    """An array as it is; None if it is an image of another kind. Raises as `to_rgb_array` does."""
+    if isinstance(image, (Image.Image, str, os.PathLike, bytes, bytearray)) or not hasattr(image, "__array__"):
+        return None
+    array = _array_of(image)
+    name, height, width = layout_of(array, pixels)
+    return PreparedImage(array.reshape(LAYOUTS[name].shape(height, width)), height, width, name)
 
 
 def _open(image: ImageLike, pixels: str, orient: bool) -> Frame:

@@ -81,7 +81,17 @@ def result_of(logits: _Floats, sentence: str, size: tuple[int, int] | None = Non
 
     Raises BackendError if a logit is not finite, as it happens when a graph of low precision overflows.
     """
-    logit = logits[1] - logits[0]
+    return _finite(logits[1] - logits[0], sentence, size)
+
+
+def result_of_frame(mask: npt.NDArray[np.uint8], logit: _Floats, sentence: str) -> Result:
+    """The Result of a mask (H, W) of zeros and ones that was made of the logits' difference (h, w). Raises likewise."""
+    result = _finite(logit, sentence, (mask.shape[0], mask.shape[1]))
+    vars(result)["_mask"] = mask.view(np.bool_)
+    return result
+
+
+def _finite(logit: _Floats, sentence: str, size: tuple[int, int] | None) -> Result:
     if not np.isfinite(logit).all():
         raise BackendError("the model's logits are not finite: use a graph of higher precision, such as fp32")
     return Result(sentence, logit, *(size or logit.shape))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ...errors import BackendError, reason_of
 from ..cuda import CudaDevice, find_device
-from .buffers import BufferPlan
+from .buffers import BufferPlan, TensorPlan
 
 if TYPE_CHECKING:
     import tensorrt
@@ -139,21 +139,30 @@ class DeviceResources:
         return self._context
 
     def allocate(self, plan: BufferPlan, context: tensorrt.IExecutionContext) -> None:
-        """One stream, which does not wait for the default one, and all buffers of the context."""
+        """One stream, which does not wait for the default one, and all buffers of the context.
+
+        A stream and buffers that are there already belong to another.
+        """
         api, self._context = self.cuda.api, context
-        flags = api.cudaHostAllocMapped if self._mapped else api.cudaHostAllocDefault
-        self.stream = self._make("cudaStreamDestroy", "cudaStreamCreateWithFlags", api.cudaStreamNonBlocking)
+        if self.stream is None:
+            self.stream = self._make("cudaStreamDestroy", "cudaStreamCreateWithFlags", api.cudaStreamNonBlocking)
         for tensor in plan.tensors:
-            host = int(self._make("cudaFreeHost", "cudaHostAlloc", tensor.nbytes, flags))
-            if self._mapped:
-                device = int(self.cuda.call("cudaHostGetDevicePointer", host, 0))
-            else:
-                device = int(self._make("cudaFree", "cudaMalloc", tensor.nbytes))
-            memory = memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(host))
-            array = np.frombuffer(memory, tensor.spec.dtype).reshape(tensor.largest)
-            self.buffers[tensor.spec.name] = Buffer(array, host, device)
-            if not context.set_tensor_address(tensor.spec.name, device):
-                raise BackendError(f"TensorRT refused the buffer of {tensor.spec.name}")
+            name = tensor.spec.name
+            if name not in self.buffers:
+                self.buffers[name] = self._allocate(tensor)
+            if not context.set_tensor_address(name, self.buffers[name].device):
+                raise BackendError(f"TensorRT refused the buffer of {name}")
+
+    def _allocate(self, tensor: TensorPlan) -> Buffer:
+        api = self.cuda.api
+        flags = api.cudaHostAllocMapped if self._mapped else api.cudaHostAllocDefault
+        host = int(self._make("cudaFreeHost", "cudaHostAlloc", tensor.nbytes, flags))
+        if self._mapped:
+            device = int(self.cuda.call("cudaHostGetDevicePointer", host, 0))
+        else:
+            device = int(self._make("cudaFree", "cudaMalloc", tensor.nbytes))
+        memory = memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(host))
+        return Buffer(np.frombuffer(memory, tensor.spec.dtype).reshape(tensor.largest), host, device)
 
     def _make(self, undo: str, name: str, *arguments: Any) -> Any:
         made = self.cuda.call(name, *arguments)
@@ -172,6 +181,10 @@ class DeviceResources:
         if not self._mapped:
             kinds = self.cuda.api.cudaMemcpyKind
             self.cuda.call("cudaMemcpyAsync", target, source, size, getattr(kinds, kind), self.stream)
+
+    def synchronize(self) -> None:
+        """Wait for all that the stream was given."""
+        self.cuda.call("cudaStreamSynchronize", self.stream)
 
     def drop_graph(self) -> None:
         if self.graph is not None:

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ...errors import BundleError
 from ..cuda import CudaDevice
-from ..manifest import GRAPH_ROLES, MANIFEST_NAME, Manifest
+from ..manifest import FRAME_ROLES, GRAPH_ROLES, MANIFEST_NAME, Manifest
 from .flavor import FLAVORS
 
 DISPLAY_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
@@ -25,7 +25,7 @@ _HEADER_BYTES = 64
 _PREFERENCE = ("fp16", "bf16", "int8", "fp32")
 # What the fields of a record look like, if their type does not say it.
 _PATTERNS = {
-    "role": "|".join(GRAPH_ROLES),
+    "role": "|".join((*GRAPH_ROLES, *FRAME_ROLES)),
     "flavor": "|".join(FLAVORS),
     # Such as 10.13.3.9.post1, which is a release of NVIDIA's.
     "version": r"[0-9]{1,5}(\.[0-9]{1,5}){1,3}([.+-]?[a-z][a-z0-9.]{0,15})?",
