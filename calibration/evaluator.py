@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ class Evaluator:
         self._batch = bundle.manifest.input.batch or 1
         self.cases: list[Case] = list(cases(bundle, sample.held_out))
         self._prompts = self.encode(load_graph(bundle, "text_encoder"))
-        self._truth = self._differences(load_graph(bundle, "segmenter"), self._prompts, True, progress)
+        self._truth = self._differences(Session(load_graph(bundle, "segmenter")), self._prompts, progress, {})
         self.mean_iou = self._mean_iou(self._truth)
 
     def encode(self, text: ir.Model) -> list[Array]:
@@ -54,19 +54,21 @@ class Evaluator:
 
     def evaluate(
         self,
-        image: ir.Model,
+        image: ir.Model | Session,
         *,
         text: ir.Model | None = None,
         fused: bool = False,
         limit: int | None = None,
+        feeds: Mapping[str, Array] | None = None,
         progress: Progress = ignore,
     ) -> Figures:
         """What an image graph makes of the cases, with the prompts of FP32 or of a text graph; see `Session`.
 
-        `limit` takes the first cases alone.
+        `limit` takes the first cases alone; `feeds` are inputs besides those of every image graph.
         """
         prompts = self._prompts if text is None else self.encode(text)
-        return self.compare(self._differences(image, prompts[:limit], fused, progress))
+        session = image if isinstance(image, Session) else Session(image, fused=fused)
+        return self.compare(self._differences(session, prompts[:limit], progress, feeds or {}))
 
     def compare(self, differences: Sequence[Array]) -> Figures:
         """The figures of logit differences (H,W) of the first cases."""
@@ -79,12 +81,14 @@ class Evaluator:
         error = (squares / norm) ** 0.5 if norm else 0.0
         return Figures(len(differences), mean_iou, self._mean_iou(truth) - mean_iou, agreement, error)
 
-    def _differences(self, image: ir.Model, prompts: Sequence[Array], fused: bool, progress: Progress) -> list[Array]:
+    def _differences(
+        self, session: Session, prompts: Sequence[Array], progress: Progress, feeds: Mapping[str, Array]
+    ) -> list[Array]:
         """Logit of the object less that of the background, (H,W) for each prompt's case."""
-        session, differences = Session(image, fused=fused), []
+        differences: list[Array] = []
         progress(0, len(prompts))
         for batch in in_batches(list(zip(self.cases, prompts, strict=False)), self._batch):
-            (logits,) = session.run(image_inputs(*zip(*batch, strict=True)), ["logits"])
+            (logits,) = session.run({**image_inputs(*zip(*batch, strict=True)), **feeds}, ["logits"])
             # A mask of logits that are no numbers would look like a result.
             differences += list(np.nan_to_num(logits[:, 1] - logits[:, 0], nan=-np.inf).clip(-1e9, 1e9))
             progress(min(len(differences), len(prompts)), len(prompts))

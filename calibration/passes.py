@@ -37,7 +37,7 @@ class Targets:
         self.image = load_graph(bundle, "segmenter")
         products = [product.name for product in image_products(bundle, self.image)]
         reads = operands(self.image, products)
-        outputs = [str(value.name) for value in convolution_outputs(self.image, products)]
+        outputs = [str(value.name) for value in convolution_outputs(self.image, products).values()]
         self.counted = list(dict.fromkeys([*reads, *outputs]))
         self.tensors = {
             "text_encoder": observed_tensors(load_graph(bundle, "text_encoder")),

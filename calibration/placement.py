@@ -12,8 +12,8 @@ from .._base.progress import Report, ignore
 from .evaluator import Figures
 from .products import Product, group_macs
 
-# A group is ranked on so many cases that its MACs stay below this: all of a small model's, 32 of base's.
-RANKING_MACS = 5e12
+# A group is ranked on so many cases that its MACs stay below this: all of a small model's, 4 of base's.
+RANKING_MACS = 7e11
 
 # The chart, in pixels and RGB.
 _ROW, _LABEL, _BARS, _MARGIN = 22, 210, 520, 16
@@ -47,34 +47,44 @@ class Placement:
 
 def select_int8_groups(
     products: Sequence[Product],
-    evaluate_alone: Callable[[Sequence[Product], int | None], Figures],
+    evaluate_alone: Callable[[str, int | None], Figures],
     evaluate: Callable[[Sequence[Product]], Figures],
     max_drop: float,
     report: Report = ignore,
     *,
     total_macs: int = 0,
 ) -> Placement:
-    """Ranks the groups by the loss that each causes alone, then returns the worst to higher precision, one by one,
-    until all that stay cost at most `max_drop` points of mean IoU together.
+    """Ranks the groups by the error of the logits that each causes alone, then returns as few of the worst as it takes,
+    found by bisection, to higher precision: all that stay cost at most `max_drop` points of mean IoU together.
 
-    `evaluate_alone` gives the figures of a group's products in INT8, on the first cases up to a limit; `evaluate` those
-    of all that stay. The loss is noisy if few sentences are held out, so groups of equal drop are ranked by the error
-    of their logits. `total_macs` of the graph bounds what ranking costs.
+    `evaluate_alone` gives the figures of one group in INT8, on the first cases up to a limit, few of which tell groups
+    apart by their logits but not by their masks; `evaluate` those of all products that stay. `total_macs` of the graph
+    bounds what ranking costs.
     """
     macs = group_macs(products)
-    limit = max(8, int(RANKING_MACS / total_macs)) if total_macs else None
+    limit = max(4, int(RANKING_MACS / total_macs)) if total_macs else None
     alone: dict[str, Figures] = {}
     for i, group in enumerate(macs):
-        report(f"loss of {group} alone, {i + 1} of {len(macs)}")
-        alone[group] = evaluate_alone([product for product in products if product.group == group], limit)
-    worst_first = sorted(macs, key=lambda group: (alone[group].drop, alone[group].relative_error), reverse=True)
-    for returned in range(len(worst_first) + 1):
-        report(f"all but {returned} groups in INT8")
+        report(f"error of {group} alone, {i + 1} of {len(macs)}")
+        alone[group] = evaluate_alone(group, limit)
+    worst_first = sorted(macs, key=lambda group: alone[group].relative_error, reverse=True)
+
+    def without(returned: int) -> tuple[list[Product], Figures]:
+        report(f"all but {returned} of {len(macs)} groups in INT8")
         staying = set(worst_first[returned:])
         kept = [product for product in products if product.group in staying]
-        figures = evaluate(kept)
-        if figures.drop <= max_drop:
-            break
+        return kept, evaluate(kept)
+
+    returned, (kept, figures) = 0, without(0)
+    if figures.drop > max_drop:
+        too_few, returned, kept = 0, len(worst_first), []
+        while returned - too_few > 1:
+            middle = (returned + too_few) // 2
+            fewer, of_fewer = without(middle)
+            if of_fewer.drop <= max_drop:
+                returned, kept, figures = middle, fewer, of_fewer
+            else:
+                too_few = middle
     ranking = [
         GroupLoss(group, macs[group], alone[group].drop, alone[group].relative_error, i >= returned)
         for i, group in enumerate(worst_first)
@@ -83,7 +93,7 @@ def select_int8_groups(
 
 
 def draw_ranking(ranking: Sequence[GroupLoss], title: str, path: Path) -> None:
-    """Writes a PNG with a bar for each group, worst first: points of mean IoU that it costs alone, and its MACs.
+    """Writes a PNG with a bar for each group, worst first: the error of the logits that it causes alone, and its MACs.
 
     Blue groups are INT8 in the graph, orange ones were returned to higher precision.
     """
@@ -92,20 +102,18 @@ def draw_ranking(ranking: Sequence[GroupLoss], title: str, path: Path) -> None:
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
     draw.text((_MARGIN, _MARGIN), title, _INK, ImageFont.load_default(15))
-    low = min(0.0, *(loss.drop for loss in ranking))
-    high = max(0.01, *(loss.drop for loss in ranking))
     left, top = _MARGIN + _LABEL, _MARGIN + 2 * _ROW
-    scale = _BARS / (high - low)
-    zero = left - low * scale
+    scale = _BARS / max(1e-4, *(loss.relative_error for loss in ranking))
     total = sum(loss.macs for loss in ranking) or 1
-    draw.line([(zero, top - 4), (zero, top + _ROW * len(ranking))], _GRID, 2)
+    draw.line([(left, top - 4), (left, top + _ROW * len(ranking))], _GRID, 2)
     for i, loss in enumerate(ranking):
         y = top + i * _ROW
         draw.text((_MARGIN, y), loss.group, _INK, font)
-        ends = sorted((zero, zero + loss.drop * scale))
-        draw.rectangle([ends[0], y + 3, max(ends[1], ends[0] + 1), y + _ROW - 6], _INT8 if loss.int8 else _KEPT)
-        draw.text((left + _BARS + 10, y), f"{loss.drop:+.3f}   {100 * loss.macs / total:5.1f} % MACs", _INK, font)
+        end = left + max(1, loss.relative_error * scale)
+        draw.rectangle([left, y + 3, end, y + _ROW - 6], _INT8 if loss.int8 else _KEPT)
+        figures = f"{100 * loss.relative_error:6.3f} %   {100 * loss.macs / total:5.1f} % MACs"
+        draw.text((left + _BARS + 10, y), figures, _INK, font)
     y = top + len(ranking) * _ROW + 6
-    text = "points of mean IoU lost with this group alone in INT8; blue: INT8, orange: returned to higher precision"
+    text = "error of the logits with this group alone in INT8; blue: INT8, orange: returned to higher precision"
     draw.text((_MARGIN, y), text, _INK, font)
     image.save(path, format="PNG")

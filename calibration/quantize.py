@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from dataclasses import replace as replaced
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from .. import __version__
@@ -23,6 +24,7 @@ from ..runtime.update import BundleUpdate, update_bundle
 from .calibrate import calibrate, calibration_key, delete_state
 from .evaluator import Evaluator, Figures
 from .half import Range, emulate_half, find_islands, to_half
+from .observers import Session
 from .passes import Targets
 from .placement import GroupLoss, draw_ranking, select_int8_groups
 from .products import POLICIES, RESTS, Product, candidates, image_macs, image_products
@@ -251,8 +253,11 @@ def _add_int8(work: _Work, options: QuantizeOptions, name: str) -> QuantizeResul
     chosen = candidates(image_products(bundle, plain), options.policy, rest)
     total = sum(image_macs(bundle, plain).values())
 
-    def evaluate_alone(group: Sequence[Product], limit: int | None) -> Figures:
-        return work.evaluator.evaluate(quantized_graph(bundle, calibration, group, ranges, rest), limit=limit)
+    switched = Session(quantized_graph(bundle, calibration, chosen, ranges, rest, switched=True), fused=False)
+
+    def evaluate_alone(group: str, limit: int | None) -> Figures:
+        switches = {product.group: np.array(product.group == group) for product in chosen}
+        return work.evaluator.evaluate(switched, feeds=switches, limit=limit)
 
     def finish(kept: Sequence[Product]) -> tuple[ir.Model, dict[str, str]]:
         model = quantized_graph(bundle, calibration, kept, ranges, rest)
@@ -284,16 +289,25 @@ def _add_int8(work: _Work, options: QuantizeOptions, name: str) -> QuantizeResul
 
 
 def quantized_graph(
-    bundle: Bundle, calibration: Calibration, products: Sequence[Product], ranges: Mapping[str, Range], rest: str
+    bundle: Bundle,
+    calibration: Calibration,
+    products: Sequence[Product],
+    ranges: Mapping[str, Range],
+    rest: str,
+    *,
+    switched: bool = False,
 ) -> ir.Model:
     """The image graph, smoothed, with these products in INT8, as a GPU (`rest` "fp16") or a CPU ("fp32") wants them.
 
-    The rest is FP32; see `type_rest`. `ranges` are what `Calibration.clipped` gives.
+    The rest is FP32; see `type_rest`. `ranges` are what `Calibration.clipped` gives. With `switched`, each group has
+    a boolean input of its name: one graph for whatever groups are to be INT8.
     """
     model = _graph_of(bundle, rest)
     apply_smoothing(model, calibration.channels, calibration.strengths)
-    names = [product.name for product in products]
-    quantize_products(model, names, ranges, unsigned=rest == "fp32", half=rest == "fp16")
+    groups = {product.name: product.group for product in products}
+    quantize_products(
+        model, groups, ranges, unsigned=rest == "fp32", half=rest == "fp16", switches=groups if switched else None
+    )
     return model
 
 

@@ -109,7 +109,7 @@ class TestQuantisation:
     def test_unsigned_uses_the_range_as_it_is_and_quantises_what_convolutions_put_out(self) -> None:
         weight = RNG.normal(size=(3, 2, 3, 3)).astype(np.float32)
         model = convolution(weight)
-        (output,) = convolution_outputs(model, ["decoder.level0.conv/Conv"])
+        (output,) = convolution_outputs(model, ["decoder.level0.conv/Conv"]).values()
         assert output.name == "r"  # behind the Relu
         quantize_products(model, ["decoder.level0.conv/Conv"], {"x": (-1.0, 4.0), "r": (0.0, 14.0)}, unsigned=True)
         assert [node.op_type for node in model.graph].count("QuantizeLinear") == 2

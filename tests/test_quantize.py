@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from lavt_edge.calibration.evaluator import Evaluator, Figures
-from lavt_edge.calibration.placement import Placement, select_int8_groups
-from lavt_edge.calibration.products import Product, candidates, image_products, int8_macs
-from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle, quantized_graph
-from lavt_edge.calibration.record import read_calibration
-from lavt_edge.calibration.sample import DataOptions, draw_sample
+from lavt_edge.calibration.products import candidates, image_products, int8_macs
+from lavt_edge.calibration.quantize import QuantizeOptions, quantize_bundle
+from lavt_edge.calibration.sample import DataOptions
 from lavt_edge.data.shapes import scene_at
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.errors import BundleError, ExportError
@@ -28,7 +24,6 @@ from lavt_edge.export.edits import load_graph
 from lavt_edge.export.engines.bundle import build_engines
 from lavt_edge.export.engines.options import EngineOptions
 from lavt_edge.export.macs import count_macs
-from lavt_edge.export.rewrites.names import WEIGHTS
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.bundle import file_entry, open_bundle, sha256_of
 from lavt_edge.runtime.update import update_bundle
@@ -231,73 +226,6 @@ class TestCommand:
         run = command("quantize", tmp_path / "none", "--fp16")
         assert (run.returncode, run.stderr.count("\n")) == (1, 1)
         assert "no such bundle" in run.stderr
-
-
-LOSSES = {"a": 0.1, "b": 2.0, "c": 0.0, "d": 0.4}
-PRODUCTS = [Product(f"{group}{i}", group, WEIGHTS, 10) for group in LOSSES for i in range(2)]
-
-
-class TestAccuracyControl:
-    """The search itself, on losses that are known."""
-
-    def placed(self, max_drop: float) -> Placement:
-        def evaluate(products: Sequence[Product], limit: int | None = None) -> Figures:
-            drop = sum(LOSSES[group] for group in {product.group for product in products})
-            return Figures(8, 70 - drop, drop, 1, drop / 100)
-
-        return select_int8_groups(PRODUCTS, evaluate, evaluate, max_drop)
-
-    def test_the_worst_are_returned_until_the_budget_holds(self) -> None:
-        placed = self.placed(0.2)
-        assert {one.group for one in placed.products} == {"a", "c"}
-        assert [one.group for one in placed.ranking] == ["b", "d", "a", "c"]
-        assert [one.int8 for one in placed.ranking] == [False, False, True, True]
-        assert placed.figures.drop == pytest.approx(0.1)
-        assert [one.macs for one in placed.ranking] == [20] * 4
-
-    def test_all_stay_within_a_large_budget_and_none_within_none(self) -> None:
-        assert len(self.placed(2.5).products) == 8
-        assert {one.group for one in self.placed(0.0).products} == {"c"}
-
-    def test_ranking_a_large_model_takes_fewer_sentences_and_the_whole_all(self) -> None:
-        seen: list[int | None] = []
-
-        def evaluate(products: Sequence[Product], limit: int | None = None) -> Figures:
-            seen.append(limit)
-            return Figures(128, 70, 0, 1, 0)
-
-        base = 154_000_000_000
-        select_int8_groups(PRODUCTS, evaluate, evaluate, 0.5, total_macs=base)
-        assert seen == [32] * 4 + [None]
-
-    def test_figures_of_fewer_cases_are_those_of_the_cases(self, quantized: Path, options: QuantizeOptions) -> None:
-        bundle = open_bundle(quantized)
-        evaluator, model = Evaluator(bundle, draw_sample(options.data)), ir.load(quantized / "segmenter.int8.onnx")
-        fewer = evaluator.evaluate(model, limit=3)
-        assert fewer.sentences == 3
-        assert fewer != evaluator.evaluate(model)
-        alone = evaluator.evaluate(load_graph(bundle, "segmenter"), fused=True, limit=3)
-        assert (alone.drop, alone.pixel_agreement, alone.relative_error) == (0, 1, 0)
-
-    def test_a_group_that_ruins_the_masks_is_found(self, quantized: Path, options: QuantizeOptions) -> None:
-        bundle, calibration = open_bundle(quantized), read_calibration(quantized / "calibration.json")
-        assert calibration is not None
-        evaluator = Evaluator(bundle, draw_sample(options.data))
-        products = [
-            one
-            for one in image_products(bundle, load_graph(bundle, "segmenter"))
-            if one.group in ("decoder.level0.conv", "stage3.merge", "stage2.mlp.fc1")
-        ]
-        ranges = calibration.clipped("mse")
-        tensor = "decoder.level0/Relu"
-        ranges[tensor] = (0.0, ranges[tensor][1] * 300)  # a scale that leaves nearly nothing
-
-        def evaluate(kept: Sequence[Product], limit: int | None = None) -> Figures:
-            return evaluator.evaluate(quantized_graph(bundle, calibration, kept, ranges, "fp16"), limit=limit)
-
-        placed = select_int8_groups(products, evaluate, evaluate, max_drop=1.0)
-        assert placed.ranking[0].group == "decoder.level0.conv"
-        assert {one.group for one in placed.products} == {"stage2.mlp.fc1"}
 
 
 def test_policies_differ_in_what_they_start_from(demo_bundle: Path) -> None:
