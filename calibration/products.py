@@ -5,6 +5,7 @@ A *product* is a Conv or MatMul; `export.rewrites.names.place_of` says which of 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ..export.macs import count_macs
 from ..export.rewrites.names import WEIGHTS, place_of
 from ..runtime.bundle import Bundle
 
-POLICIES = ("auto", "full", "decoder")
+POLICIES = ("auto", "full", "decoder", "attention")
 RESTS = ("fp16", "fp32")
 
 
@@ -52,13 +53,16 @@ def candidates(products: Iterable[Product], policy: str, rest: str = "fp16") -> 
 
     `decoder`: the decoder's convolutions, the part that quantises best. `full`: every product with a weight. `auto`:
     attention products besides, which accuracy control must let pass (see placement.py), but not beside FP32:
-    activations times activations gain nothing in a CPU's INT8 kernels.
+    activations times activations gain nothing in a CPU's INT8 kernels. `attention`: attention and patch merging, where
+    INT8 moves fewer bytes in as many kernels; an INT8 product elsewhere writes FP16 or FP32, and one kernel more reads
+    it, adds the bias and quantises (TensorRT for RTX 1.7).
     """
+    parts = {"decoder": re.compile(r"decoder\."), "attention": re.compile(r".*\.(attn|merge)\b")}
     return [
         product
         for product in products
-        if (product.kind == WEIGHTS or (policy == "auto" and rest == "fp16"))
-        and (policy != "decoder" or product.group.startswith("decoder."))
+        if (product.kind == WEIGHTS or (policy in ("auto", "attention") and rest == "fp16"))
+        and (policy not in parts or parts[policy].match(product.group))
     ]
 
 

@@ -48,7 +48,7 @@ class QuantizeOptions:
     """
 
     policy: str = "auto"
-    """Which products may be INT8: "auto", "full" (no attention products) or "decoder"."""
+    """Which products may be INT8: "auto", "full" (no attention products), "decoder" or "attention" (and merging)."""
     method: str = "mse"
     """How ranges are clipped: "mse", "entropy", "percentile" or "minmax"."""
     rest: str = "fp16"

@@ -30,7 +30,7 @@ PARTS = (
     ("Swin: MLP, merging; gate", r"mlp|downsample|gate", r"mlp|merge|gate"),
     ("PWAM: keys and values of words (3)", r"f_key|f_value", r"words"),
     ("PWAM: the rest (1, 2)", r"fusion", r"pwam"),
-    ("decoder: first convolutions (5)", r"conv1_[234]$", r"(skip|taps|interpolation)$"),
+    ("decoder: first convolutions (5)", r"conv1_[234]$", r"(skip|taps)$|decoder\.level\d$"),
     ("decoder: second convolutions", r"conv2_[234]$", r"\.conv$"),
     ("classifier, last upsampling", r"conv1_1$", r"classifier$"),
 )

@@ -232,9 +232,15 @@ def test_policies_differ_in_what_they_start_from(demo_bundle: Path) -> None:
     bundle = open_bundle(demo_bundle)
     products = image_products(bundle, load_graph(bundle, "segmenter"))
     total = bundle.manifest.model["macs"]["segmenter"]
-    policies = ("decoder", "full", "auto")
+    policies = ("decoder", "full", "auto", "attention")
     share = {policy: sum(one.macs for one in candidates(products, policy)) / total for policy in policies}
     assert 0.45 < share["decoder"] < 0.5
+    groups = {one.group.split(".", 1)[1] for one in candidates(products, "attention")}
+    assert groups == {"attn.qkv", "attn.scores", "attn.values", "attn.proj", "merge"}
+    assert {one.group.split(".", 1)[1] for one in candidates(products, "attention", "fp32")} == groups - {
+        "attn.scores",
+        "attn.values",
+    }
     assert 0.7 < share["full"] < 0.8
     assert 0.9 < share["auto"] < 0.95  # all but the interpolations
 
