@@ -118,7 +118,8 @@ class TestBundle:
         assert share >= 0.9
         groups = about["groups"]
         assert sum(one["macs"] for one in groups if one["int8"]) / sum(macs.values()) == pytest.approx(share)
-        assert [one["drop"] for one in groups] == sorted((one["drop"] for one in groups), reverse=True)
+        errors = [one["relative_error"] for one in groups]
+        assert errors == sorted(errors, reverse=True)
         assert {"stage2.mlp.fc1", "decoder.level0.conv", "stage0.attn.values"} <= {one["group"] for one in groups}
 
     def test_what_must_stay_in_floating_point_does(self, quantized: Path) -> None:

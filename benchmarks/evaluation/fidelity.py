@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from ..._base.progress import Progress, Report, ignore
 from ...calibration.evaluator import Evaluator, Figures
 from ...calibration.half import emulate_half
+from ...calibration.observers import Session
 from ...calibration.sample import Case, Sample
 from ...data.sentences import Sentence, open_split
 from ...errors import LavtError
@@ -39,9 +40,13 @@ class MaskEvaluator(Evaluator):
     masks: Masks
 
     def _differences(
-        self, image: ir.Model, prompts: Sequence[npt.NDArray[Any]], fused: bool, progress: Progress
+        self,
+        session: Session,
+        prompts: Sequence[npt.NDArray[Any]],
+        progress: Progress,
+        feeds: Mapping[str, npt.NDArray[Any]],
     ) -> list[npt.NDArray[Any]]:
-        differences = super()._differences(image, prompts, fused, progress)
+        differences = super()._differences(session, prompts, progress, feeds)
         self._keep(differences)
         return differences
 
