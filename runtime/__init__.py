@@ -3,7 +3,7 @@
 from .._base.exits import run_main
 from ..errors import BackendError, BundleError, ImageError, LavtError, PromptError
 from .images import Result, to_rgb_array
-from .prompt import Prompt, TruncationWarning
+from .prompt import Prompt, TruncationWarning, UnknownWordsWarning
 from .segmenter import Segmenter
 from .tensorrt.record import PowerModeWarning, UnusedEngineWarning, UnverifiedEngineWarning
 
@@ -18,6 +18,7 @@ __all__ = [
     "Result",
     "Segmenter",
     "TruncationWarning",
+    "UnknownWordsWarning",
     "UnusedEngineWarning",
     "UnverifiedEngineWarning",
     "run_main",

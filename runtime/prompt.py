@@ -19,6 +19,10 @@ class TruncationWarning(UserWarning):
     """A sentence has more tokens than the model reads; the rest of it was ignored."""
 
 
+class UnknownWordsWarning(UserWarning):
+    """A sentence has words that the model's vocabulary does not have: the mask is that of the others, or of none."""
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """A sentence as the image graph takes it; valid for every image, with the bundle that made it.

@@ -18,7 +18,7 @@ from .bundle import Bundle, open_bundle
 from .graphs import FrameKind, Graphs, open_graphs
 from .images import ImageLike, PreparedImage, Result, as_frame, check_pixels, prepare, result_of, result_of_frame
 from .manifest import Manifest
-from .prompt import Prompt, PromptCache, TruncationWarning
+from .prompt import Prompt, PromptCache, TruncationWarning, UnknownWordsWarning
 from .streaming import worked_ahead
 
 PromptLike: TypeAlias = str | Prompt
@@ -113,8 +113,10 @@ class Segmenter:
     def encode(self, sentence: str, *, blank: bool = False) -> Prompt:
         """Encode a sentence, for any number of images. The prompts used last are cached.
 
-        A sentence of more tokens than the model reads is cut, with a TruncationWarning.
-        Raises PromptError if it has no word; with `blank` it is taken, as evaluations on published data need.
+        A sentence of more tokens than the model reads is cut, with a TruncationWarning. Words that the vocabulary does
+        not have are named once, when the sentence is encoded, in an UnknownWordsWarning.
+        Raises PromptError if it has no word, or none that the vocabulary has; with `blank` both are taken, as
+        evaluations on published data need, and no words are named.
         """
         return self._encode(sentence, self._open_graphs().text, blank)
 
@@ -301,14 +303,26 @@ class Segmenter:
                 __package__,
             )
 
+        unknown, known = ((), True) if blank else self._tokenizer.unknown_words(sentence)
+        shown = ", ".join(map(repr, unknown))
+        if unknown and not known:
+            raise PromptError(f"the model's vocabulary has no word of this sentence ({shown}): say it in other words")
+
         def compute() -> Prompt:
+            if unknown:
+                warn_caller(
+                    f"the model's vocabulary does not have {shown}, of {sentence[:60]!r}: the mask may miss the object",
+                    UnknownWordsWarning,
+                    __package__,
+                )
             # Alone, also if the graph takes several: a prompt does not depend on what is encoded beside it.
             rows = self._spec.batch or 1
             (prompts,) = text.run(text_feeds([input_ids] * rows, [attention_mask] * rows), ["prompt"])
             word_mask = attention_mask.astype(np.float32)
             return Prompt(sentence, prompts[0].copy(), word_mask, truncated, self._fingerprint)
 
-        return self._cache.get(input_ids.tobytes() + attention_mask.tobytes() + bytes([truncated]), sentence, compute)
+        key = input_ids.tobytes() + attention_mask.tobytes() + bytes([truncated]) + repr(unknown).encode()
+        return self._cache.get(key, sentence, compute)
 
     def _reader(
         self, pixels: str, orient: bool, size: str, frames: Collection[FrameKind] = (), *, keep: bool = False

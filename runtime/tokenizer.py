@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from ..errors import BundleError, InputError, PromptError, reason_of
 
@@ -19,6 +19,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # before punctuation and before these ideographs; the brackets are left out, special tokens contain them.
 _BOUNDARY = re.compile(r"[ \t\n!-/:-@\\^-`{-~\u3400-\u4dbf\u4e00-\u9fff]")
 _PREFIXES = (2_000, 64_000)
+_SHOWN = 40  # characters of an unknown word
 
 
 def build_tokenizer(vocab: Path | Sequence[str]) -> Tokenizer:
@@ -80,7 +81,7 @@ class SentenceTokenizer:
             sentence.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PromptError(f"the sentence is not valid Unicode (a lone surrogate at {error.start})") from None
-        ids = self._ids(sentence)
+        ids = self._encoding(sentence).ids
         if len(ids) <= 2 and not blank:
             raise PromptError("the sentence is empty: name the object to segment, such as 'the man in red'")
         kept = ids[: self.max_words]
@@ -90,20 +91,49 @@ class SentenceTokenizer:
         attention_mask[: len(kept)] = 1
         return input_ids, attention_mask, len(ids) > self.max_words
 
-    def _ids(self, sentence: str) -> list[int]:
+    def unknown_words(self, sentence: str) -> tuple[tuple[str, ...], bool]:
+        """The words that the vocabulary does not have, among those that are read, and whether it has any other word.
+
+        WordPiece makes [UNK] of such a word, or spells it, character by character, where it has all of them. Unknown
+        words with nothing between them, such as ideographs, are one. Each is given once, as it is written, and short.
+        """
+        encoding = self._encoding(sentence)
+        words: list[list[int]] = []
+        for index, token in enumerate(encoding.tokens):
+            if token.startswith("##"):
+                words[-1].append(index)
+            elif token == "[UNK]" or token not in SPECIAL_TOKENS:
+                words.append([index])
+        spans: list[tuple[int, int]] = []
+        known = False
+        for pieces in (word for word in words if word[0] < self.max_words):
+            start, end = encoding.offsets[pieces[0]][0], encoding.offsets[pieces[-1]][1]
+            if any(self._says_something(encoding.tokens[index], len(pieces)) for index in pieces):
+                known = known or any(map(str.isalnum, sentence[start:end]))
+            elif spans and spans[-1][1] == start:
+                spans[-1] = (spans[-1][0], end)
+            else:
+                spans.append((start, end))
+        return tuple(dict.fromkeys(sentence[start : min(end, start + _SHOWN)] for start, end in spans)), known
+
+    @staticmethod
+    def _says_something(token: str, pieces: int) -> bool:
+        return token != "[UNK]" and (pieces == 1 or len(token.removeprefix("##")) > 1)
+
+    def _encoding(self, sentence: str) -> Encoding:
         """All ids of a sentence; of a very long one at least the first `max_words` + 1, from a prefix if possible."""
         for length in _PREFIXES:
             if len(sentence) <= length:
                 break
             cut = max((match.start() for match in _BOUNDARY.finditer(sentence, 0, length)), default=0)
-            ids = self._all_ids(sentence[:cut])
-            if len(ids) > self.max_words + 1:
-                return ids
-        return self._all_ids(sentence)
+            encoding = self._whole_encoding(sentence[:cut])
+            if len(encoding.ids) > self.max_words + 1:
+                return encoding
+        return self._whole_encoding(sentence)
 
-    def _all_ids(self, text: str) -> list[int]:
+    def _whole_encoding(self, text: str) -> Encoding:
         with _sound():
-            return list(self._tokenizer.encode(text).ids)
+            return self._tokenizer.encode(text)
 
 
 @contextmanager
