@@ -1,4 +1,4 @@
-"""The entry points of lavt-export, lavt-run and lavt-bench; each command is a module of `commands/`."""
+"""The entry points of lavt-export, lavt-run, lavt-bench and lavt-serve; each command is a module of `commands/`."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ def bench_main() -> None:
     from .commands.bench import bench_app
 
     run_typer(bench_app)
+
+
+def serve_main() -> None:
+    from .commands.serve import serve_app
+
+    run_typer(serve_app)

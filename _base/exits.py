@@ -39,6 +39,7 @@ _EXTRAS = {
     "cpu": ("onnxruntime",),
     "data": ("pycocotools",),
     "camera": ("cv2",),
+    "serve": ("starlette", "uvicorn", "websockets", "python_multipart"),
     "bench": ("openvino",),
     "jetson": ("cuda",),
     "trt": ("tensorrt",),

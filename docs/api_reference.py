@@ -21,7 +21,12 @@ MODULES = (
     "lavt_edge.calibration",
     "lavt_edge.errors",
 )
-COMMANDS = {"lavt-export": "export.export_app", "lavt-run": "run.run_app", "lavt-bench": "bench.bench_app"}
+COMMANDS = {
+    "lavt-export": "export.export_app",
+    "lavt-run": "run.run_app",
+    "lavt-bench": "bench.bench_app",
+    "lavt-serve": "serve.serve_app",
+}
 SECTIONS = ("Args", "Attributes", "Raises", "Returns")
 HEAD = """# API reference
 

@@ -30,8 +30,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from camera_picture import INK, WARNING_INK, Clock, Masks, Recorder, overlay, strip
-from camera_source import Source, SourceError
 from lavt_edge.runtime import LavtError, PromptError, Result, Segmenter, run_main
+from lavt_edge.serving.source import Source, SourceError
 from video_file import FOURCC, Frame
 
 REPORT_SECONDS = 1.0

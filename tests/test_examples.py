@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from lavt_edge.runtime import Segmenter
+from lavt_edge.serving import source as source_module
 from lavt_edge.tests.example_runs import EXAMPLES, Run, refusal, run
 from lavt_edge.tests.example_runs import example as example  # a fixture
 from lavt_edge.tests.test_examples_ros import MESSAGES, FakeNode, StringMessage, image_message
@@ -171,9 +172,8 @@ def test_a_window_takes_typed_sentences_and_escape(
 
 
 def test_live_sources_give_the_newest_frame_and_say_when_they_end(
-    example: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source_module = example("camera_source")
     behind = 30
 
     class Camera:

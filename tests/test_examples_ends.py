@@ -20,6 +20,7 @@ import pytest
 from lavt_edge._base.exits import run_main
 from lavt_edge.data.shapes import scene_at
 from lavt_edge.errors import ExitCode, LavtError
+from lavt_edge.serving import source as source_module
 from lavt_edge.tests.example_runs import EXAMPLES, run
 from lavt_edge.tests.example_runs import example as example  # a fixture
 from PIL import Image
@@ -213,13 +214,13 @@ def test_a_video_appears_when_it_is_closed_and_not_at_all_where_it_is_dropped(ex
     [(0, 30), (-1, 30), (float("nan"), 30), (90000, 30), (241, 30), (240, 240), (29.97, 29.97), (1, 1)],
 )
 def test_the_rate_of_a_source_is_one_that_cameras_have(
-    said: float, taken: float, example: Example, monkeypatch: pytest.MonkeyPatch
+    said: float, taken: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capture = SimpleNamespace(
         isOpened=lambda: True, get=lambda what: said, read=lambda: (False, None), release=lambda: None
     )
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: capture)
-    source = example("camera_source").Source("0")
+    source = source_module.Source("0")
     assert source.fps == taken
     source.close()
 

@@ -103,7 +103,16 @@ def test_export_without_its_packages_says_what_to_install(lean_python: Path, tmp
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [["lavt-export"], ["lavt-export", "onnx"], ["lavt-run"], ["lavt-bench"]])
+def test_serving_without_its_packages_says_what_to_install(lean_python: Path, tmp_path: Path) -> None:
+    failed = run(lean_python.parent / "lavt-serve", "bundle", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.strip().count("\n") == 0
+    assert "pip install 'lavt-edge[serve]'" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["lavt-export"], ["lavt-export", "onnx"], ["lavt-run"], ["lavt-bench"], ["lavt-serve"]]
+)
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys; sys.argv = [*sys.argv[1:], '--help']\n"
@@ -145,7 +154,7 @@ def test_mypy_finds_nothing(tmp_path: Path) -> None:
     # The repository root is the package, so mypy must meet it under the package's name.
     (tmp_path / "lavt_edge").symlink_to(ROOT)
     environment = {**os.environ, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
-    packages = ["_base", "benchmarks", "calibration", "commands", "data", "export", "reference", "runtime"]
+    packages = ["_base", "benchmarks", "calibration", "commands", "data", "export", "reference", "runtime", "serving"]
     packages += ["cli", "errors"]
     targets = [part for name in packages for part in ("-p" if (ROOT / name).is_dir() else "-m", f"lavt_edge.{name}")]
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), *targets]
