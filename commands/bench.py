@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 bench_app = typer.Typer(add_completion=False)
 
 _LATENCY_OPTIONS = (
-    *("against", "image", "text", "warmup", "rounds", "batch", "sweep_threads", "sweep_batch", "parts", "estimate"),
-    *("layers", "kernels", "fidelity", "json_file", "report", "baseline", "max_slowdown"),
+    *("against", "image", "frame", "text", "warmup", "rounds", "batch", "sweep_threads", "sweep_batch", "parts"),
+    *("estimate", "layers", "kernels", "fidelity", "json_file", "report", "baseline", "max_slowdown"),
 )
 _MODEL_OPTIONS = ("image_size", "fusion_heads", "bert", "vocabulary", "ema")
 _CHECKPOINT_OPTIONS = ("checkpoint", *_MODEL_OPTIONS)
@@ -30,6 +30,7 @@ _ACCURACY_OPTIONS = (
     *("data_root", "split", "split_by", "images", "limit", "swap", "results", "restart"),
     "batch_size",
 )
+_MOST_SIDE = 16384
 _DATA_OPTIONS = ("data_root", "split", "split_by", "images", "limit")
 
 _Engine = Annotated[Path | None, typer.Option(help="A bundle, or a segmenter .onnx inside one.")]
@@ -49,6 +50,9 @@ _Checkpoint = Annotated[
     ),
 ]
 _Image = Annotated[Path | None, typer.Option(help="An image to measure on; by default 640x480 of noise.")]
+_Frame = Annotated[
+    str | None, typer.Option(help="Measure on noise of a camera's HEIGHTxWIDTH, such as 1080x1920, instead.")
+]
 _Text = Annotated[str, typer.Option(help="The sentence.")]
 _Warmup = Annotated[int, typer.Option(min=0, help="Rounds before those that count.")]
 _Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count.")]
@@ -108,6 +112,7 @@ def bench(
     against: _Against = None,
     checkpoint: _Checkpoint = None,
     image: _Image = None,
+    frame: _Frame = None,
     text: _Text = "the man in red",
     warmup: _Warmup = 3,
     rounds: _Rounds = 20,
@@ -182,6 +187,11 @@ def _check_outputs(json_file: Path | None, report: Path | None) -> None:
 def _latency_options(asked: dict[str, Any]) -> Options:
     from ..benchmarks.timing.result import Options
 
+    frame = parse_size(asked["frame"], "--frame")
+    if frame is not None and asked["image"] is not None:
+        raise LavtError("--frame is for noise of a size, and --image has its own; leave one out")
+    if frame is not None and not all(0 < side <= _MOST_SIDE for side in frame):
+        raise LavtError(f"--frame {asked['frame']}: each side must be 1 to {_MOST_SIDE} pixels")
     same = ("checkpoint", "image", "text", "warmup", "rounds", "batch", "threads", "device")
     against = list(asked["against"] or ())
     if asked["fidelity"]:  # accuracy is shown beside time, so each precision is timed
@@ -191,6 +201,7 @@ def _latency_options(asked: dict[str, Any]) -> Options:
         tuple(against),
         sweep_threads=_parse_counts("--sweep-threads", asked["sweep_threads"]),
         sweep_batch=_parse_counts("--sweep-batch", asked["sweep_batch"]),
+        frame=frame,
         **{name: asked[name] for name in same},
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +54,11 @@ class Backend(Protocol):
         self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
     ) -> Callable[[], list[npt.NDArray[Any]]]:
         """Begins what `run` does, if it can go on by itself; what is returned does the rest and gives the outputs."""
+
+    def run_in_steps(
+        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+    ) -> tuple[list[npt.NDArray[Any]], dict[str, float]]:
+        """`run`, each step waited for, and the seconds of "copy_in", "image" and "copy_out"."""
 
 
 def create_session(
@@ -148,6 +154,14 @@ class OnnxRuntimeBackend:
     ) -> Callable[[], list[npt.NDArray[Any]]]:
         """`run`, when it is called: the CPU has nothing to do it with meanwhile."""
         return partial(self.run, feeds, outputs)
+
+    def run_in_steps(
+        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+    ) -> tuple[list[npt.NDArray[Any]], dict[str, float]]:
+        """`run`, and its seconds, all of them "image": a session copies by itself, on the CPU not at all."""
+        start = time.perf_counter()
+        found = self.run(feeds, outputs)
+        return found, {"copy_in": 0.0, "image": time.perf_counter() - start, "copy_out": 0.0}
 
     def _create(self, device: str) -> tuple[Any, str]:
         if device != "cpu":

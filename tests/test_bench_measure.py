@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lavt_edge.benchmarks.peers.onnx import photo
 from lavt_edge.benchmarks.peers.process import RemoteSide, run_in_subprocess
 from lavt_edge.benchmarks.peers.sides import feeds_for, specify
 from lavt_edge.benchmarks.timing.baseline import compare_with_baseline, read_result
@@ -23,7 +24,7 @@ from lavt_edge.benchmarks.timing.machine import (
     parse_power_mode,
     run_warnings,
 )
-from lavt_edge.benchmarks.timing.measure import measure
+from lavt_edge.benchmarks.timing.measure import measure, prepare_sides
 from lavt_edge.benchmarks.timing.result import Options
 from lavt_edge.errors import ExitCode, LavtError
 from lavt_edge.tests.report_pages import read
@@ -62,8 +63,10 @@ def test_the_result_has_the_form_that_others_read(result: dict[str, Any]) -> Non
 
 def test_a_bundle_is_split_and_a_bare_graph_is_not(result: dict[str, Any]) -> None:
     first, _, bare = result["sides"]
-    parts = ["decode", "preprocess", "text_cold", "text_cached", "copies", "image", "postprocess"]
-    assert list(first["split"]) == parts
+    apart, steps = ("decode", "text_cold", "text_cached"), ("preprocess", "copy_in", "image", "copy_out", "postprocess")
+    assert tuple(first["split"]) == (*apart, *steps)
+    assert all(first["split"][step] > 0 for step in (*apart, "preprocess", "copy_in", "image", "postprocess"))
+    assert first["split"]["copy_out"] == 0
     assert first["split"]["text_cached"] < first["split"]["text_cold"]
     assert 0 < first["overhead"]["share"] < 1
     assert bare["split"] is None
@@ -245,6 +248,14 @@ def test_the_command_prints_writes_and_judges(bundle: Path, tmp_path: Path) -> N
     assert "slower than 1.5 times" in slower.stderr
 
 
+def test_a_frame_s_size_is_what_every_side_is_measured_on(bundle: Path) -> None:
+    for frame, size in (((72, 128), (72, 128)), (None, (480, 640))):
+        specs = prepare_sides(Options(bundle, (str(bundle),), device="cpu", frame=frame))
+        assert [photo(spec).shape for spec in specs] == [(*size, 3)] * 2
+    (found,) = measure(Options(bundle, rounds=2, warmup=0, device="cpu", frame=(72, 128))).sides
+    assert found.split is not None
+
+
 @pytest.mark.parametrize("options", [("--parts",), ("--estimate", "jetson-thor")])
 def test_a_package_that_is_missing_is_told_before_anything_is_measured(
     tmp_path: Path, options: tuple[str, ...]
@@ -283,6 +294,8 @@ def without_package(folder: Path, name: str) -> dict[str, str]:
         (("--json", f"{__file__}/x.json"), "x.json: cannot be written"),
         (("--report", "."), "cannot be written"),
         (("--limit", "3"), "--limit measures accuracy"),
+        (("--frame", "0x3"), "--frame 0x3: each side must be 1 to 16384"),
+        (("--frame", "3", "--image", "x.png"), "--frame is for noise"),
     ],
 )
 def test_mistakes_end_in_one_line(bundle: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:

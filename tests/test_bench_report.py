@@ -77,11 +77,11 @@ class TestPage:
         """Bars are as long as their steps, on the scale of the longest call; decoding and text are in no bar."""
         widths = [float(one) for one in re.findall(r'width="([\d.]+)%"', section_of(html, "What a call consists of"))]
         sides = example()["sides"]
-        assert len(widths) == 5 * len(sides)  # a track and four steps
+        assert len(widths) == 6 * len(sides)  # a track and five steps
         most = max(side["call"] for side in sides)
         for i, side in enumerate(sides):
-            steps = [side["split"][step] for step in ("preprocess", "copies", "image", "postprocess")]
-            assert widths[5 * i + 1 : 5 * i + 5] == pytest.approx([100 * step / most for step in steps], abs=0.006)
+            steps = [side["split"][step] for step in ("preprocess", "copy_in", "image", "copy_out", "postprocess")]
+            assert widths[6 * i + 1 : 6 * i + 6] == pytest.approx([100 * step / most for step in steps], abs=0.006)
 
     def test_the_text_encoder_is_beside_the_parts(self, html: str) -> None:
         shown = text_of(section_of(html, "Where the time goes"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lavt_edge.benchmarks.timing.latency import PER_CALL, _Path, measure_split
 from lavt_edge.errors import BackendError, ImageError
 from lavt_edge.runtime import Segmenter, UnusedEngineWarning
 from lavt_edge.runtime.bundle import file_entry
@@ -157,6 +158,24 @@ def test_a_logit_that_is_not_finite_is_refused() -> None:
         result_of_frame(np.zeros((2, 2), np.uint8), np.array([[np.nan]], np.float32), "a dog")
 
 
+@pytest.mark.parametrize("kind", [KINDS[1], (50, 90, "rgb")], ids=["frame graphs", "general path"])
+def test_a_run_in_steps_is_the_run_and_says_what_each_takes(machine: Machine, bundle: Path, kind: Kind) -> None:
+    """As lavt-bench --frame shows it: on the device a frame is not prepared, and its mask is there."""
+    with Segmenter.load(add_frames(bundle), prompt_cache=1) as engine:
+        path = _Path.of(engine, np.zeros((*kind[:2], 3), np.uint8))
+        assert (path.takes_frames, path.pixels) == (kind in KINDS, "bgr" if kind in KINDS else "rgb")
+        feeds = path.feeds(path.prepare(), [engine.encode("a dog")])
+        outputs, seconds = path.run(feeds)
+        assert seconds.keys() == {"copy_in", "image", "copy_out"}
+        assert min(seconds.values()) > 0
+        wanted = engine.segment(path.image, "a dog", pixels=path.pixels)
+        np.testing.assert_array_equal(path.mask(outputs), wanted.mask)
+        split = measure_split(engine, np.zeros((*kind[:2], 3), np.uint8), "a dog", rounds=2)
+        assert {len(values) for values in split.parts.values()} == {2}
+        whole = sum(np.array(split.parts[step]) for step in PER_CALL)
+        np.testing.assert_allclose(split.overhead().seconds, np.median(whole - split.parts["image"]))
+
+
 # streams
 
 
@@ -233,6 +252,21 @@ def test_closing_a_stream_half_way_frees_all(machine: Machine, bundle: Path) -> 
                 next(stream)
         stream.close()
     del stream
+    gc.collect()
+    assert not machine.cuda.live
+
+
+def test_resources_are_freed_before_what_they_use_in_whatever_order_backends_go(machine: Machine, bundle: Path) -> None:
+    engine = Segmenter.load(add_frames(bundle))
+    engine.segment(shot(KINDS[0]), "a dog", pixels="bgr")
+    graphs = engine._open_graphs()
+    image: Any = graphs.image
+    image.close()  # the stream and the buffers of all, as when a collector takes them together
+    feeds = {"frame": shot(KINDS[0])[None]}
+    with pytest.raises(BackendError, match=r"mask\.60x90\.engine is closed"):
+        graphs.frames[KINDS[0]].run(feeds, ["mask"])
+    del graphs, image
+    engine.close()
     gc.collect()
     assert not machine.cuda.live
 

@@ -16,10 +16,13 @@ NOISE_SIZE = (480, 640)
 
 
 def photo(spec: SideSpec) -> npt.NDArray[np.uint8]:
-    """The image that is measured on, uint8 (H,W,3): the given one, or noise of NOISE_SIZE. Raises ImageError."""
+    """The image that is measured on, uint8 (H,W,3): the given one, or noise of the given size, else of NOISE_SIZE.
+
+    Raises ImageError.
+    """
     if spec.image is not None:
         return to_rgb_array(spec.image)
-    return np.random.default_rng(0).integers(0, 256, (*NOISE_SIZE, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (*(spec.frame or NOISE_SIZE), 3), dtype=np.uint8)
 
 
 class BundleSide:

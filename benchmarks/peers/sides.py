@@ -29,7 +29,7 @@ class SideSpec:
     `engine` is the bundle that is measured (or a graph in it), from which peers take size and model. `path` is a side's
     own file or folder, `plain` the plain export for sides that run it. `source` says the weights of those that run the
     reference in PyTorch.
-    `batch` is in images; `threads` None is one per core.
+    `batch` is in images; `threads` None is one per core; `frame` the size of the noise that is measured on, if any.
     """
 
     name: str
@@ -43,6 +43,7 @@ class SideSpec:
     device: str = "auto"
     text: str = "the man in red"
     image: Path | None = None
+    frame: tuple[int, int] | None = None
     precision: str = "fp32"
 
 

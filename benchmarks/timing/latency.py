@@ -13,14 +13,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...runtime import Segmenter
+from ...runtime.backend import Backend
 from ...runtime.batches import stack_prompts
-from ...runtime.images import prepare, result_of, to_rgb_array
+from ...runtime.images import LAYOUTS, prepare, result_of, result_of_frame, to_rgb_array
 from ...runtime.prompt import Prompt
 from ..peers.onnx import BundleSide
 from .result import Overhead
 
-PARTS = ("decode", "preprocess", "text_cold", "text_cached", "copies", "image", "postprocess")
-PER_CALL = ("preprocess", "copies", "image", "postprocess")  # of a frame in memory, its sentence being encoded
+PER_CALL = ("preprocess", "copy_in", "image", "copy_out", "postprocess")  # a frame in memory, its sentence encoded
+PARTS = ("decode", "text_cold", "text_cached", *PER_CALL)
 _JPEG_QUALITY = 90
 
 
@@ -29,10 +30,10 @@ class Split:
     """Seconds of each round, by part.
 
     "decode" is a JPEG of the image to RGB; "preprocess" the resize to the input's size; "text_cold" a new sentence,
-    tokeniser and text graph, "text_cached" one that was met before; "copies" what puts image and prompt in a batch;
-    "image" the image graph, with its copies to a device and back; "postprocess" logits to the mask at the image's
-    size. `calls` are whole calls of `Segmenter.segment` with an encoded sentence, the mask read, measured beside their
-    parts.
+    tokeniser and text graph, "text_cached" one that was met before; "copy_in" what puts image and prompt in a batch and
+    on the device; "image" the image graph, or all three where the device takes frames as they are; "copy_out" what
+    brings the outputs back; "postprocess" logits to the mask at the image's size. `calls` are whole calls of
+    `Segmenter.segment` with an encoded sentence, the mask read, measured beside their parts.
     """
 
     parts: dict[str, list[float]]
@@ -49,31 +50,74 @@ def measure_split(
 ) -> Split:
     """Times every part once per round, in the order of a call, after `warmup` rounds. `image` is (H,W,3) RGB.
 
-    The segmenter must have been loaded with `prompt_cache=1`: another sentence then makes this one new again.
+    If the device takes frames of its size but not in RGB, noise of their layout is measured instead. The segmenter must
+    have been loaded with `prompt_cache=1`: another sentence then makes this one new again.
     """
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
     calls: list[float] = []
     jpeg = _jpeg(image)
+    path = _Path.of(segmenter, image)
     prompt = segmenter.encode(sentence)
     other = "a a" if len(sentence.split()) == 1 else "a"
-    rows = [prompt] * (segmenter.manifest.input.batch or 1)
-    height, width = image.shape[:2]
+    rows = [prompt] * (1 if path.takes_frames else segmenter.manifest.input.batch or 1)
     for number in range(-warmup, rounds):
         seconds: dict[str, float] = {}
-        pixels = _timed(seconds, "decode", _decode, jpeg)
-        prepared = _timed(seconds, "preprocess", prepare, pixels, *segmenter.input_size)
+        _timed(seconds, "decode", _decode, jpeg)
         segmenter.encode(other)
         _timed(seconds, "text_cold", segmenter.encode, sentence)
         _timed(seconds, "text_cached", segmenter.encode, sentence)
-        feeds = _timed(seconds, "copies", _feeds, prepared.pixels, rows)
-        logits = _timed(seconds, "image", _run, segmenter, feeds)
-        _timed(seconds, "postprocess", _mask, logits[0], height, width)
-        _timed(seconds, "call", _call, segmenter, image, prompt)
+        prepared = _timed(seconds, "preprocess", path.prepare)
+        feeds = _timed(seconds, "copy_in", path.feeds, prepared, rows)
+        outputs, steps = path.run(feeds)
+        steps["copy_in"] += seconds["copy_in"]
+        seconds |= steps
+        _timed(seconds, "postprocess", path.mask, outputs)
+        _timed(seconds, "call", _call, segmenter, path.image, prompt, path.pixels)
         if number >= 0:
             calls.append(seconds.pop("call"))
-            for part, value in seconds.items():
-                parts[part].append(value)
+            for part in PARTS:
+                parts[part].append(seconds[part])
     return Split(parts, calls)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """How `Segmenter.segment` takes an image of one size: by the device as it is, or prepared here for the graph."""
+
+    backend: Backend
+    image: npt.NDArray[np.uint8]
+    pixels: str
+    takes_frames: bool
+    size: tuple[int, int]
+    input_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, segmenter: Segmenter, image: npt.NDArray[np.uint8]) -> _Path:
+        graphs, size = segmenter._open_graphs(), (image.shape[0], image.shape[1])
+        kinds = sorted((kind for kind in graphs.frames if kind[:2] == size), key=lambda kind: kind[2] != "rgb")
+        if not kinds:
+            return cls(graphs.image, image, "rgb", False, size, segmenter.input_size)
+        pixels = kinds[0][2]
+        if pixels != "rgb":
+            image = np.random.default_rng(0).integers(0, 256, LAYOUTS[pixels].shape(*size), dtype=np.uint8)
+        return cls(graphs.frames[kinds[0]], image, pixels, True, size, segmenter.input_size)
+
+    def prepare(self) -> npt.NDArray[np.uint8]:
+        return self.image if self.takes_frames else prepare(self.image, *self.input_size).pixels
+
+    def feeds(self, pixels: npt.NDArray[np.uint8], rows: list[Prompt]) -> dict[str, npt.NDArray[Any]]:
+        feeds = stack_prompts(rows).feeds([pixels] * len(rows))
+        if self.takes_frames:
+            feeds["frame"] = feeds.pop("image")
+        return feeds
+
+    def run(self, feeds: dict[str, npt.NDArray[Any]]) -> tuple[list[npt.NDArray[Any]], dict[str, float]]:
+        return self.backend.run_in_steps(feeds, ["mask", "logit"] if self.takes_frames else ["logits"])
+
+    def mask(self, outputs: list[npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+        if self.takes_frames:
+            return result_of_frame(outputs[0][0], outputs[1][0], "").mask
+        return result_of(outputs[0][0], "", self.size).mask
 
 
 def split_call(side: BundleSide, rounds: int) -> Split:
@@ -92,20 +136,8 @@ def _decode(jpeg: bytes) -> npt.NDArray[np.uint8]:
     return to_rgb_array(Image.open(io.BytesIO(jpeg)))
 
 
-def _feeds(pixels: npt.NDArray[np.uint8], rows: list[Prompt]) -> dict[str, npt.NDArray[Any]]:
-    return stack_prompts(rows).feeds([pixels] * len(rows))
-
-
-def _run(segmenter: Segmenter, feeds: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-    return segmenter.run_graph(**feeds)
-
-
-def _mask(logits: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.bool_]:
-    return result_of(logits, "", (height, width)).mask
-
-
-def _call(segmenter: Segmenter, image: npt.NDArray[np.uint8], prompt: Prompt) -> npt.NDArray[np.bool_]:
-    return segmenter.segment(image, prompt).mask
+def _call(segmenter: Segmenter, image: npt.NDArray[np.uint8], prompt: Prompt, pixels: str) -> npt.NDArray[np.bool_]:
+    return segmenter.segment(image, prompt, pixels=pixels).mask
 
 
 def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:

@@ -69,6 +69,7 @@ def prepare_sides(options: Options, report: Report = ignore, warnings: list[str]
         device=options.device,
         text=options.text,
         image=options.image,
+        frame=options.frame,
     )
     wanted = {name for name in options.against if name in PEERS}
     runs_reference = any(PEERS[name].plain or PEERS[name].kind == "torch" for name in wanted)

@@ -22,6 +22,7 @@ FORMAT_VERSION = 1
 class Options:
     """What to measure. `against` are peers by name or path; `checkpoint` None is the demo's if the bundle's is.
 
+    `frame` is the height and width of the noise that is measured on if there is no `image`.
     `batch` is in images, for graphs with a dynamic batch; `threads` None: one per core. `sweep_threads` and
     `sweep_batch` are measured as well, one after another, `sweep_rounds` each.
     """
@@ -40,6 +41,7 @@ class Options:
     sweep_batch: tuple[int, ...] = ()
     sweep_rounds: int = 10
     split: bool = True
+    frame: tuple[int, int] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,8 @@ class PartBound:
 class Estimate:
     """A lower bound of the image graph's latency on a device, from its published peak rates.
 
-    `compute_seconds` is what all products take and `memory_seconds` what all bytes take, each if it were alone.
+    `compute_seconds` is what all products take and `memory_seconds` what all bytes take, each if it were alone; files
+    of earlier versions have neither.
     `needed_bytes` are the weights and the activations alive at the fullest moment; `fits`: the device's memory holds
     them. `source` is the address of the figures, `note` what was made of them.
     """
@@ -211,12 +214,12 @@ class Estimate:
     label: str
     parts: tuple[PartBound, ...]
     floor_seconds: float
-    compute_seconds: float
-    memory_seconds: float | None
     needed_bytes: int
     memory_bytes: int
     fits: bool
     text_floor_seconds: float | None = field(default=None, metadata=OPTIONAL)
+    compute_seconds: float | None = field(default=None, metadata=OPTIONAL)
+    memory_seconds: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -245,7 +248,7 @@ class DeviceFloor:
 
     device: str
     memory_seconds: float | None
-    compute_seconds: float
+    compute_seconds: float | None
 
 
 @dataclass(frozen=True)

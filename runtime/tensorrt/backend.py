@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,6 +128,7 @@ class TensorRTBackend:
                 raise refused(record, flavor, "could not prepare")
             self._capture = cuda_graphs and not hasattr(flavor.module, "CudaGraphStrategy")
             if beside is not None:
+                beside._held.guests.append(held)
                 held.stream = beside._held.stream
                 held.buffers = {name: beside._held.buffers[name] for name in linked}
             held.allocate(self._plan, context)
@@ -146,17 +148,11 @@ class TensorRTBackend:
 
         Inputs are copied before it returns. Of a batch in pieces all but the last are waited for.
         """
-        turn = self._turn
-        with turn.lock:
-            if not self._close.alive:
-                raise BackendError(f"{self._file} is closed: load it again")
-            with self._failing():
-                self._held.cuda.use()
-                self._settle()
-                rows, most = validate_feeds(self._plan, feeds, outputs), self._plan.max_batch
-                *pieces, last = [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
-                parts = [self._enqueue_piece(feeds, piece, outputs)() for piece in pieces]
-                wait = self._enqueue_piece(feeds, last, outputs)
+        with self._in_turn():
+            rows, most = validate_feeds(self._plan, feeds, outputs), self._plan.max_batch
+            *pieces, last = [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
+            parts = [self._enqueue_piece(feeds, piece, outputs)() for piece in pieces]
+            wait = self._enqueue_piece(feeds, last, outputs)
 
             def finish() -> list[_Array]:
                 with self._failing():
@@ -168,9 +164,26 @@ class TensorRTBackend:
                     return parts[0]
                 return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
-            run = _Run(finish, turn)
-            turn.running = weakref.ref(run)
+            run = _Run(finish, self._turn)
+            self._turn.running = weakref.ref(run)
         return run
+
+    def run_in_steps(
+        self, feeds: Mapping[str, _Array], outputs: Sequence[str]
+    ) -> tuple[list[_Array], dict[str, float]]:
+        """`run` of at most `max_batch` rows, each step waited for, and its seconds: "copy_in", "image", "copy_out"."""
+        seconds: dict[str, float] = {}
+
+        def passed(step: str) -> None:
+            self._held.synchronize()
+            seconds[step] = time.perf_counter() - start - sum(seconds.values())
+
+        with self._in_turn():
+            rows = validate_feeds(self._plan, feeds, outputs)
+            start = time.perf_counter()
+            found = self._enqueue_piece(feeds, slice(0, rows), outputs, passed)()
+            passed("copy_out")
+        return found, seconds
 
     def close(self) -> None:
         """Free the device, after the call under way in another thread. May be called twice."""
@@ -180,6 +193,17 @@ class TensorRTBackend:
                 run.settle()
             self._turn.resident.clear()
             self._close()
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Holds the lock, after the run that the stream is at."""
+        with self._turn.lock:
+            if self._held.stream is None:
+                raise BackendError(f"{self._file} is closed: load it again")
+            with self._failing():
+                self._held.cuda.use()
+                self._settle()
+                yield
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -200,7 +224,11 @@ class TensorRTBackend:
             self._held.synchronize()
 
     def _enqueue_piece(
-        self, feeds: Mapping[str, _Array], part: slice, outputs: Sequence[str]
+        self,
+        feeds: Mapping[str, _Array],
+        part: slice,
+        outputs: Sequence[str],
+        passed: Callable[[str], None] = lambda step: None,
     ) -> Callable[[], list[_Array]]:
         """Gives a part of a batch to the stream; what is returned waits, and gives the outputs."""
         batch, held = part.stop - part.start, self._held
@@ -208,7 +236,9 @@ class TensorRTBackend:
             self._set_batch(batch)
             for tensor in self._plan.inputs:
                 self._send(tensor, feeds[tensor.spec.name], part)
+            passed("copy_in")
             self._execute()
+            passed("image")
             wanted = [held.buffers[name] for name in outputs]
             for buffer in wanted:
                 held.download(buffer, batch)

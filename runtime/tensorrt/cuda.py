@@ -129,6 +129,7 @@ class DeviceResources:
         self.stream: Any = None
         self.graph: Any = None
         self.buffers: dict[str, Buffer] = {}
+        self.guests: list[DeviceResources] = []  # what uses this stream and these buffers; freed before them
         self._mapped = mapped
         self._to_free: list[tuple[str, Any]] = []
 
@@ -193,6 +194,8 @@ class DeviceResources:
 
     def free(self) -> None:
         """Everything, in the reverse order; an error on the way is logged and stops nothing."""
+        for guest in self.guests:
+            guest.free()
         idle = [("cudaStreamSynchronize", self.stream)] if self.stream is not None else []
         graph = [("cudaGraphExecDestroy", self.graph)] if self.graph is not None else []
         self._call_all([("cudaSetDevice", 0), *idle, *graph])
