@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._base.exits import needs
-from ..errors import ExitCode, LavtError
-from .common import Device, err, out, parse_heads, parse_size, print_table, progress_bar, refuse, warn
+from ..errors import ExitCode, LavtError, one_line
+from .common import Device, err, out, parse_heads, parse_shard, parse_size, print_table, progress_bar, refuse, warn
 
 if TYPE_CHECKING:
     from .._base.progress import Progress, Report
+    from ..benchmarks.evaluation.evaluate import Evaluation
     from ..benchmarks.timing.result import FidelityRow, Options, Result
 
 bench_app = typer.Typer(add_completion=False)
@@ -27,7 +28,7 @@ _MODEL_OPTIONS = ("image_size", "fusion_heads", "bert", "vocabulary", "ema")
 _CHECKPOINT_OPTIONS = ("checkpoint", *_MODEL_OPTIONS)
 _ACCURACY_OPTIONS = (
     *_MODEL_OPTIONS,
-    *("data_root", "split", "split_by", "images", "limit", "swap", "results", "restart"),
+    *("data_root", "split", "split_by", "images", "limit", "shard", "swap", "results", "restart"),
     "batch_size",
 )
 _MOST_SIDE = 16384
@@ -89,6 +90,13 @@ _Images = Annotated[
     Path | None, typer.Option(help="The folder of the data set's images, if it is not the usual one; also COCO 2017's.")
 ]
 _Limit = Annotated[int | None, typer.Option(min=1, help="Only this many sentences, the first in the file.")]
+_Shard = Annotated[
+    str | None, typer.Option(help="Only this part of the sentences, such as 3/8, the third of eight; see --merge.")
+]
+_Merge = Annotated[
+    bool, typer.Option("--merge", help="Make one result of the FILES of all shards, in any order; nothing else runs.")
+]
+_Files = Annotated[list[Path] | None, typer.Argument(help="With --merge: the shards' results.", show_default=False)]
 _Swap = Annotated[bool, typer.Option("--swap", help="Control: each sentence is another object's, same image.")]
 _Results = Annotated[
     Path | None, typer.Option(help="A file of JSON lines with each sentence's result; a stopped run continues from it.")
@@ -108,6 +116,7 @@ _Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by defau
 @bench_app.command()
 def bench(
     context: typer.Context,
+    files: _Files = None,
     engine: _Engine = None,
     against: _Against = None,
     checkpoint: _Checkpoint = None,
@@ -134,6 +143,8 @@ def bench(
     split_by: _SplitBy = None,
     images: _Images = None,
     limit: _Limit = None,
+    shard: _Shard = None,
+    merge: _Merge = False,
     swap: _Swap = False,
     results: _Results = None,
     restart: _Restart = False,
@@ -147,6 +158,9 @@ def bench(
     device: Device = "auto",
 ) -> None:
     """Measure a bundle's latency beside its peers; or, with --dataset, the accuracy of a bundle or a checkpoint."""
+    if merge or files:
+        _merge(context, context.params)
+        return
     if dataset is not None and not fidelity:
         refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
         _bench_accuracy(context, context.params)
@@ -323,6 +337,7 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
             context, _CHECKPOINT_OPTIONS, "is for a checkpoint and says nothing of a bundle; leave it or --engine out"
         )
     size, heads = parse_size(asked["image_size"]), parse_heads(asked["fusion_heads"])
+    shard = parse_shard(asked["shard"])
     from ..benchmarks.evaluation.evaluate import evaluate
     from ..benchmarks.evaluation.predictors import Predictor, load_bundle
     from ..data.sentences import open_split
@@ -352,12 +367,27 @@ def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
             sentences,
             asked["results"],
             limit=asked["limit"],
+            shard=shard,
             restart=asked["restart"],
             progress=progress,
         )
-    words = ", each with the words of another object in its image" if swap else ""
-    height, width = predictor.size
-    print_table(f"{predictor.name} on {sentences.name}, {width}x{height}{words}", evaluation.header, evaluation.table())
+    _print_accuracy(evaluation)
+
+
+def _merge(context: typer.Context, asked: dict[str, Any]) -> None:
+    if not asked["merge"]:
+        raise LavtError(f"{asked['files'][0]}: files are for --merge; name a bundle with --engine")
+    others = tuple(name for name in asked if name not in ("merge", "files", "results", "restart"))
+    refuse(context, others, "says nothing of a merge, which runs no model; leave it or --merge out")
+    if not asked["files"]:
+        raise LavtError("--merge needs the shards' results: name their files")
+    from ..benchmarks.evaluation.evaluate import merge
+
+    _print_accuracy(merge(asked["files"], asked["results"], restart=asked["restart"]))
+
+
+def _print_accuracy(evaluation: Evaluation) -> None:
+    print_table(one_line(evaluation.title), evaluation.header, evaluation.table())
     out.print(f"each sentence's result: {evaluation.results}")
 
 

@@ -61,6 +61,16 @@ def parse_heads(text: str | None) -> tuple[int, int, int, int] | None:
     return first, second, third, fourth
 
 
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """Which of how many, of `3/8`. Raises LavtError."""
+    if text is None:
+        return None
+    shard = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if shard is None:
+        raise LavtError(f"--shard {text!r}: give which of how many, such as 3/8")
+    return int(shard[1]), int(shard[2])
+
+
 def refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> None:
     """Refuses the first of `options` that was given."""
     for option in options:

@@ -135,7 +135,7 @@ def test_a_killed_process_is_continued_wherever_its_last_line_was_cut(
 def test_a_finished_run_is_read_and_not_run_again(predictor: BundlePredictor, tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     whole = evaluate(predictor, mini(), path)
-    broken = BundlePredictor(predictor._segmenter)
+    broken = BundlePredictor(predictor._segmenter, name="small")
     broken.masks = None  # type: ignore[method-assign, assignment]
     assert evaluate(broken, mini(), path) == whole
 

@@ -57,6 +57,12 @@ def test_the_command_ends_with_the_row_and_the_published_ones(bundle: Path, tmp_
         (("--engine", "x", "--fidelity", "--batch-size", "2"), "--batch-size is not for --fidelity; leave it or"),
         (("--engine", "x", "--fidelity", "--limit", "3"), "no such bundle: x"),  # of the generated scenes
         (("--engine", "x", "--limit", "3"), "--limit measures accuracy"),
+        (("--engine", "x", "--shard", "1/2"), "--shard measures accuracy"),
+        (("--engine", "x", "--dataset", "shapes", "--shard", "1 of 2"), "--shard '1 of 2': give which of how many,"),
+        (("--merge",), "--merge needs the shards' results: name their files"),
+        (("x.jsonl",), "x.jsonl: files are for --merge; name a bundle with --engine"),
+        (("--merge", "x.jsonl", "--dataset", "shapes"), "--dataset says nothing of a merge, which runs no model;"),
+        (("--merge", "x.jsonl", "--restart"), "x.jsonl: cannot be read (No such file or directory)"),
         (("--dataset", "shapes", "--rounds", "3"), "--rounds measures latency"),
         (("--engine", "x", "--dataset", "shapes", "--image-size", "96"), "--image-size is for a checkpoint"),
         (("--engine", "x", "--checkpoint", "y", "--dataset", "shapes"), "--checkpoint is for a checkpoint"),

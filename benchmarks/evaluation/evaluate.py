@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..._base.progress import Progress, ignore
-from ..._base.records import to_plain
 from ...data import ReferredObject, resize_mask
 from ...data.metrics import (
     GENERALISED_THRESHOLDS,
@@ -28,11 +27,12 @@ from ...data.metrics import (
 )
 from ...data.sentences import Sentence, Split
 from ...data.shapes.objects import KINDS
-from ...errors import DatasetError, PromptError
+from ...errors import DatasetError, LavtError, PromptError
 from ...runtime.batches import in_batches
 from ...runtime.images import resize
 from .predictors import Predictor
-from .results import ResultsFile
+from .results import ResultsFile, Run, SentenceResult, Shard
+from .shards import merge_shards
 
 HEADER = ("", "count", "mIoU", "oIoU", *(f"P@{threshold}" for threshold in THRESHOLDS))
 GENERALISED_HEADER = ("", "count", "gIoU", "cIoU", "N-acc.", "T-acc.", *(f"P@{t}" for t in GENERALISED_THRESHOLDS))
@@ -43,9 +43,10 @@ class Evaluation:
     """Figures of all sentences and, for generated data, of each kind, in percent.
 
     See `ReferringMetrics.compute`; those of gRefCOCO are `GeneralisedMetrics.compute`'s. `published` are the rows that
-    the figures can be compared with; `results` is the file with each sentence's result.
+    the figures can be compared with; `results` is the file with each sentence's result. `title` says what was measured.
     """
 
+    title: str
     figures: Mapping[str, float]
     kinds: Mapping[str, Mapping[str, float]]
     published: Sequence[PublishedRow]
@@ -76,6 +77,7 @@ def evaluate(
     results: Path | None = None,
     *,
     limit: int | None = None,
+    shard: tuple[int, int] | None = None,
     restart: bool = False,
     progress: Progress = ignore,
 ) -> Evaluation:
@@ -83,24 +85,52 @@ def evaluate(
 
     `results` defaults to a file in the working folder, named after the model and the split. What it holds already is
     not run again, unless `restart`. `limit` takes the first sentences only, in the order of the data set's file; the
-    same results serve a larger limit later. `progress` is called with (done, total).
+    same results serve a larger limit later. `shard` (3, 8) takes the third of eight parts of these sentences, for
+    `merge`. `progress` is called with (done, total).
 
     Raises:
-        LavtError: the results file is of another run or cannot be written; DatasetError: an image or mask is missing or
-            damaged; BackendError: the model cannot run.
+        LavtError: the results file is of another run or cannot be written, or there are fewer batches than shards;
+            DatasetError: an image or mask is missing or damaged; BackendError: the model cannot run.
     """
     count = len(split.sentences) if limit is None else min(limit, len(split.sentences))
-    model = to_plain(predictor.describe())
-    run = {"model": model, "input": list(predictor.size), "batch": predictor.batch, **split.describe()}
-    results = results or Path(f"{predictor.name}.{split.name}.jsonl")
-    with ResultsFile(results, run, split.sentences, restart=restart) as file:
-        progress(min(len(file.counts), count), count)
-        _run(predictor, split.sentences[:count], file, lambda done: progress(done, count))
-        counts = file.counts[:count]
-    whole = count == len(split.sentences)
-    published = published_rows(split.dataset, split.split_by or "", split.split)
-    comparable = whole and not (split.swap or split.is_generated or predictor.is_demo)
-    return Evaluation(*_figures(split, counts), published=published if comparable else (), results=results)
+    divided = None if shard is None else Shard(*shard, count, predictor.name, predictor.is_demo)
+    run = Run(predictor.describe(), predictor.size, predictor.batch, **split.describe(), shard=divided)
+    listed, sentences = split.sentences, split.sentences[:count]
+    if divided is not None:
+        listed = sentences = sentences[divided.part(run.batch)]
+    results = results or _default_path(run, predictor.name)
+    with ResultsFile(results, run, listed, restart=restart) as file:
+        total = len(sentences)
+        progress(min(len(file.results), total), total)
+        _run(predictor, sentences, file, lambda done: progress(done, total))
+        done = file.results[:total]
+    return _evaluation(run, predictor.name, predictor.is_demo, done, results)
+
+
+def merge(paths: Sequence[Path], results: Path | None = None, *, restart: bool = False) -> Evaluation:
+    """The evaluation whose shards are in `paths`, in any order, and its file: those of a run that was not divided.
+
+    `results` defaults as in `evaluate`. Raises LavtError if a shard is missing, there twice, not finished or of another
+    run, or if `results` holds something else; `restart` replaces that.
+    """
+    merged = merge_shards(paths)
+    name, run = merged.shard.name, replace(merged.run, shard=None)
+    default = _default_path(run, name)
+    if results is None and default.name != str(default):  # what the shards say is not to lead elsewhere
+        raise LavtError(f"{default}: not the name of a file; name one with --results")
+    results = results or default
+    merged.write(results, restart=restart)
+    return _evaluation(run, name, merged.shard.is_demo, merged.results, results)
+
+
+def _default_path(run: Run, name: str) -> Path:
+    shard = "" if run.shard is None else f".{run.shard.number}-of-{run.shard.of}"
+    return Path(f"{name}.{_split(run).name}{shard}.jsonl")
+
+
+def _split(run: Run) -> Split:
+    """What a run says of its split: all but the sentences."""
+    return Split(run.dataset, run.split_by, run.split, run.swap, (), run.files)
 
 
 def _run(
@@ -110,15 +140,15 @@ def _run(
     inputs = _Inputs(*predictor.size)
     for number, rows in enumerate(in_batches(sentences, predictor.batch)):
         start = number * predictor.batch
-        left = sentences[len(file.counts) : start + predictor.batch]
+        left = sentences[len(file.results) : start + predictor.batch]
         if not left:
             continue
         images = np.stack([inputs.image(row.target) for row in rows])
         masks = predictor.masks(images, [_encode(predictor, row) for row in rows])
-        for sentence, mask in zip(left, masks[len(file.counts) - start :], strict=False):
+        for sentence, mask in zip(left, masks[len(file.results) - start :], strict=False):
             counts = ReferringMetrics().update(mask, inputs.mask(sentence.target))
             file.append(*counts, predicted=int(np.count_nonzero(mask)))
-            progress(len(file.counts))
+            progress(len(file.results))
 
 
 def _encode(predictor: Predictor, sentence: Sentence) -> Any:
@@ -147,18 +177,28 @@ class _Inputs:
         return self._mask[1]
 
 
-def _figures(
-    split: Split, counts: Sequence[tuple[int, int, int]]
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+def _evaluation(run: Run, name: str, is_demo: bool, results: Sequence[SentenceResult], path: Path) -> Evaluation:
+    split, (height, width) = _split(run), run.input
+    words = ", each with the words of another object in its image" if run.swap else ""
+    shard = "" if run.shard is None else f", shard {run.shard.number}/{run.shard.of}"
+    generated = any(result.kind is not None for result in results)
+    comparable = len(results) == run.sentences and not (run.swap or generated or is_demo)
+    published = published_rows(run.dataset, run.split_by or "", run.split) if comparable else ()
+    title = f"{name} on {split.name}, {width}x{height}{words}{shard}"
+    return Evaluation(title, *_figures(split, results), published=published, results=path)
+
+
+def _figures(split: Split, results: Sequence[SentenceResult]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Those of all sentences, and of each kind."""
     if split.is_generalised:
         generalised = GeneralisedMetrics()
-        for sentence, pixels in zip(split.sentences, counts, strict=False):
-            generalised.add(*pixels, no_target=sentence.target.no_target)
+        for result in results:
+            pixels = result.intersection, result.union, result.predicted or 0
+            generalised.add(*pixels, no_target=result.no_target is True)
         return generalised.compute(), {}
     total, kinds = ReferringMetrics(), {kind: ReferringMetrics() for kind in KINDS}
-    for sentence, (intersection, union, _) in zip(split.sentences, counts, strict=False):
-        total.add(intersection, union)
-        if sentence.kind in kinds:
-            kinds[sentence.kind].add(intersection, union)
+    for result in results:
+        total.add(result.intersection, result.union)
+        if result.kind in kinds:
+            kinds[result.kind].add(result.intersection, result.union)
     return total.compute(), {kind: metrics.compute() for kind, metrics in kinds.items() if len(metrics)}

@@ -7,6 +7,7 @@ in the order of the split:
 
 Pixels are counted at the model's input size; "kind" stands there for generated data only, "predicted" and "no_target"
 for gRefCOCO only: the figures of one are made of these, and "iou" is that of the two masks as they are.
+The file of a shard (see `Shard`) has the lines of its own sentences.
 """
 
 from __future__ import annotations
@@ -24,11 +25,53 @@ from ..._base import strict_json
 from ..._base.records import OPTIONAL, from_plain, to_plain
 from ...data.sentences import Sentence
 from ...errors import LavtError
+from .predictors import ModelRecord
 
 FORMAT_VERSION = 1
-_FIRST_KEY = "lavt_bench"
-_MARK = f'{{"{_FIRST_KEY}":'.encode()
-_MAX_LINE = 2**16
+FIRST_KEY = "lavt_bench"
+_MARK = f'{{"{FIRST_KEY}":'.encode()
+MAX_LINE = 2**16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of the parts, `number` of `of`, counted from 1, into which the first `sentences` of a split are divided.
+
+    `name` and `is_demo` are the predictor's, for whoever merges the shards without it.
+    """
+
+    number: int
+    of: int
+    sentences: int
+    name: str
+    is_demo: bool
+
+    def part(self, batch: int) -> slice:
+        """Its sentences: whole batches, so that each is computed beside the same ones as in a run that is not divided.
+
+        Raises LavtError if there are fewer batches than shards.
+        """
+        batches = -(-self.sentences // batch)
+        if not 1 <= self.number <= self.of <= batches:
+            raise LavtError(f"shard {self.number}/{self.of}: give K/N, K from 1 to N, N up to {batches} batches")
+        first, end = (batches * number // self.of * batch for number in (self.number - 1, self.number))
+        return slice(first, min(end, self.sentences))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The first line: the model, its input's size, images per call, and of the split what `Split.describe` says."""
+
+    model: ModelRecord
+    input: tuple[int, int]
+    batch: int
+    dataset: str
+    split_by: str | None
+    split: str
+    swap: bool
+    sentences: int
+    files: Mapping[str, str]
+    shard: Shard | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -46,9 +89,29 @@ class SentenceResult:
     no_target: bool | None = field(default=None, metadata=OPTIONAL)
 
 
+def _iou(intersection: int, union: int) -> float:
+    return intersection / union if union else 0.0
+
+
+def _result_of(sentence: Sentence, intersection: int, union: int, predicted: int) -> SentenceResult:
+    target, iou = sentence.target, _iou(intersection, union)
+    result = SentenceResult(sentence.sentence_id, target.ref_id, intersection, union, iou, sentence.kind)
+    return result if target.others is None else replace(result, predicted=predicted, no_target=target.no_target)
+
+
+def parse_result(line: bytes) -> SentenceResult | None:
+    """A line's result; None if the line is damaged."""
+    try:
+        result = from_plain(SentenceResult, strict_json.loads(line))
+    except ValueError:
+        return None
+    predicted = result.intersection if result.predicted is None else result.predicted
+    sound = 0 <= result.intersection <= predicted <= result.union
+    return result if sound and result.iou == _iou(result.intersection, result.union) else None
+
+
 class ResultsFile:
-    """The results of one run; `counts` holds (intersection, union, predicted) of each sentence that is done.
-    Predicted pixels are kept for gRefCOCO alone: of other data sets they are not known once a run goes on.
+    """The results of one run, or of a shard of it; `results` holds those of each sentence that is done.
 
     A run goes on with an existing file if its first line equals this run's; a last line that was cut off is dropped.
     `restart` begins again instead.
@@ -57,36 +120,29 @@ class ResultsFile:
         LavtError: the file is of another run, damaged, in use, or cannot be written.
     """
 
-    def __init__(
-        self, path: Path, run: Mapping[str, object], sentences: Sequence[Sentence], *, restart: bool = False
-    ) -> None:
+    def __init__(self, path: Path, run: Run, sentences: Sequence[Sentence], *, restart: bool = False) -> None:
         self.path = path
-        self.counts: list[tuple[int, int, int]] = []
+        self.results: list[SentenceResult] = []
         self._sentences = sentences
-        self._file = _open(path)
+        self._file = open_locked(path)
         try:
-            self._begin(_line({_FIRST_KEY: FORMAT_VERSION, **run}), restart)
+            self._begin(as_line({FIRST_KEY: FORMAT_VERSION, **to_plain(run)}), restart)
         except OSError as error:
             self._file.close()
-            raise _unusable(path, error) from error
+            raise unusable(path, error) from error
         except BaseException:
             self._file.close()
             raise
 
     def append(self, intersection: int, union: int, predicted: int) -> None:
         """Writes the next sentence's line, and hands it to the system before it returns."""
-        sentence = self._sentences[len(self.counts)]
-        iou = intersection / union if union else 0.0
-        target = sentence.target
-        result = SentenceResult(sentence.sentence_id, target.ref_id, intersection, union, iou, sentence.kind)
-        if target.others is not None:
-            result = replace(result, predicted=predicted, no_target=target.no_target)
+        result = _result_of(self._sentences[len(self.results)], intersection, union, predicted)
         try:
-            self._file.write(_line(to_plain(result)))
+            self._file.write(as_line(to_plain(result)))
             self._file.flush()
         except OSError as error:
-            raise _unusable(self.path, error) from error
-        self.counts.append((intersection, union, predicted))
+            raise unusable(self.path, error) from error
+        self.results.append(result)
 
     def __enter__(self) -> ResultsFile:
         return self
@@ -97,7 +153,7 @@ class ResultsFile:
         self._file.close()
 
     def _begin(self, header: bytes, restart: bool) -> None:
-        first = self._file.readline(_MAX_LINE)
+        first = self._file.readline(MAX_LINE)
         if not first.startswith(_MARK[: len(first)]):
             raise LavtError(f"{self.path}: not a results file of lavt-bench; name another one with --results")
         torn = not first.endswith(b"\n") and header.startswith(first)
@@ -108,53 +164,44 @@ class ResultsFile:
             return
         if first != header:
             raise LavtError(
-                f"{self.path}: of another run ({_difference(first, header)}); "
+                f"{self.path}: of another run ({difference(first, header)}); "
                 "name another file with --results, or begin it again with --restart"
             )
         self._read()
 
     def _read(self) -> None:
         end = self._file.tell()
-        for line in iter(lambda: self._file.readline(_MAX_LINE), b""):
-            if not line.endswith(b"\n") and len(line) < _MAX_LINE:
+        for line in iter(lambda: self._file.readline(MAX_LINE), b""):
+            if not line.endswith(b"\n") and len(line) < MAX_LINE:
                 self._cut(end)
                 return
-            counts = self._parse(line)
-            if counts is None:
+            result = parse_result(line)
+            if result is None or not self._is_next(result):
                 raise LavtError(
-                    f"{self.path}: line {len(self.counts) + 2} is damaged, or not of the sentence that comes there; "
+                    f"{self.path}: line {len(self.results) + 2} is damaged, or not of the sentence that comes there; "
                     "begin it again with --restart"
                 )
-            self.counts.append(counts)
+            self.results.append(result)
             end += len(line)
 
-    def _parse(self, line: bytes) -> tuple[int, int, int] | None:
-        """(intersection, union, predicted) of the next sentence's line; None if it is another's."""
-        if len(self.counts) == len(self._sentences):
-            return None
-        try:
-            result = from_plain(SentenceResult, strict_json.loads(line))
-        except ValueError:
-            return None
-        sentence = self._sentences[len(self.counts)]
-        is_next = (result.sentence_id, result.ref_id) == (sentence.sentence_id, sentence.target.ref_id)
-        predicted = result.intersection if sentence.target.others is None else result.predicted
-        if not is_next or predicted is None or not 0 <= result.intersection <= predicted <= result.union:
-            return None
-        return result.intersection, result.union, predicted
+    def _is_next(self, result: SentenceResult) -> bool:
+        if len(self.results) == len(self._sentences):
+            return False
+        sentence = self._sentences[len(self.results)]
+        return result == _result_of(sentence, result.intersection, result.union, result.predicted or 0)
 
     def _cut(self, end: int) -> None:
         self._file.seek(end)
         self._file.truncate()
 
 
-def _open(path: Path) -> BinaryIO:
+def open_locked(path: Path) -> BinaryIO:
     """The file for reading and writing, made if there is none, and locked against a second run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
     except (OSError, ValueError) as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -167,16 +214,16 @@ def _open(path: Path) -> BinaryIO:
     return file
 
 
-def _unusable(path: Path, error: Exception) -> LavtError:
+def unusable(path: Path, error: Exception) -> LavtError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return LavtError(f"{path}: cannot be written ({reason}); name another file with --results")
 
 
-def _line(record: Mapping[str, object]) -> bytes:
+def as_line(record: Mapping[str, object]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def _difference(first: bytes, header: bytes) -> str:
+def difference(first: bytes, header: bytes) -> str:
     """The first thing in which two headers differ, in words."""
     try:
         there = dict(_leaves(strict_json.loads(first)))

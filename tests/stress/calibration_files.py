@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from lavt_edge.benchmarks.evaluation.results import ResultsFile
+from lavt_edge.benchmarks.evaluation.predictors import ModelRecord
+from lavt_edge.benchmarks.evaluation.results import ResultsFile, Run
 from lavt_edge.benchmarks.timing.baseline import compare_with_baseline, read_result
 from lavt_edge.calibration.calibrate import _StateFile
 from lavt_edge.calibration.half import fits_half
@@ -85,10 +86,11 @@ def states(folder: Path) -> Case:
 
 def results(folder: Path) -> Case:
     """The JSON lines of an evaluation: a run that goes on with them has as many counts as there are lines."""
-    path, sentences, run = folder / "results.jsonl", open_split("shapes", "val").sentences[:6], {"model": "0" * 64}
+    path, split = folder / "results.jsonl", open_split("shapes", "val")
+    sentences, run = split.sentences[:6], Run(ModelRecord("x", "fp32", "0" * 64), (8, 8), 1, **split.describe())
     with ResultsFile(path, run, sentences) as file:
         for i in range(5):
-            file.append(i, 10)
+            file.append(i, 10, predicted=i)
     whole = path.read_bytes()
     lines = [json.loads(line) for line in whole.splitlines()]
 
@@ -103,10 +105,10 @@ def results(folder: Path) -> Case:
 
         def go_on() -> int:
             with ResultsFile(path, run, sentences, restart=rng.random() < 0.1) as file:
-                assert all(0 <= intersection <= union for intersection, union in file.counts)
-                if len(file.counts) < len(sentences):
-                    file.append(1, 2)
-                return len(file.counts)
+                assert all(0 <= result.intersection <= result.union for result in file.results)
+                if len(file.results) < len(sentences):
+                    file.append(1, 2, predicted=1)
+                return len(file.results)
 
         count = attempt(go_on)
         assert isinstance(count, LavtError) or len(path.read_bytes().splitlines()) == count + 1
