@@ -39,8 +39,8 @@ _Against = Annotated[
     list[str] | None,
     typer.Option(
         help="A peer to measure in turn with it; may be given again: torch, torch-compile, onnx-plain, openvino, "
-        "openvino-bf16, openvino-plain, openvino-plain-bf16, tensorrt-plain, or the path of a bundle, an .onnx or an "
-        ".engine."
+        "openvino-bf16, openvino-int8, openvino-plain, openvino-plain-bf16, tensorrt-plain, or the path of a bundle, "
+        "an .onnx or an .engine."
     ),
 ]
 _Checkpoint = Annotated[

@@ -101,11 +101,18 @@ def cuda_problem() -> str | None:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how graphs run: see the arguments of `OnnxRuntimeBackend`."""
+    """Where and how graphs run: see the arguments of `Segmenter.load`."""
 
     device: str = "auto"
     threads: int | None = None
     spinning: bool = False
+    backend: str | None = None
+
+
+def check_threads(threads: object) -> None:
+    """Raises BackendError for what is neither a positive integer nor None."""
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise BackendError(f"threads must be a positive integer or None, not {threads!r}")
 
 
 class OnnxRuntimeBackend:
@@ -128,8 +135,7 @@ class OnnxRuntimeBackend:
     def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None, spinning: bool = False) -> None:
         if device not in DEVICES:
             raise BackendError(f"unknown device {device!r}: give one of {', '.join(DEVICES)}")
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise BackendError(f"threads must be a positive integer or None, not {threads!r}")
+        check_threads(threads)
         self._path, self._threads, self._spinning = path, threads, spinning
         self.name = f"ONNX Runtime {_import_onnxruntime().__version__}"
         self._session, self.device = self._create(device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._base.callers import warn_caller
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from .tensorrt.backend import TensorRTBackend
 
 FrameKind = tuple[int, int, str]
+TENSORRT, OPENVINO = "tensorrt", "openvino"
+BACKENDS = ("onnxruntime", OPENVINO, TENSORRT)
 _WITH_CUDA = ("auto", "cuda")
 _SIGNATURES = {"text_encoder": text_signature, "segmenter": segmenter_signature}
 
@@ -51,10 +55,17 @@ def open_graphs(bundle: Bundle, placement: Placement, precision: str | None) -> 
     Warns of an engine that was never verified, and of each that is there and not used.
     Raises BundleError and BackendError.
     """
+    if placement.backend not in (None, *BACKENDS):
+        raise BackendError(f"unknown backend {placement.backend!r}: give one of {', '.join(BACKENDS)}")
     selected = bundle.selected
     if selected is None:
-        return _best_engine(bundle, placement, precision) or _onnx(bundle, precision or "fp32", placement)
+        best = _best_engine(bundle, placement, precision) if placement.backend in (None, TENSORRT) else None
+        if best is None and placement.backend == TENSORRT:
+            raise BackendError(f"{bundle.root} has no engine that runs here: {rebuild_command(bundle.root, precision)}")
+        return best or _onnx(bundle, precision or "fp32", placement)
     entry = bundle.manifest.files[selected]
+    if (entry.role == "engine") != (placement.backend == TENSORRT) and placement.backend is not None:
+        raise BackendError(f"{selected} does not run on {placement.backend}: give the bundle's folder")
     if entry.role == "engine":
         record = engine_record(bundle.root, bundle.manifest, selected)
         _refuse_unless(record.role, record.precision, precision, selected)
@@ -65,6 +76,24 @@ def open_graphs(bundle: Bundle, placement: Placement, precision: str | None) -> 
         return _with_text(bundle, record, _load_engine(bundle, record), placement)
     _refuse_unless(entry.role, entry.precision, precision, selected)
     return _onnx(bundle, entry.precision or "fp32", placement)
+
+
+def _open_onnx(file: Path, placement: Placement) -> Backend:
+    """An .onnx file on OpenVINO, if it or a device of its own was asked for, or it is alone here; else ONNX Runtime."""
+    device, threads = placement.device, placement.threads
+    on_openvino = placement.backend == OPENVINO or (placement.backend is None and device.startswith("intel-"))
+    if on_openvino or (placement.backend is None and not _installed("onnxruntime") and _installed("openvino")):
+        from .openvino import OpenVINOBackend
+
+        return OpenVINOBackend(file, device=device, threads=threads)
+    return OnnxRuntimeBackend(file, device=device, threads=threads, spinning=placement.spinning)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # half imported, or made unimportable
+        return False
 
 
 def _refuse_unless(role: str, of: str | None, precision: str | None, file: str) -> None:
@@ -183,11 +212,11 @@ def _onnx(bundle: Bundle, precision: str, placement: Placement) -> Graphs:
     return Graphs(text, image, precision, (text_file, image_file))
 
 
-def _onnx_graph(bundle: Bundle, role: str, precision: str, placement: Placement) -> tuple[OnnxRuntimeBackend, str]:
+def _onnx_graph(bundle: Bundle, role: str, precision: str, placement: Placement) -> tuple[Backend, str]:
     """A graph and its file's name; the text encoder is of fp32 if the bundle has none of this precision."""
     if role == "text_encoder" and not bundle.has(role, precision):
         precision = "fp32"
     file = bundle.file(role, precision)
-    backend = OnnxRuntimeBackend(file, **vars(placement))
+    backend = _open_onnx(file, placement)
     check_signature(backend.signature, _SIGNATURES[role](bundle.manifest.input), str(file))
     return backend, file.name

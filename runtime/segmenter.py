@@ -68,6 +68,7 @@ class Segmenter:
         precision: str | None = None,
         prompt_cache: int = 256,
         spinning: bool = False,
+        backend: str | None = None,
     ) -> Segmenter:
         """Load a bundle; its files are verified first.
 
@@ -77,13 +78,16 @@ class Segmenter:
 
         Args:
             path: the bundle's folder, or one of the image graphs (.engine, .onnx) inside it.
-            device: "cpu", "cuda", or "auto": CUDA if it can be used, else the CPU; `device` says which.
+            device: "cpu", "cuda", or "auto": CUDA if it can be used, else the CPU; `device` says which. On OpenVINO
+                also "intel-gpu" and "intel-npu".
             threads: threads within an operator on the CPU (None: one per core).
             precision: of the image graph (None: that of the given file or the best engine, else fp32). The text encoder
                 has the same if the bundle has one, else fp32.
             prompt_cache: how many encoded sentences are kept (80 bytes per prompt channel each; 0: none).
             spinning: whether ONNX Runtime's threads spin when they have no work. On cores that nothing else needs they
                 may start sooner; on shared ones, or right after `encode`, they are in each other's way.
+            backend: "onnxruntime", "openvino" or "tensorrt". By default an engine if one fits, else ONNX Runtime, or
+                OpenVINO where that is installed alone or the device is one of its own; `runtime` says which.
 
         Warns of an engine that was never compared with its graph (UnverifiedEngineWarning), of one that was built in
         another power mode (PowerModeWarning), and of each that is there and not used (UnusedEngineWarning).
@@ -93,7 +97,7 @@ class Segmenter:
             BackendError: the backend or the device is not available, or the engine is for another.
         """
         bundle = open_bundle(path)
-        graphs = open_graphs(bundle, Placement(device, threads, spinning), precision)
+        graphs = open_graphs(bundle, Placement(device, threads, spinning, backend), precision)
         return cls(bundle, graphs, prompt_cache)
 
     @property

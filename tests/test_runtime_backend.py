@@ -5,15 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+from lavt_edge.data.shapes import scene_at
 from lavt_edge.errors import BackendError, BundleError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime import backend as backend_module
 from lavt_edge.runtime.backend import OnnxRuntimeBackend
 from lavt_edge.runtime.cuda import cuda_device_count
+from lavt_edge.runtime.openvino import OpenVINOBackend
 from lavt_edge.runtime.signature import check_signature, segmenter_signature, text_signature
 from lavt_edge.tests.runtime_bundle import (
     CHANNELS,
@@ -29,14 +32,23 @@ from lavt_edge.tests.runtime_bundle import (
 HAS_CUDA = cuda_device_count() > 0 and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
+BACKENDS = {"onnxruntime": OnnxRuntimeBackend, "openvino": OpenVINOBackend}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Any:
+    pytest.importorskip(request.param)
+    return BACKENDS[request.param]
+
+
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
     return write_bundle(tmp_path / "bundle") / "segmenter.onnx"
 
 
-def test_cpu_is_named_and_logged(graph: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cpu_is_named_and_logged(backend: Any, graph: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "lavt_edge"):
-        assert OnnxRuntimeBackend(graph, device="cpu", threads=1).device == "cpu"
+        assert backend(graph, device="cpu", threads=1).device == "cpu"
     assert "segmenter.onnx runs on cpu" in caplog.text
 
 
@@ -91,12 +103,12 @@ def test_without_onnxruntime_the_message_names_the_extras(graph: Path, monkeypat
         OnnxRuntimeBackend(graph)
 
 
-def test_options_that_make_no_sense(graph: Path) -> None:
-    with pytest.raises(BackendError, match="unknown device 'tpu'"):
-        OnnxRuntimeBackend(graph, device="tpu")
+def test_options_that_make_no_sense(backend: Any, graph: Path) -> None:
+    with pytest.raises(BackendError, match="device 'tpu': give one of"):
+        backend(graph, device="tpu")
     for threads in (0, -1, 1.5, True):
         with pytest.raises(BackendError, match="threads must be"):
-            OnnxRuntimeBackend(graph, threads=threads)  # type: ignore[arg-type]
+            backend(graph, threads=threads)
 
 
 @pytest.mark.parametrize(("given", "wanted"), [({}, "0"), ({"spinning": True}, "1")])
@@ -110,28 +122,28 @@ def test_threads_without_work_spin_only_where_that_is_asked_for(
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, None])
-def test_a_damaged_graph_is_one_line(graph: Path, content: bytes | None) -> None:
+def test_a_damaged_graph_is_one_line(backend: Any, graph: Path, content: bytes | None) -> None:
     graph.write_bytes(graph.read_bytes()[:-200] if content is None else content)
-    with pytest.raises(BundleError, match="not a graph that ONNX Runtime can load") as caught:
-        OnnxRuntimeBackend(graph, device="cpu")
+    with pytest.raises(BundleError, match=r"not a graph that (ONNX Runtime|OpenVINO) can load") as caught:
+        backend(graph, device="cpu")
     assert "\n" not in str(caught.value)
 
 
-def test_inputs_that_do_not_fit_are_one_line(graph: Path) -> None:
-    loaded = OnnxRuntimeBackend(graph, device="cpu", threads=1)
+def test_inputs_that_do_not_fit_are_one_line(backend: Any, graph: Path) -> None:
+    loaded = backend(graph, device="cpu", threads=1)
     with pytest.raises(BackendError, match=r"segmenter\.onnx could not run") as caught:
         loaded.run({"image": np.zeros((1, 1, 1, 3), np.uint8)}, ["logits"])
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("batch", [1, 3, None])
-def test_signatures(tmp_path: Path, batch: int | None) -> None:
+def test_signatures(backend: Any, tmp_path: Path, batch: int | None) -> None:
     onnx = pytest.importorskip("onnx", reason="writes graphs with onnx")
     spec = manifest_for({}, batch).input
     onnx.save(text_graph(batch), tmp_path / "text.onnx")
     onnx.save(image_graph(batch), tmp_path / "image.onnx")
-    text = OnnxRuntimeBackend(tmp_path / "text.onnx", device="cpu", threads=1).signature
-    image = OnnxRuntimeBackend(tmp_path / "image.onnx", device="cpu", threads=1).signature
+    text = backend(tmp_path / "text.onnx", device="cpu", threads=1).signature
+    image = backend(tmp_path / "image.onnx", device="cpu", threads=1).signature
     check_signature(text, text_signature(spec), "text.onnx")
     check_signature(image, segmenter_signature(spec), "image.onnx")
     with pytest.raises(BundleError, match="expected the input image uint8"):
@@ -140,7 +152,7 @@ def test_signatures(tmp_path: Path, batch: int | None) -> None:
     with pytest.raises(BundleError, match=r"expected the input input_ids int64 \(2, 20\), found input_ids int64"):
         check_signature(text, text_signature(other), "text.onnx")
     onnx.save(image_graph(batch, height=HEIGHT + 1), tmp_path / "taller.onnx")
-    taller = OnnxRuntimeBackend(tmp_path / "taller.onnx", device="cpu", threads=1).signature
+    taller = backend(tmp_path / "taller.onnx", device="cpu", threads=1).signature
     with pytest.raises(BundleError, match="expected the input image"):
         check_signature(taller, segmenter_signature(spec), "taller.onnx")
 
@@ -151,3 +163,60 @@ def test_a_superfluous_input_is_refused() -> None:
     found = type(expected)(inputs=(*expected.inputs, segmenter_signature(spec).inputs[0]), outputs=expected.outputs)
     with pytest.raises(BundleError, match=r"unexpected input image uint8 \(1, 24, 32, 3\)"):
         check_signature(found, expected, "text.onnx")
+
+
+class TestOpenVINO:
+    """What is OpenVINO's alone, and which backend a bundle runs on."""
+
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        pytest.importorskip("openvino")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return tmp_path / "cache" / "lavt-edge" / "openvino"
+
+    def test_golden_scenes_within_the_bound_of_float32(self, demo_bundle: Path) -> None:
+        scenes = [scene_at(9, "val", i).render() for i in range(4)]
+        with (
+            Segmenter.load(demo_bundle, device="cpu", backend="openvino") as ours,
+            Segmenter.load(demo_bundle, device="cpu", backend="onnxruntime") as reference,
+        ):
+            assert ours.runtime.startswith("OpenVINO ")
+            assert reference.runtime.startswith("ONNX Runtime ")
+            for scene in scenes:
+                wanted = reference.segment(scene, "the leftmost shape")
+                found = ours.segment(scene, "the leftmost shape")
+                np.testing.assert_allclose(found.probability, wanted.probability, atol=1e-4)
+                assert (found.mask != wanted.mask).mean() <= 1e-4
+
+    def test_compiled_graphs_are_kept_in_the_users_cache(self, graph: Path, cache: Path) -> None:
+        OpenVINOBackend(graph)
+        kept = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+        assert kept
+        OpenVINOBackend(graph)
+        assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
+
+    def test_a_device_that_it_does_not_list_is_one_line(self, graph: Path) -> None:
+        import openvino
+
+        if openvino.Core().available_devices != ["CPU"]:
+            pytest.skip("an Intel GPU or NPU is here")
+        for device, name in (("intel-gpu", "GPU"), ("intel-npu", "NPU")):
+            with pytest.raises(BackendError, match=rf"OpenVINO lists no {name} here \(CPU\)"):
+                Segmenter.load(graph.parent, device=device)
+
+    def test_without_it_the_message_names_the_extra(self, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(BackendError, match=r"pip install lavt-edge\[openvino\]"):
+            Segmenter.load(graph.parent, backend="openvino")
+
+    def test_where_it_is_alone_it_runs(self, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        assert Segmenter.load(graph.parent).runtime.startswith("OpenVINO")
+
+    def test_a_backend_that_cannot_be_is_one_line(self, graph: Path) -> None:
+        with pytest.raises(BackendError, match="unknown backend 'tflite': give one of onnxruntime, openvino, tensorrt"):
+            Segmenter.load(graph.parent, backend="tflite")
+        with pytest.raises(BackendError, match="has no engine that runs here: lavt-export trt"):
+            Segmenter.load(graph.parent, backend="tensorrt")
+        with pytest.raises(BackendError, match=r"segmenter\.onnx does not run on tensorrt"):
+            Segmenter.load(graph, backend="tensorrt")

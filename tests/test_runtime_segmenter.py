@@ -17,6 +17,7 @@ from lavt_edge.runtime import Prompt, Result, Segmenter, TruncationWarning
 from lavt_edge.runtime.backend import OnnxRuntimeBackend
 from lavt_edge.runtime.bundle import file_entry
 from lavt_edge.runtime.images import resize, result_of
+from lavt_edge.runtime.openvino import OpenVINOBackend
 from lavt_edge.tests.runtime_bundle import (
     HEIGHT,
     VOCAB,
@@ -42,27 +43,40 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write_bundle(root / name, batch) for name, batch in BATCHES.items()}
 
 
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    pytest.importorskip(name)
+    return name
+
+
 @pytest.fixture(params=BATCHES)
-def segmenter(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Segmenter:
-    return Segmenter.load(bundles[request.param], device="cpu", threads=1)
+def segmenter(request: pytest.FixtureRequest, bundles: dict[str, Path], backend: str) -> Segmenter:
+    return Segmenter.load(bundles[request.param], device="cpu", threads=1, backend=backend)
 
 
 @pytest.fixture
-def single(bundles: dict[str, Path]) -> Segmenter:
-    return Segmenter.load(bundles["one"], device="cpu", threads=1)
+def single(bundles: dict[str, Path], backend: str) -> Segmenter:
+    return Segmenter.load(bundles["one"], device="cpu", threads=1, backend=backend)
 
 
 @pytest.fixture
 def text_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each run of a text graph."""
     runs: list[int] = []
-    original = OnnxRuntimeBackend.run
 
-    def counted(self: OnnxRuntimeBackend, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        runs.extend([len(feeds["input_ids"])] if "input_ids" in feeds else [])
-        return original(self, feeds, outputs)
+    def count(kind: type[Any]) -> None:
+        original = kind.run
 
-    monkeypatch.setattr(OnnxRuntimeBackend, "run", counted)
+        def counted(self: Any, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+            runs.extend([len(feeds["input_ids"])] if "input_ids" in feeds else [])
+            result: list[np.ndarray] = original(self, feeds, outputs)
+            return result
+
+        monkeypatch.setattr(kind, "run", counted)
+
+    count(OnnxRuntimeBackend)
+    count(OpenVINOBackend)
     return runs
 
 

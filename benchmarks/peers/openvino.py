@@ -1,4 +1,5 @@
-"""A graph on OpenVINO's CPU plugin as a side: the bundle's FP32 graph, or the plain export, in float32 or bfloat16."""
+"""A graph on OpenVINO's CPU plugin as a side: the bundle's FP32 graph or the plain export, in float32
+or bfloat16, or the bundle's INT8 graph for CPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from ...errors import BackendError, reason_of
 from ...runtime.bundle import open_bundle
 from .sides import SideSpec, feeds_for, image_size
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8-cpu": "f32"}
 
 
 class OpenVINOSide:
@@ -24,7 +25,8 @@ class OpenVINOSide:
             properties["INFERENCE_NUM_THREADS"] = str(spec.threads)
         if spec.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError(f"{spec.name}: OpenVINO has no bfloat16 on this CPU; leave it out")
-        path = spec.plain or open_bundle(spec.engine).file("segmenter")
+        graph = "int8-cpu" if spec.precision == "int8-cpu" else "fp32"
+        path = spec.plain or open_bundle(spec.engine).file("segmenter", graph)
         self._request, inputs = _compile(core, path, spec, properties)
         self._feeds = feeds_for(inputs, spec.batch)
         self.size, self.batch = image_size(self._feeds), spec.batch

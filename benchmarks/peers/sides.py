@@ -88,6 +88,7 @@ PEERS: Mapping[str, Peer] = {
     "onnx-plain": Peer("onnx", plain=True),
     "openvino": Peer("openvino"),
     "openvino-bf16": Peer("openvino", "bf16"),
+    "openvino-int8": Peer("openvino", "int8-cpu"),
     "openvino-plain": Peer("openvino", plain=True),
     "openvino-plain-bf16": Peer("openvino", "bf16", plain=True),
     "tensorrt-plain": Peer("tensorrt", "fp16", plain=True),

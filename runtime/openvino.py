@@ -1,0 +1,110 @@
+"""OpenVINO as a backend: Intel's and Arm's CPUs, Intel's GPUs and NPUs. The same bundle, graphs and checks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base.cache import cache_folder
+from ..errors import BackendError, BundleError, DatasetError, reason_of
+from .backend import check_threads
+from .manifest import EXPORT_AGAIN
+from .signature import Signature, TensorSpec
+
+DEVICES = {"auto": "CPU", "cpu": "CPU", "intel-gpu": "GPU", "intel-npu": "NPU"}
+"""OpenVINO's name of each device."""
+
+_LOGGER = logging.getLogger("lavt_edge")
+
+
+class OpenVINOBackend:
+    """A graph on OpenVINO, compiled for latency.
+
+    What is not INT8 runs in float32, also where the device would choose bfloat16 or FP16 by itself: masks are those
+    that the bundle was checked with. Compiled graphs are kept in the user's cache; OpenVINO keys them by the graph, the
+    device and its own version.
+
+    Args:
+        path: an .onnx file; its external data lies beside it.
+        device: "cpu" (or "auto"), "intel-gpu" or "intel-npu".
+        threads: of the CPU (None: OpenVINO's choice).
+
+    Raises:
+        BackendError: no OpenVINO, or it lists no such device.
+        BundleError: the file is not a graph that OpenVINO can load.
+    """
+
+    max_batch: int | None = None
+
+    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
+        if device not in DEVICES:
+            raise BackendError(f"OpenVINO has no device {device!r}: give one of {', '.join(DEVICES)}")
+        check_threads(threads)
+        openvino = _import_openvino()
+        core = openvino.Core()
+        self._path, self.device = path, "cpu" if device == "auto" else device
+        self.name = f"OpenVINO {openvino.__version__.split('-')[0]}"
+        listed = core.available_devices
+        if not any(one.split(".")[0] == DEVICES[device] for one in listed):
+            raise BackendError(
+                f"OpenVINO lists no {DEVICES[device]} here ({', '.join(listed) or 'nothing'}): give device='cpu', or "
+                "install its driver"
+            )
+        properties = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        with suppress(DatasetError):  # no home folder: nothing is kept
+            properties["CACHE_DIR"] = str(cache_folder() / "openvino")
+        if threads is not None:
+            properties["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            self._compiled = core.compile_model(core.read_model(str(path)), DEVICES[device], properties)
+            self.signature = Signature(
+                inputs=tuple(_tensor_spec(port) for port in self._compiled.inputs),
+                outputs=tuple(_tensor_spec(port) for port in self._compiled.outputs),
+            )
+        except (RuntimeError, UnicodeDecodeError) as error:
+            raise BundleError(
+                f"{path} is not a graph that OpenVINO can load ({reason_of(error, 300)}): {EXPORT_AGAIN}"
+            ) from error
+        self._idle: list[Any] = []  # requests; each is used by one thread at a time
+        _LOGGER.info("%s runs on %s (%s)", path.name, self.device, self.name)
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """The named outputs for these inputs. Raises BackendError if OpenVINO fails on them."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+            request.infer(arrays, share_inputs=True)
+            return [np.array(request.get_tensor(name).data) for name in outputs]
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise BackendError(f"{self._path.name} could not run: {reason_of(error, 300)}") from error
+        finally:
+            self._idle.append(request)
+
+    def start(
+        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+    ) -> Callable[[], list[npt.NDArray[Any]]]:
+        """`run`, when it is called."""
+        return partial(self.run, feeds, outputs)
+
+
+def _import_openvino() -> Any:
+    try:
+        import openvino  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise BackendError(f"OpenVINO cannot be imported ({error}): pip install lavt-edge[openvino]") from error
+    return openvino
+
+
+def _tensor_spec(port: Any) -> TensorSpec:
+    shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+    return TensorSpec(port.get_any_name(), np.dtype(port.get_element_type().to_dtype()).name, shape)
