@@ -1,15 +1,25 @@
-"""The command lavt-run: one image, one sentence, a PNG."""
+"""The command lavt-run: images and sentences to pictures, masks and COCO's JSON."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import LavtError
-from .common import Device, out, warnings_as_lines, without_library_output
+from ..errors import ImageError, LavtError, one_line
+from .common import Device, out, warn, warnings_as_lines, without_library_output
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from ..runtime import Result
 
 run_app = typer.Typer(add_completion=False)
 
@@ -17,36 +27,125 @@ run_app = typer.Typer(add_completion=False)
 @run_app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="A bundle, or a segmenter .onnx inside one.")],
-    image: Annotated[Path, typer.Argument(help="The image, in any format that Pillow reads.")],
-    text: Annotated[str, typer.Argument(help="What to segment, such as 'the man in red'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")] = Path("lavt.png"),
+    image: Annotated[Path, typer.Argument(help="The image, in any format that Pillow reads, or a folder of images.")],
+    text: Annotated[list[str], typer.Argument(help="What to segment, such as 'the man in red'; or several sentences.")],
+    more: Annotated[list[Path] | None, typer.Option("--image", help="Another image; may be given repeatedly.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The PNG to write; of several images the folder.", show_default="lavt.png"),
+    ] = None,
     mask: Annotated[
-        bool, typer.Option("--mask", help="Write the mask alone: 255 for the object, 0 elsewhere.")
+        bool, typer.Option("--mask", help="Write masks alone, one for each sentence: 255 for the object, 0 elsewhere.")
     ] = False,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write COCO's JSON: RLE, area, box, score. No PNG without --output or --mask."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
-    """Segment what TEXT refers to in IMAGE and write it as a PNG: an overlay, or the mask alone."""
+    """Segment what each TEXT refers to in IMAGE, and write an overlay as a PNG, the masks alone, or COCO's JSON.
+
+    Of several sentences the overlay has each in its colour, and the masks of out.png are out.1.png, out.2.png, and so
+    on. Of several images PNGs lie in a folder, under the images' names; images that cannot be read are named on stderr,
+    and the others are done.
+    """
+    from .._base.files import write_whole
+    from ..runtime import Segmenter, coco_dataset, coco_entry
+
+    several = bool(more) or image.is_dir()
+    images = [path for given in (image, *(more or ())) for path in _images(given)]
+    wanted = output or (Path("lavt" if several else "lavt.png") if mask or json_file is None else None)
+    files = _files(images, wanted, several, len(text) if mask else 0)
+    _check_outputs(images, [*(name for names in files for name in names), *([json_file] if json_file else [])])
+    entries: list[dict[str, Any]] = []
+    with warnings_as_lines(), Segmenter.load(bundle, device=device) as segmenter:
+        prompts = [segmenter.encode(sentence) for sentence in text]
+        for path, names in zip(images, files, strict=True):
+            pixels = _read(path, alone=not several)
+            if pixels is None:
+                continue
+            results = segmenter.segment(pixels, prompts)
+            if names:
+                for name, picture in zip(names, _pictures(pixels, results, mask), strict=True):
+                    _save(name, picture)
+            for index, result in enumerate(results):
+                _say((names or [path])[index if mask and names else 0], result, segmenter.device)
+            entries.append(coco_entry(path.name, results) if json_file else {})
+    if json_file:
+        with _writing(json_file):
+            write_whole(json_file, json.dumps(coco_dataset(entries, text)).encode())
+        out.print(one_line(f"{json_file}: images: {len(entries)}, sentences: {len(text)}"))
+    if len(entries) < len(images):
+        raise LavtError(f"{len(images) - len(entries)} of {len(images)} images could not be read; the others are done")
+
+
+def _images(given: Path) -> list[Path]:
+    from ..runtime import image_files
+
+    return image_files(given) if given.is_dir() else [given]
+
+
+def _files(images: list[Path], output: Path | None, several: bool, masks: int) -> list[list[Path]]:
+    """The PNGs of each image: one, or of more than one mask as many. Raises LavtError for names that cannot be."""
+    if output is None:
+        return [[] for _ in images]
+    if several == (output.suffix.lower() == ".png"):
+        wrong = "PNGs of several images go into a folder; give a name that does not end in .png"
+        raise LavtError(f"{output}: {wrong if several else 'the output is a PNG; give a name that ends in .png'}")
+    pictures = [output / f"{path.name}.png" for path in images] if several else [output]
+    if masks < 2:
+        return [[picture] for picture in pictures]
+    return [[picture.with_suffix(f".{n}.png") for n in range(1, masks + 1)] for picture in pictures]
+
+
+def _check_outputs(images: list[Path], outputs: list[Path]) -> None:
+    taken = {os.path.realpath(path): "the image itself" for path in images}
+    for output in outputs:
+        real = os.path.realpath(output)
+        if real in taken:
+            raise LavtError(f"{output} is {taken[real]}; name another output")
+        taken[real] = "written twice, of inputs with equal names or as two kinds"
+
+
+def _read(path: Path, *, alone: bool) -> NDArray[np.uint8] | None:
+    """An image's pixels; None, and a line on stderr, for one of several that cannot be read."""
+    from ..runtime.images import to_rgb_array
+
+    try:
+        with without_library_output():
+            return to_rgb_array(path)
+    except ImageError as error:
+        if alone:
+            raise
+        warn(str(error))
+        return None
+
+
+def _pictures(pixels: NDArray[np.uint8], results: list[Result], masks: bool) -> list[Image.Image]:
     from PIL import Image
 
-    from .._base.files import whole_file
-    from ..runtime import Segmenter
-    from ..runtime.images import to_rgb_array
-    from ..runtime.overlay import overlay
+    from ..runtime.overlay import overlay_of
 
-    if output.suffix.lower() != ".png":
-        raise LavtError(f"{output}: the output is a PNG; give a name that ends in .png")
-    with warnings_as_lines():
-        with without_library_output():
-            pixels = to_rgb_array(image)
-        if os.path.realpath(output) == os.path.realpath(image):
-            raise LavtError(f"{output} is the image itself; name another output")
-        with Segmenter.load(bundle, device=device) as segmenter:
-            result = segmenter.segment(pixels, text)
-    picture = Image.fromarray(result.mask.astype("uint8") * 255) if mask else overlay(pixels, result.mask, text)
+    if masks:
+        return [Image.fromarray(result.mask.astype("uint8") * 255) for result in results]
+    return [overlay_of(pixels, [(result.mask, result.sentence) for result in results])]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        with whole_file(output) as partial:
-            picture.save(partial, format="PNG")
+        yield
     except OSError as error:
-        raise LavtError(f"{output}: cannot be written ({error.strerror or error})") from error
-    share = 100 * result.mask.mean()
-    out.print(f"{output}: {share:.1f} % of the pixels, on {segmenter.device}")
+        raise LavtError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    from .._base.files import whole_file
+
+    with _writing(path), whole_file(path) as partial:
+        picture.save(partial, format="PNG")
+
+
+def _say(name: Path, result: Result, device: str) -> None:
+    found = f"{100 * result.mask.mean():.1f} % of the pixels, score {result.score:.2f}"
+    out.print(one_line(f"{name}: {result.sentence!r}: {found if result.score else 'nothing was found'}, on {device}"))

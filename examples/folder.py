@@ -7,8 +7,6 @@ compressed RLE mask for each image and sentence (area 0 if nothing was found), a
 within the mask. It appears when all is done. Until then finished images are kept beside it, in OUTPUT.progress, and the
 same command goes on from there; an image that was changed meanwhile is segmented again. Exit code 1 if images could
 not be read; they are named, and the others are done.
-
-Needs pycocotools, which the extra `data` has.
 """
 
 from __future__ import annotations
@@ -21,12 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lavt_edge.runtime import ImageError, LavtError, Result, Segmenter, run_main, to_rgb_array
+from lavt_edge.runtime import (
+    ImageError,
+    LavtError,
+    Segmenter,
+    coco_dataset,
+    coco_entry,
+    image_files,
+    run_main,
+    to_rgb_array,
+)
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from whole_file import whole_file
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _ENTRY = {"file_name", "state", "width", "height", "masks"}
 
 
@@ -80,36 +85,6 @@ def state_of(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def encode(result: Result) -> dict[str, Any]:
-    """A result as COCO has it: compressed RLE, area, box (x, y, width, height), and the score."""
-    rle = coco_mask.encode(np.asfortranarray(result.mask, np.uint8))
-    score = float(result.probability[result.mask].mean()) if result.mask.any() else 0.0
-    return {
-        "segmentation": {"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")},
-        "area": int(coco_mask.area(rle)),
-        "bbox": coco_mask.toBbox(rle).tolist(),
-        "score": round(score, 4),
-    }
-
-
-def dataset(images: list[Path], sentences: list[str], done: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """All finished images as one COCO data set, numbered from 1 in the order given."""
-    entries = [done[path.name] for path in images if path.name in done]
-    annotations = [
-        {**mask, "image_id": image_id, "category_id": category_id, "iscrowd": 0}
-        for image_id, entry in enumerate(entries, start=1)
-        for category_id, mask in enumerate(entry["masks"], start=1)
-    ]
-    return {
-        "images": [
-            {"id": number, **{key: entry[key] for key in ("file_name", "width", "height")}}
-            for number, entry in enumerate(entries, start=1)
-        ],
-        "categories": [{"id": number, "name": text} for number, text in enumerate(sentences, start=1)],
-        "annotations": [{"id": number, **mask} for number, mask in enumerate(annotations, start=1)],
-    }
-
-
 class Readable:
     """The images that can be read, as arrays; the stream's thread reads them ahead. `read` has each one's name and
     state before it was read, in order."""
@@ -133,9 +108,7 @@ class Readable:
 
 def run(options: argparse.Namespace) -> int:
     """Segment what is not done yet and write the file. Returns the exit code; raises LavtError and OSError."""
-    images = sorted(path for path in options.images.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not images:
-        raise LavtError(f"{options.images} has no images: {', '.join(SUFFIXES)}")
+    images = image_files(options.images)
     with Segmenter.load(options.bundle, device=options.device) as segmenter:
         about = {
             "images": str(options.images.resolve()),
@@ -147,14 +120,13 @@ def run(options: argparse.Namespace) -> int:
         readable = Readable([path for path in images if path.name not in progress.done])
         try:
             for index, results in enumerate(segmenter.stream(readable, options.sentences)):
-                height, width = results[0].mask.shape
                 name, state = readable.read[index]
-                masks = [encode(result) for result in results]
-                progress.add({"file_name": name, "state": state, "width": width, "height": height, "masks": masks})
+                progress.add({**coco_entry(name, results), "state": state})
         finally:
             progress.close()
     with whole_file(options.output) as partial:
-        partial.write_text(json.dumps(dataset(images, options.sentences, progress.done)))
+        entries = [progress.done[path.name] for path in images if path.name in progress.done]
+        partial.write_text(json.dumps(coco_dataset(entries, options.sentences)))
     progress.path.unlink()
     for problem in readable.problems:
         print(f"error: {problem}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from .._base.exits import run_main
 from ..errors import BackendError, BundleError, ImageError, LavtError, PromptError
+from .coco import coco_dataset, coco_entry, image_files
 from .images import Result, to_rgb_array
 from .prompt import Prompt, TruncationWarning, UnknownWordsWarning
 from .segmenter import Segmenter
@@ -21,6 +22,9 @@ __all__ = [
     "UnknownWordsWarning",
     "UnusedEngineWarning",
     "UnverifiedEngineWarning",
+    "coco_dataset",
+    "coco_entry",
+    "image_files",
     "run_main",
     "to_rgb_array",
 ]

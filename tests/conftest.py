@@ -14,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from lavt_edge.tests.base_export import CommandRun
+    from lavt_edge.tests.command_runs import Run
 
 
 def pytest_configure() -> None:
@@ -53,6 +54,22 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ExportOptions(size=source.size, batch=None)
     source.export(output, options)
     return output
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a console script in this process: exit code, stdout, stderr."""
+    from lavt_edge import cli
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            getattr(cli, name.removeprefix("lavt-") + "_main")()
+        captured = capsys.readouterr()
+        code = stopped.value.code
+        return (code if isinstance(code, int) else 0 if code is None else 1), captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -2,52 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from lavt_edge import cli
 from lavt_edge.commands import common
 from lavt_edge.commands.common import print_table, progress_bar
+from lavt_edge.tests.command_runs import Run, refused
 from lavt_edge.tests.runtime_bundle import write_bundle
-from PIL import Image
 from rich.console import Console
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a console script in this process: exit code, stdout, stderr."""
-
-    def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            getattr(cli, name.removeprefix("lavt-") + "_main")()
-        captured = capsys.readouterr()
-        code = stopped.value.code
-        return (code if isinstance(code, int) else 0 if code is None else 1), captured.out, captured.err
-
-    return run
-
-
-def refused(result: tuple[int, str, str]) -> str:
-    code, _, stderr = result
-    assert code == 1
-    assert stderr.strip().count("\n") == 0
-    assert stderr.startswith("error: ")
-    return stderr
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    path = tmp_path / "photo.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
-    return path
 
 
 @pytest.fixture
@@ -97,49 +59,6 @@ def test_export_refuses_names_that_cannot_be(
     monkeypatch.chdir(tmp_path)
     refused(command("lavt-export", "onnx", "--output", output))
     assert not any(tmp_path.iterdir())
-
-
-def test_run_writes_an_overlay_or_the_bare_mask(command: Run, bundle: Path, photo: Path, tmp_path: Path) -> None:
-    code, shown, _ = command("lavt-run", bundle, photo, "the red thing", "-o", tmp_path / "x[bold].png")
-    assert (code, "x[bold].png" in shown) == (0, True)
-    assert Image.open(tmp_path / "x[bold].png").width >= 70
-    assert command("lavt-run", bundle, photo, "the red thing", "--mask", "-o", tmp_path / "mask.png")[0] == 0
-    mask = np.asarray(Image.open(tmp_path / "mask.png"))
-    assert mask.shape == (50, 70)
-    assert set(np.unique(mask)) <= {0, 255}
-
-
-def test_a_long_sentence_is_cut_with_a_warning_whatever_it_holds(
-    command: Run, bundle: Path, photo: Path, tmp_path: Path
-) -> None:
-    sentence = "[/red] " + "very " * 40 + "red"
-    code, _, stderr = command("lavt-run", bundle, photo, sentence, "-o", tmp_path / "o.png")
-    assert code == 0
-    assert "warning: " in stderr
-    assert "[/red]" in stderr
-
-
-def test_run_refuses_what_it_cannot_read_or_write(command: Run, bundle: Path, photo: Path, tmp_path: Path) -> None:
-    before = photo.read_bytes()
-    output = tmp_path / "out.png"
-    assert "no such bundle" in refused(command("lavt-run", tmp_path / "none", photo, "x", "-o", output))
-    assert "nothing.jpg" in refused(command("lavt-run", bundle, tmp_path / "nothing.jpg", "x", "-o", output))
-    assert "sentence" in refused(command("lavt-run", bundle, photo, "  ", "-o", output))
-    assert "ends in .png" in refused(command("lavt-run", bundle, photo, "x", "-o", tmp_path / "out.jpg"))
-    assert "the image itself" in refused(command("lavt-run", bundle, photo, "x", "-o", photo))
-    os.mkfifo(tmp_path / "pipe.png")
-    assert "not a regular file" in refused(command("lavt-run", bundle, photo, "x", "-o", tmp_path / "pipe.png"))
-    assert (tmp_path / "pipe.png").is_fifo()
-    assert photo.read_bytes() == before
-    assert not output.exists()
-
-
-def test_names_that_the_terminal_cannot_show_do_not_fail(bundle: Path, photo: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    command = [Path(sys.executable).parent / "lavt-run", bundle, photo, "é", "-o", tmp_path / "é.png"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "é.png").exists()
 
 
 def test_tables_show_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,17 +66,17 @@ class FolderRun:
 
     def __call__(self, stop_after: int | None = None, **changed: Any) -> int:
         """How many images were segmented; it is stopped after some of them, or ends."""
-        encode, count = self._folder.encode, 0
+        make, count = self._folder.coco_entry, 0
 
-        def counted(result: Any) -> Any:
+        def counted(*arguments: Any) -> Any:
             nonlocal count
             if count == stop_after:
                 raise KeyboardInterrupt
             count += 1
-            return encode(result)
+            return make(*arguments)
 
         with self._monkeypatch.context() as patch:
-            patch.setattr(self._folder, "encode", counted)
+            patch.setattr(self._folder, "coco_entry", counted)
             try:
                 self._folder.run(SimpleNamespace(**{**self.options, **changed}))
             except KeyboardInterrupt:

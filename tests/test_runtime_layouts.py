@@ -13,29 +13,13 @@ from lavt_edge.data import ReferredObject
 from lavt_edge.errors import ImageError, InputError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.images import LAYOUTS, layout_of, prepare, resize, to_rgb_array
+from lavt_edge.tests.photos import ORIENTATION, oriented
 from lavt_edge.tests.runtime_bundle import write_bundle
 from PIL import Image, ImageOps
-
-ORIENTATION = 0x0112
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(height * width).integers(0, 256, (height, width, channels), dtype=np.uint8)
-
-
-def oriented(pixels: np.ndarray, orientation: int, kind: str = "PNG") -> bytes:
-    """A file that shows these pixels once it is turned as EXIF says: ImageOps, which readers agree with, turns back."""
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    for method in (None, *Image.Transpose):
-        image = Image.fromarray(pixels)
-        image = image if method is None else image.transpose(method)
-        stream = io.BytesIO()
-        image.save(stream, kind, exif=exif)
-        with Image.open(io.BytesIO(stream.getvalue())) as again:
-            if np.array_equal(np.asarray(ImageOps.exif_transpose(again)), pixels):
-                return stream.getvalue()
-    raise AssertionError(f"nothing gives orientation {orientation}")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from lavt_edge.errors import ImageError
-from lavt_edge.runtime.overlay import overlay
+from lavt_edge.runtime.overlay import overlay, overlay_of
 from PIL import Image
 
 PAPER = (28, 28, 32)
@@ -68,3 +68,32 @@ def test_an_image_is_not_changed_and_may_be_a_pil_image() -> None:
 def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(ImageError, match="the mask is"):
         overlay(grey(4, 5), np.zeros((5, 4), bool), "x")
+
+
+def test_several_masks_have_their_own_colours_which_the_legend_shows() -> None:
+    masks = [np.zeros((480, 640), bool) for _ in range(10)]
+    for index, mask in enumerate(masks):
+        mask[100:200, 60 * index + 10 : 60 * index + 50] = True
+    drawn = np.asarray(overlay_of(grey(480, 640), [(mask, f"sentence {i}") for i, mask in enumerate(masks)]))
+    tints = [tuple(int(value) for value in drawn[150, 60 * index + 30]) for index in range(10)]
+    assert len(set(tints)) == 8
+    assert tints[8:] == tints[:2]
+    alone = np.asarray(overlay(grey(480, 640), masks[0], "sentence 0"))
+    assert tuple(alone[150, 30]) == tints[0]
+    legend = drawn[480:].reshape(-1, 3).astype(float)
+    for tint in tints:  # in the picture 42 % of the colour on 58 % of the image
+        colour = (np.array(tint) - 128 * 0.58) / 0.42
+        assert (np.abs(legend - colour).max(-1) < 3).sum() > 200
+    assert len(np.unique(alone[480:, :40].reshape(-1, 3), axis=0)) < 200
+    with pytest.raises(ImageError, match="the mask is"):
+        overlay_of(grey(480, 640), [(masks[0], "x"), (masks[0][1:], "y")])
+
+
+def test_a_later_mask_lies_on_top_and_many_sentences_are_counted() -> None:
+    left, right = disc(), np.roll(disc(), 100, axis=1)
+    both = np.asarray(overlay_of(grey(480, 640), [(left, "left"), (right, "right")]))
+    alone = np.asarray(overlay_of(grey(480, 640), [(np.zeros_like(left), "left"), (right, "right")]))
+    assert both[240, 240].tolist() == np.asarray(overlay(grey(480, 640), left, "left"))[240, 240].tolist()
+    assert both[240, 500].tolist() == alone[240, 500].tolist() != both[240, 370].tolist()
+    heights = [overlay_of(grey(480, 640), [(left, "x")] * count).height for count in (24, 25, 1000)]
+    assert heights[0] < heights[1] == heights[2]

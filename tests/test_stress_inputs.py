@@ -34,6 +34,7 @@ from PIL import Image
 CASES = {
     "images in memory": 600,
     "arrays": 2000,
+    "frames": 1000,
     "image files": 600,
     "image bombs": 25,
     "sentences": 400,

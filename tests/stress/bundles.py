@@ -353,15 +353,16 @@ def command(folder: Path) -> Case:
 
     def case(rng: Rng) -> None:
         output, image = folder / "out.png", folder / "image"
-        output.unlink(missing_ok=True)
+        for old in folder.glob("out*"):
+            old.unlink()
         data = images[int(rng.integers(len(images)))]
         image.write_bytes(damaged(data, rng) if rng.random() < 0.3 else data)
         text = sentences[0] if rng.random() < 0.5 else sentences[int(rng.integers(len(sentences)))]
         where = str(output) if rng.random() < 0.7 else str(folder / odd_outputs[int(rng.integers(len(odd_outputs)))])
-        arguments = ["lavt-run", str(pristine), str(image), text, "-o", where, "--device", "cpu"]
-        if rng.random() < 0.3:
-            arguments[int(rng.integers(1, len(arguments)))] = str(
-                rng.choice(["", "nothing", "--mask", "\udc80", "/dev/zero", "."])
+        arguments = ["lavt-run", str(pristine), str(image), text, "--device", "cpu", "-o", where]
+        if rng.random() < 0.3:  # "-o" stays: nothing is written elsewhere
+            arguments[int(rng.integers(1, 6))] = str(
+                rng.choice(["", "nothing", "--mask", "\udc80", "/dev/zero", ".", f"--json={folder / 'out.json'}"])
             )
         if rng.random() < 0.3:
             with failing(rng):
@@ -372,10 +373,12 @@ def command(folder: Path) -> Case:
         assert "Traceback" not in said
         lines = [line for line in said.splitlines() if not line.startswith("warning: ")]
         assert len(lines) == code or code == 2, said
-        if output.exists():  # whole, also where the disk failed once it had its name
-            Image.open(output).load()
-        else:
-            assert code != 0 or where != str(output)
+        written = list(folder.glob("out*.png"))
+        for path in written:  # whole, also where the disk failed once it had its name
+            Image.open(path).load()
+        for path in folder.glob("out.json"):
+            json.loads(path.read_bytes())
+        assert written or code != 0 or where != str(output)
 
     return case
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from lavt_edge.errors import ImageError, LavtError
-from lavt_edge.runtime.images import LAYOUTS, prepare, to_rgb_array
+from lavt_edge.runtime.images import LAYOUTS, as_frame, prepare, to_rgb_array
 from lavt_edge.tests.stress.cases import Case, Kind, Rng, attempt, damaged
 from PIL import Image
 
@@ -148,6 +148,62 @@ def arrays(folder: Path) -> Case:
     return case
 
 
+def _rgb_of(frame: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.float64] | None:
+    """What a frame of a layout shows, by the layout's definition; None if it is not of that layout."""
+    flat = frame[..., 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
+    channels = flat.shape[2] if flat.ndim == 3 else 1
+    if frame.dtype != np.uint8 or flat.ndim not in (2, 3) or flat.size == 0:
+        return None
+    if name == "nv12":
+        rows, width = flat.shape[:2]
+        if channels != 1 or flat.ndim != 2 or rows % 3 or width % 2:
+            return None
+        y = np.maximum(flat[: rows * 2 // 3].astype(float), 16) - 16
+        u, v = (flat[rows * 2 // 3 :, at::2].repeat(2, 0).repeat(2, 1).astype(float) - 128 for at in (0, 1))
+        rgb = np.stack([1.164 * y + 1.596 * v, 1.164 * y - 0.391 * u - 0.813 * v, 1.164 * y + 2.018 * u], -1)
+        return np.clip(rgb, 0, 255)
+    allowed = {"grey": (1,), "rgbx": (4,), "bgrx": (4,)}.get(name, (1, 3, 4))
+    if channels not in allowed:
+        return None
+    if channels == 1:
+        return np.stack([flat] * 3, -1).astype(float)
+    return flat[..., [2, 1, 0] if name.startswith("bgr") else [0, 1, 2]].astype(float)
+
+
+def frames(folder: Path) -> Case:
+    """Frames are taken, as their layout says, if and only if they are of it; with padded rows, odd and zero sizes."""
+
+    def case(rng: Rng) -> None:
+        name = str(rng.choice(list(LAYOUTS)))
+        height, width = (int(side) * int(rng.choice([1, 2])) for side in rng.integers(0, 12, 2))
+        shape = LAYOUTS[name].shape(height, width)
+        match int(rng.integers(8)):
+            case 0:
+                shape = (*shape[:2], int(rng.integers(0, 6)))
+            case 1:
+                shape = (1, *shape)
+            case 2:
+                shape = (shape[0] + 1, *shape[1:])
+            case 3:
+                shape = (shape[-1], *shape[:-1])
+        wide = rng.integers(0, 256, (shape[0], shape[1] + 3, *shape[2:]), dtype=np.uint8)
+        frame = wide[:, 1:-2] if rng.random() < 0.5 else wide[::-1, 3:]
+        if rng.random() < 0.2:
+            frame = frame.astype(str(rng.choice(["f2", "f4", "f8", "u2", "i1", "?", "c8"])))
+        before, wanted = frame.tobytes(), _rgb_of(frame, name)
+        found = attempt(lambda: to_rgb_array(frame, pixels=name), ImageError)
+        assert isinstance(found, LavtError) == (wanted is None), f"{name} {frame.dtype} {frame.shape}: {found}"
+        for other in (lambda: prepare(frame, *INPUT, pixels=name), lambda: as_frame(frame, name)):
+            answer = attempt(other, ImageError)
+            assert isinstance(answer, LavtError) == (wanted is None)
+            assert wanted is None or (answer.height, answer.width) == wanted.shape[:2]
+        if wanted is not None:
+            assert np.abs(found - wanted).max() <= (1 if name == "nv12" else 0)
+        assert frame.tobytes() == before
+
+    return case
+
+
 def sound_files() -> list[bytes]:
     """One small file of each kind, each with its own way through a decoder."""
     pixels = np.random.default_rng(0).integers(0, 256, (33, 41, 3), dtype=np.uint8)
@@ -257,6 +313,7 @@ def bombs(folder: Path) -> Case:
 KINDS: dict[str, Kind] = {
     "images in memory": in_memory,
     "arrays": arrays,
+    "frames": frames,
     "image files": damaged_files,
     "image bombs": bombs,
 }
