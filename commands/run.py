@@ -58,8 +58,10 @@ def run(
     files = _files(images, wanted, several, len(text) if mask else 0)
     _check_outputs(images, [*(name for names in files for name in names), *([json_file] if json_file else [])])
     entries: list[dict[str, Any]] = []
-    with warnings_as_lines(), Segmenter.load(bundle, device=device) as segmenter:
+    with warnings_as_lines():
+        segmenter = Segmenter.load(bundle, device=device)
         prompts = [segmenter.encode(sentence) for sentence in text]
+    with segmenter, warnings_as_lines():
         for path, names in zip(images, files, strict=True):
             pixels = _read(path, alone=not several)
             if pixels is None:

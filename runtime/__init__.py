@@ -2,8 +2,7 @@
 
 from .._base.exits import run_main
 from ..errors import BackendError, BundleError, ImageError, LavtError, PromptError
-from .coco import coco_dataset, coco_entry, image_files
-from .images import Result, to_rgb_array
+from .images import Result, coco_dataset, coco_entry, image_files, to_rgb_array
 from .prompt import Prompt, TruncationWarning, UnknownWordsWarning
 from .segmenter import Segmenter
 from .tensorrt.record import PowerModeWarning, UnusedEngineWarning, UnverifiedEngineWarning

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lavt_edge.runtime import Segmenter
-from lavt_edge.runtime.coco import coco_annotation
 from lavt_edge.runtime.images import result_of
+from lavt_edge.runtime.images.coco import coco_annotation
 from lavt_edge.tests.command_runs import Run, refused
 from lavt_edge.tests.photos import oriented
 from lavt_edge.tests.runtime_bundle import write_bundle

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lavt_edge.benchmarks.peers.onnx import BundleSide
+from lavt_edge.benchmarks.peers.sides import SideSpec
+from lavt_edge.benchmarks.timing.latency import measure_split
 from lavt_edge.data.shapes.words import VOCABULARY
 from lavt_edge.runtime import PromptError, Segmenter, UnknownWordsWarning
 from lavt_edge.runtime.tokenizer import SentenceTokenizer, build_tokenizer
@@ -111,3 +114,11 @@ def test_a_sentence_of_unknown_words_alone_is_refused_but_not_by_an_evaluation(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert segmenter.encode(sentence, blank=True).sentence == sentence
+
+
+def test_a_measurement_names_no_words(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "measured")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        side = BundleSide(SideSpec("ours", "bundle", bundle, path=bundle, device="cpu", text="the 😀 dog"))
+        measure_split(side.segmenter, FRAME, "the 😀 dog", rounds=1)

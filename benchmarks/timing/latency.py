@@ -17,7 +17,7 @@ from ...runtime.backend import Backend
 from ...runtime.batches import stack_prompts
 from ...runtime.images import LAYOUTS, prepare, result_of, result_of_frame, to_rgb_array
 from ...runtime.prompt import Prompt
-from ..peers.onnx import BundleSide
+from ..peers.onnx import BundleSide, whatever_words
 from .result import Overhead
 
 PER_CALL = ("preprocess", "copy_in", "image", "copy_out", "postprocess")  # a frame in memory, its sentence encoded
@@ -45,6 +45,7 @@ class Split:
         return Overhead(float(np.median(around)), float(np.median(around / (around + image))))
 
 
+@whatever_words()
 def measure_split(
     segmenter: Segmenter, image: npt.NDArray[np.uint8], sentence: str, *, warmup: int = 1, rounds: int = 10
 ) -> Split:
