@@ -154,12 +154,12 @@ class FrameModel(nn.Module):
         self.factors, self.offset = matrix[:, :3].T.contiguous(), matrix[:, 3].clone()
 
     def forward(self, frame: Tensor) -> Tensor:
-        x = frame.int()
+        x = frame.float().int()  # TensorRT's bytes become floats, and are made of floats, alone (NvInfer.h, kUINT8)
         if self.layout.channels:
             image = self.resize(x if x.ndim == 4 else x.unsqueeze(3)).index_select(3, self.order)
         else:
             image = self._from_nv12(x)
-        return image.to(torch.uint8)
+        return image.float().to(torch.uint8)
 
     def _from_nv12(self, x: Tensor) -> Tensor:
         """The planes are resized before they become RGB, as on the general path."""
@@ -184,7 +184,7 @@ class MaskModel(nn.Module):
     def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         logit = logits[:, 1] - logits[:, 0]
         resized = self.rows(self.columns(logit.unsqueeze(3))).squeeze(3)
-        return (resized > 0).float().to(torch.uint8), logit  # TensorRT casts no Booleans to uint8
+        return (resized > 0).float().to(torch.uint8), logit
 
 
 def add_frame_graphs(

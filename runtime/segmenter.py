@@ -110,7 +110,8 @@ class Segmenter:
         """Height, width and layout of the frames that the device takes as they are and gives masks for.
 
         Those of `lavt-export frame` whose engines run here. `segment` and `stream` use them by themselves for arrays of
-        that size and layout, one sentence and `size="frame"`; every other image is resized on the CPU.
+        that size and layout, one sentence and `size="frame"`; every other image is resized on the CPU. At most 0.1 % of
+        a mask's pixels, where the probability is about 0.5, differ from what they would be there.
         """
         return sorted(self._open_graphs().frames)
 
@@ -339,7 +340,6 @@ class Segmenter:
         if size not in ("frame", "model"):
             raise InputError(f"size {size!r}: give 'frame' or 'model'")
         height, width = self.input_size
-
         frames = frozenset(frames) if size == "frame" else frozenset()
 
         def read(image: ImageLike) -> PreparedImage:

@@ -115,6 +115,22 @@ def test_weights_are_pillows(source: int, size: int) -> None:
     np.testing.assert_allclose(matrix, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("pixels", ["rgb", "nv12"])
+def test_bytes_are_cast_to_floats_and_from_floats_alone(pixels: str) -> None:
+    """TensorRT does not convert between UINT8 and whole numbers or Booleans (NvInfer.h, DataType::kUINT8)."""
+    for model in frames.export_models(FrameOptions(48, 64, pixels), (24, 32)):
+        casts = [
+            {str(node.inputs[0].dtype), str(node.outputs[0].dtype)} for node in model.graph if node.op_type == "Cast"
+        ]
+        of_bytes = [types for types in casts if "UINT8" in types]
+        assert of_bytes
+        assert all(types == {"UINT8", "FLOAT"} for types in of_bytes)
+        readers = [
+            node.op_type for value in model.graph.inputs if str(value.dtype) == "UINT8" for node, _ in value.uses()
+        ]
+        assert set(readers) <= {"Cast"}
+
+
 @pytest.mark.parametrize("pixels", ["rgb", "bgrx", "nv12"])
 def test_frame_and_mask_of_1080p_are_a_kernel_each_and_move_under_15_mb(tmp_path: Path, pixels: str) -> None:
     """Of the real input size, 480x480; the graphs are the same for every model."""

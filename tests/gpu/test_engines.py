@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from lavt_edge.errors import BackendError
 from lavt_edge.export import EngineOptions, build_engines
+from lavt_edge.export.samples import sample_frame
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.backend import OnnxRuntimeBackend
 from lavt_edge.runtime.bundle import open_bundle
@@ -95,6 +96,31 @@ def test_a_cuda_graph_gives_what_enqueueing_gives(bundle: Path) -> None:
     if find_flavor().name == "tensorrt":
         assert graph._held.graph is not None
     assert plain._held.graph is None
+
+
+def test_a_camera_s_frames_run_in_one_graph(bundle: Path, tmp_path: Path) -> None:
+    """Frame, segmenter and mask, one by one and in a stream, against the general path on the CPU."""
+    pytest.importorskip("torch", reason="graphs for frames are made with lavt-edge[export]")
+    from lavt_edge.export.frames import FrameOptions, add_frame_graphs
+
+    root = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    add_frame_graphs(root, FrameOptions(120, 160, "bgr"))
+    build_engines(root, EngineOptions(precision="fp32", max_batch=open_bundle(root).manifest.input.batch or MAX_BATCH))
+    shots = [sample_frame((120, 160, 3), seed) for seed in range(6)]
+    with Segmenter.load(root) as engine, Segmenter.load(root / "segmenter.onnx", device="cpu") as onnx:
+        assert engine.frame_sizes == [(120, 160, "bgr")]
+        prompt = engine.encode("the man in red")
+        wanted = [onnx.segment(shot, "the man in red", pixels="bgr") for shot in shots]
+        alone = [engine.segment(shot, prompt, pixels="bgr") for shot in shots]
+        streamed = list(engine.stream(shots, prompt, pixels="bgr"))
+        assert len(streamed) == len(shots)
+        for found in (alone, streamed):
+            for one, other in zip(found, wanted, strict=True):
+                assert_close(one.logit, other.logit, 1e-3)
+                assert (one.mask != other.mask).mean() < 0.001
+        (chain,) = engine._open_graphs().frames.values()
+        if find_flavor().name == "tensorrt":
+            assert chain._held.graph is not None  # type: ignore[attr-defined]
 
 
 def test_two_threads_share_an_engine(bundle: Path) -> None:
