@@ -46,7 +46,7 @@ def serve(
         from ..serving.app import make_app
         from ..serving.engine import Limits
         from ..serving.server import listening_on, run_server, until_stopped
-    from ..runtime import Segmenter, TruncationWarning
+    from ..runtime import Segmenter, TruncationWarning, UnknownWordsWarning
 
     limits = Limits()
     _check_token(host, token)
@@ -54,7 +54,8 @@ def serve(
         with warnings_as_lines():
             segmenter = Segmenter.load(bundle, device=device, precision=precision)
         opened = _open_source(source)
-        warnings.simplefilter("ignore", TruncationWarning)  # the page and the API say it
+        for said_by_answers in (TruncationWarning, UnknownWordsWarning):
+            warnings.simplefilter("ignore", said_by_answers)
         app = make_app(segmenter, opened, host=host, token=token, limits=limits)
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
         shown = f"[{shown}]" if ":" in shown else shown

@@ -33,6 +33,7 @@ class Prompt:
         word_mask: float32 (max_words,), 1 for a token and 0 for padding, read-only.
         truncated: whether the sentence was longer than max_words tokens.
         fingerprint: of the bundle (`Bundle.fingerprint`).
+        unknown: its words that the model's vocabulary does not have.
     """
 
     sentence: str
@@ -40,6 +41,7 @@ class Prompt:
     word_mask: npt.NDArray[np.float32]
     truncated: bool
     fingerprint: str
+    unknown: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.prompt.flags.writeable = False

@@ -324,7 +324,7 @@ class Segmenter:
             rows = self._spec.batch or 1
             (prompts,) = text.run(text_feeds([input_ids] * rows, [attention_mask] * rows), ["prompt"])
             word_mask = attention_mask.astype(np.float32)
-            return Prompt(sentence, prompts[0].copy(), word_mask, truncated, self._fingerprint)
+            return Prompt(sentence, prompts[0].copy(), word_mask, truncated, self._fingerprint, unknown)
 
         key = input_ids.tobytes() + attention_mask.tobytes() + bytes([truncated]) + repr(unknown).encode()
         return self._cache.get(key, sentence, compute)

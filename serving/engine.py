@@ -98,7 +98,9 @@ def check_sentence(sentence: str, limits: Limits) -> None:
 
 
 def warning_of(prompt: Prompt) -> str | None:
-    return "too long: the model does not read its end" if prompt.truncated else None
+    """What of the sentence the model does not read, if anything."""
+    unknown = f"the model does not know {', '.join(map(repr, prompt.unknown))}" if prompt.unknown else None
+    return "too long: the model does not read its end" if prompt.truncated else unknown
 
 
 def segment(segmenter: Segmenter, image: bytes, sentences: Sequence[str], started: float) -> Described:

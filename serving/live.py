@@ -16,7 +16,7 @@ from ..errors import PromptError
 from ..runtime import Prompt, Segmenter
 from .answers import Described, describe
 from .engine import Limits, check_sentence, refusal_of, warning_of
-from .metrics import Metrics, Rate
+from .metrics import Metrics
 
 if TYPE_CHECKING:
     from .source import Frame, Source
@@ -67,7 +67,8 @@ class Watcher:
         while True:
             if self._state_due:
                 self._state_due = False
-                return json.dumps({"type": "state", "problems": self.problems, "source_problem": problem})
+                state = {"ready": list(self.prompts), "problems": self.problems, "source_problem": problem}
+                return json.dumps(state)
             if self._newest is not None and self._underway < _UNDERWAY:
                 picture, self._newest = self._newest, None
                 self._underway += 1
@@ -87,7 +88,6 @@ class Live:
         self._segmenter, self._source, self._metrics, self._limits = segmenter, source, metrics, limits
         self._wanted: tuple[Prompt, ...] | None = None  # None: nobody watches
         self._stopped = threading.Event()
-        self._rate = Rate()
         self._thread = threading.Thread(target=self._run, name="lavt_edge live", daemon=True)
         self._loop: asyncio.AbstractEventLoop
 
@@ -190,13 +190,11 @@ class Live:
             rows, columns = result.logit.shape
             results[result.sentence] = describe(result, replace(result, height=rows, width=columns).score)
         jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
-        end = time.perf_counter()
         figures = {
             "width": frame.shape[1],
             "height": frame.shape[0],
-            "fps": round(self._rate.add(end), 1),
             "model_ms": round(model_ms, 1),
-            "total_ms": round(1e3 * (end - start), 1),
+            "total_ms": round(1e3 * (time.perf_counter() - start), 1),
         }
         return Picture(jpeg, figures, results)
 

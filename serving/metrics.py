@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from itertools import accumulate
 
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, float("inf"))  # seconds
@@ -40,15 +40,3 @@ class Metrics:
             kind = "counter" if name.endswith("_total") else "gauge"
             lines += [f"# TYPE lavt_{name} {kind}", f"lavt_{name} {value:g}"]
         return "\n".join(lines) + "\n"
-
-
-class Rate:
-    """Frames per second over the last frames."""
-
-    def __init__(self) -> None:
-        self._times: deque[float] = deque(maxlen=30)
-
-    def add(self, now: float) -> float:
-        self._times.append(now)
-        spent = now - self._times[0]
-        return (len(self._times) - 1) / spent if spent > 0 else 0.0

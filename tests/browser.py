@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if executable is None:
+        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is on the path")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        opened = Browser(executable, Path(profile))
+        yield opened
+        opened.close()
 
 
 class Browser:
@@ -14,6 +32,7 @@ class Browser:
 
     def __init__(self, executable: str, profile: Path) -> None:
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        flags += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         command = [executable, *flags, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
         # The protocol is spoken on descriptors 3 and 4.
         shell = ["sh", "-c", 'exec 3<&0 4>&1; exec "$@" </dev/null >/dev/null', "sh", *command]
@@ -71,14 +90,14 @@ class Browser:
         """The whole page as a PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
 
-    def problems(self) -> list[dict[str, Any]]:
-        """Errors in the console, exceptions, and requests for anything but the page and what it holds itself."""
+    def problems(self, own: str = "file:") -> list[dict[str, Any]]:
+        """Errors in the console, exceptions, and requests for what is neither `own` nor in the page itself."""
         found = []
         for event in self.events:
             method, parameters = event.get("method", ""), event.get("params", {})
             bad = method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
             if method == "Network.requestWillBeSent":
-                bad = not parameters["request"]["url"].startswith(("file:", "data:"))
+                bad = not parameters["request"]["url"].startswith((own, "data:", "blob:"))
             if bad:
                 found.append(event)
         return found

@@ -92,4 +92,4 @@ def serve(bundle: Path, *options: str, port: int = 0, token: str | None = None, 
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
     said, problems = process.communicate(timeout=30)
-    assert (process.returncode, said, problems) == (0, "", "")
+    assert (process.returncode, said, problems) == (0, "", ""), problems

@@ -6,9 +6,7 @@ import base64
 import io
 import math
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,9 @@ from lavt_edge.benchmarks.report.charts import Axis, interval, place, spread, st
 from lavt_edge.benchmarks.report.format import ms, scaled, verdicts
 from lavt_edge.benchmarks.report.page import page, write_report
 from lavt_edge.tests.browser import Browser
+from lavt_edge.tests.browser import browser as browser  # a fixture
 from lavt_edge.tests.report_pages import EVIL, Reader, example, read, section_of, text_of
 from PIL import Image
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
 
 
 @pytest.fixture(scope="module")
@@ -244,17 +241,6 @@ class TestCharts:
 
     def test_a_range_is_never_empty(self) -> None:
         assert all(low < high for low, high in (spread([1.0]), spread([0.0]), spread([2.0, 2.0]), spread([1.0, 3.0])))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if executable is None:
-        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is on the path")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        opened = Browser(executable, Path(profile))
-        yield opened
-        opened.close()
 
 
 class TestInABrowser:

@@ -143,6 +143,8 @@ def test_what_cannot_be_used_is_said_in_a_line(image: bytes, sentences: list[str
 def test_a_long_sentence_is_cut_and_a_png_is_of_one(served: Served) -> None:
     (result,) = served.segment(IMAGES["png"], "red " * 30).json["results"]
     assert "too long" in result["warning"]
+    (result,) = served.segment(IMAGES["png"], "the red qwxyz").json["results"]
+    assert result["warning"] == "the model does not know 'qwxyz'"
     assert served.segment(IMAGES["png"], "a", "b", Accept="image/png").status == 422
 
 

@@ -102,7 +102,7 @@ def test_segmenting_and_watching_need_the_token(locked: Served) -> None:
     assert locked.segment(PHOTO, "a dog", Authorization=f"Bearer {TOKEN}").status == 200
     assert refused_watch(locked, {}) == 401
     with watch(locked, additional_headers={"Cookie": f"lavt_token={TOKEN}"}) as socket_:
-        assert json.loads(socket_.recv(timeout=20))["type"] == "state"
+        assert json.loads(socket_.recv(timeout=20))["ready"] == []
     assert [locked.ask("GET", path).status for path in OPEN] == [200] * len(OPEN)
 
 
