@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.images import result_of
-from lavt_edge.runtime.images.coco import coco_annotation
+from lavt_edge.runtime.images.coco import coco_entry
 from lavt_edge.tests.command_runs import Run, refused
 from lavt_edge.tests.photos import oriented
 from lavt_edge.tests.runtime_bundle import write_bundle
 from PIL import Image
-from pycocotools import mask as coco_mask
+from pycocotools import mask as theirs
 from pycocotools.coco import COCO
 
 
@@ -188,9 +188,11 @@ def test_annotations_are_those_of_pycocotools(share: float) -> None:
         for block in (1, 16):
             coarse = rng.random((size[0] // block + 1, size[1] // block + 1)) < share
             mask = coarse.repeat(block, 0).repeat(block, 1)[: size[0], : size[1]]
-            annotation = coco_annotation(result_of(np.stack([~mask, mask]).astype(np.float32), "a dog"))
-            rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+            (annotation,) = coco_entry("a.png", [result_of(np.stack([~mask, mask]).astype(np.float32), "a dog")])[
+                "masks"
+            ]
+            rle = theirs.encode(np.asfortranarray(mask, np.uint8))
             assert annotation["segmentation"] == {"size": list(size), "counts": rle["counts"].decode()}
-            assert annotation["bbox"] == coco_mask.toBbox(rle).tolist()
-            assert annotation["area"] == coco_mask.area(rle)
+            assert annotation["bbox"] == theirs.toBbox(rle).tolist()
+            assert annotation["area"] == theirs.area(rle)
             assert annotation["score"] == pytest.approx(mask.any() / (1 + np.exp(-1)), abs=1e-4)

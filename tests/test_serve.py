@@ -19,7 +19,7 @@ import openapi_spec_validator
 import pytest
 from lavt_edge.data.shapes import scene_at
 from lavt_edge.runtime import Segmenter
-from lavt_edge.serving.answers import run_lengths
+from lavt_edge.runtime.images.coco import run_lengths
 from lavt_edge.tests.served import Answer, Served, form, serve
 from PIL import Image
 from pycocotools import mask as coco

@@ -26,27 +26,19 @@ def image_files(folder: Path) -> list[Path]:
     return found
 
 
-def coco_annotation(result: Result) -> dict[str, Any]:
-    """A result as COCO has it: compressed RLE, area, box (x, y, width, height), and the score.
-
-    All are 0 if nothing was found.
-    """
-    rows, columns = (np.flatnonzero(result.mask.any(axis)) for axis in (1, 0))
-    box = [0, 0, 0, 0]
-    if rows.size:
-        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-    return {
-        "segmentation": {"size": [result.height, result.width], "counts": _compressed(result.mask)},
-        "area": int(np.count_nonzero(result.mask)),
-        "bbox": [float(value) for value in box],
-        "score": round(result.score, 4),
-    }
+def coco_mask(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask, bool (H, W), as COCO has it: compressed RLE, area, and box (x, y, width, height), of zeros if empty."""
+    rows, columns = np.flatnonzero(mask.any(1)).tolist(), np.flatnonzero(mask.any(0)).tolist()
+    box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1] if rows else [0, 0, 0, 0]
+    rle = {"size": list(mask.shape), "counts": run_lengths(mask)}
+    return {"segmentation": rle, "area": int(np.count_nonzero(mask)), "bbox": box}
 
 
 def coco_entry(file_name: str, results: Sequence[Result]) -> dict[str, Any]:
     """An image and what its sentences refer to, for `coco_dataset`."""
     size = {"width": results[0].width, "height": results[0].height}
-    return {"file_name": file_name, **size, "masks": [coco_annotation(result) for result in results]}
+    masks = [{**coco_mask(result.mask), "score": round(result.score, 4)} for result in results]
+    return {"file_name": file_name, **size, "masks": masks}
 
 
 def coco_dataset(entries: Iterable[dict[str, Any]], sentences: Sequence[str]) -> dict[str, Any]:
@@ -62,19 +54,23 @@ def coco_dataset(entries: Iterable[dict[str, Any]], sentences: Sequence[str]) ->
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
-def _compressed(mask: npt.NDArray[np.bool_]) -> str:
-    """COCO's string of runs down the columns, of 0 first: each from the third on as its difference to the last but one,
-    5 bits a character from the lowest, 32 added where more follow, 48 to all."""
-    pixels = mask.ravel(order="F")
-    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    runs = np.diff(edges, prepend=0, append=pixels.size)
-    if pixels[0]:
-        runs = np.insert(runs, 0, 0)
-    runs[3:] -= runs[1:-2].copy()
-    text = bytearray()
-    for value in runs.tolist():
-        while not -16 <= value < 16:
-            text.append(48 + 32 + (value & 31))
-            value >>= 5
-        text.append(48 + (value & 31))
-    return text.decode("ascii")
+def run_lengths(mask: npt.NDArray[np.bool_]) -> str:
+    """COCO's compressed run lengths of a mask, bool (H, W), as `pycocotools.mask.decode` reads them.
+
+    The runs go down the columns, background first. From the fourth on, each is the difference to the one two before;
+    a number is written in groups of five bits, the lowest first, with a sixth that says that more follow.
+    """
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(np.diff(flat, prepend=False))
+    runs = np.diff(changes, prepend=0, append=flat.size)
+    values = runs.copy()
+    values[3:] -= runs[1:-2]
+    digits = np.empty((values.size, 8), np.uint8)
+    present = np.zeros(digits.shape, bool)
+    more = np.ones(values.size, bool)
+    for place in range(digits.shape[1]):
+        present[:, place] = more
+        low, values = values & 31, values >> 5
+        more = more & (values != np.where(low & 16, -1, 0))  # what is left is the sign alone
+        digits[:, place] = low + 32 * more + 48
+    return digits[present].tobytes().decode("ascii")
