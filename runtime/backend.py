@@ -49,16 +49,21 @@ class Backend(Protocol):
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
         """The named outputs for these inputs. Raises BackendError if the graph cannot be run on them."""
+        raise NotImplementedError
 
     def start(
         self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
     ) -> Callable[[], list[npt.NDArray[Any]]]:
         """Begins what `run` does, if it can go on by itself; what is returned does the rest and gives the outputs."""
+        return partial(self.run, feeds, outputs)
 
     def run_in_steps(
         self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
     ) -> tuple[list[npt.NDArray[Any]], dict[str, float]]:
-        """`run`, each step waited for, and the seconds of "copy_in", "image" and "copy_out"."""
+        """`run`, and the seconds of "copy_in", "image" and "copy_out"; all are "image" where that copies by itself."""
+        start = time.perf_counter()
+        found = self.run(feeds, outputs)
+        return found, {"copy_in": 0.0, "image": time.perf_counter() - start, "copy_out": 0.0}
 
 
 def create_session(
@@ -115,7 +120,7 @@ def check_threads(threads: object) -> None:
         raise BackendError(f"threads must be a positive integer or None, not {threads!r}")
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """A graph on ONNX Runtime.
 
     Args:
@@ -154,20 +159,6 @@ class OnnxRuntimeBackend:
             return [np.asarray(output) for output in self._session.run(list(outputs), dict(feeds))]
         except Exception as error:  # the classes of ONNX Runtime's errors derive from Exception alone
             raise BackendError(f"{self._path.name} could not run: {reason_of(error, 300)}") from error
-
-    def start(
-        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
-    ) -> Callable[[], list[npt.NDArray[Any]]]:
-        """`run`, when it is called: the CPU has nothing to do it with meanwhile."""
-        return partial(self.run, feeds, outputs)
-
-    def run_in_steps(
-        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
-    ) -> tuple[list[npt.NDArray[Any]], dict[str, float]]:
-        """`run`, and its seconds, all of them "image": a session copies by itself, on the CPU not at all."""
-        start = time.perf_counter()
-        found = self.run(feeds, outputs)
-        return found, {"copy_in": 0.0, "image": time.perf_counter() - start, "copy_out": 0.0}
 
     def _create(self, device: str) -> tuple[Any, str]:
         if device != "cpu":

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from .._base.cache import cache_folder
 from ..errors import BackendError, BundleError, DatasetError, reason_of
-from .backend import check_threads
+from .backend import Backend, check_threads
 from .manifest import EXPORT_AGAIN
 from .signature import Signature, TensorSpec
 
@@ -24,7 +23,7 @@ DEVICES = {"auto": "CPU", "cpu": "CPU", "intel-gpu": "GPU", "intel-npu": "NPU"}
 _LOGGER = logging.getLogger("lavt_edge")
 
 
-class OpenVINOBackend:
+class OpenVINOBackend(Backend):
     """A graph on OpenVINO, compiled for latency.
 
     What is not INT8 runs in float32, also where the device would choose bfloat16 or FP16 by itself: masks are those
@@ -89,12 +88,6 @@ class OpenVINOBackend:
             raise BackendError(f"{self._path.name} could not run: {reason_of(error, 300)}") from error
         finally:
             self._idle.append(request)
-
-    def start(
-        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
-    ) -> Callable[[], list[npt.NDArray[Any]]]:
-        """`run`, when it is called."""
-        return partial(self.run, feeds, outputs)
 
 
 def _import_openvino() -> Any:

@@ -52,6 +52,20 @@ def test_cpu_is_named_and_logged(backend: Any, graph: Path, caplog: pytest.LogCa
     assert "segmenter.onnx runs on cpu" in caplog.text
 
 
+def test_a_run_that_is_started_or_timed_gives_what_a_run_gives(backend: Any, graph: Path) -> None:
+    loaded, rng = backend(graph, device="cpu", threads=1), np.random.default_rng(0)
+    image = rng.integers(0, 256, (1, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    prompt = rng.standard_normal((1, WORDS, CHANNELS), dtype=np.float32)
+    feeds = {"image": image, "prompt": prompt, "word_mask": np.ones((1, WORDS), np.float32)}
+    wanted = loaded.run(feeds, ["logits", "mask"])
+    timed, seconds = loaded.run_in_steps(feeds, ["logits", "mask"])
+    for found in (loaded.start(feeds, ["logits", "mask"])(), timed):
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert seconds["image"] > 0
+    assert (seconds["copy_in"], seconds["copy_out"]) == (0, 0)
+
+
 @pytest.mark.skipif(HAS_CUDA, reason="a CUDA device is here")
 def test_without_a_gpu_auto_is_the_cpu_and_prints_nothing(graph: Path) -> None:
     code = f"""
