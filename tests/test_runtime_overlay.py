@@ -95,5 +95,8 @@ def test_a_later_mask_lies_on_top_and_many_sentences_are_counted() -> None:
     alone = np.asarray(overlay_of(grey(480, 640), [(np.zeros_like(left), "left"), (right, "right")]))
     assert both[240, 240].tolist() == np.asarray(overlay(grey(480, 640), left, "left"))[240, 240].tolist()
     assert both[240, 500].tolist() == alone[240, 500].tolist() != both[240, 370].tolist()
+    nothing, named = np.zeros_like(left), [(left, "left"), (left, "(not found) right")]
+    legend = np.asarray(overlay_of(grey(480, 640), named))[480:]
+    assert (np.asarray(overlay_of(grey(480, 640), [(left, "left"), (nothing, "right")]))[480:] == legend).all()
     heights = [overlay_of(grey(480, 640), [(left, "x")] * count).height for count in (24, 25, 1000)]
     assert heights[0] < heights[1] == heights[2]
