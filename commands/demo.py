@@ -7,6 +7,8 @@ the accuracy on all that it segmented.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +83,8 @@ def main() -> None:
         f"overall IoU {figures['overall_iou']:.2f}, precision@0.5 {figures['precision@0.5']:.2f}, "
         f"precision@0.9 {figures['precision@0.9']:.2f}"
     )
+    command = os.path.relpath(Path(sys.executable).with_name("lavt-serve"))
+    out.print(f"try sentences of your own, in a browser: {command} {bundle}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._base import strict_json
 from ..errors import PromptError
-from ..runtime import Prompt, Segmenter
+from ..runtime import Prompt, Result, Segmenter
 from .answers import Described, describe
 from .engine import Limits, check_sentence, refusal_of, warning_of
 from .metrics import Metrics
@@ -176,26 +176,19 @@ class Live:
                 return
 
     def picture(self, frame: Frame, prompts: tuple[Prompt, ...]) -> Picture:
-        """What is sent of a frame, BGR (H, W, 3), reduced if it is large. Scores are of the model's own size."""
+        """What is sent of a frame, BGR (H, W, 3), reduced if it is large."""
         import cv2
 
         start = time.perf_counter()
         height, width = frame.shape[:2]
         if (factor := _SHOWN_SIDE / max(height, width)) < 1:
-            frame = cv2.resize(frame, (round(width * factor), round(height * factor)), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+            size = round(width * factor), round(height * factor)
+            frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         found = self._segmenter.segment(frame, prompts, pixels="bgr") if prompts else []
         model_ms = 1e3 * (time.perf_counter() - start)
-        results = {}
-        for result in found:
-            rows, columns = result.logit.shape
-            results[result.sentence] = describe(result, replace(result, height=rows, width=columns).score)
-        jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
-        figures = {
-            "width": frame.shape[1],
-            "height": frame.shape[0],
-            "model_ms": round(model_ms, 1),
-            "total_ms": round(1e3 * (time.perf_counter() - start), 1),
-        }
+        jpeg, results = draw(frame, found)
+        figures = {"width": frame.shape[1], "height": frame.shape[0], "model_ms": round(model_ms, 1)}
+        figures["total_ms"] = round(1e3 * (time.perf_counter() - start), 1)
         return Picture(jpeg, figures, results)
 
     def _publish(self, picture: Picture) -> None:
@@ -215,3 +208,14 @@ class Live:
     def _post(self, call: Any, *given: Any) -> None:
         if not self._stopped.is_set():
             self._loop.call_soon_threadsafe(call, *given)
+
+
+def draw(frame: Frame, found: Sequence[Result]) -> tuple[bytes, dict[str, Described]]:
+    """A frame, BGR (H, W, 3), as JPEG, and its results described; their scores are of the model's own size."""
+    import cv2
+
+    results = {}
+    for result in found:
+        rows, columns = result.logit.shape
+        results[result.sentence] = describe(result, replace(result, height=rows, width=columns).score)
+    return cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes(), results

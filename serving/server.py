@@ -28,10 +28,14 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._watch(self)
+        self._timer = self.loop.call_later(_REQUEST_SECONDS, self._watch, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._timer.cancel()  # it would keep the request for as long
 
     def _watch(self, before: object) -> None:
-        """`before` is the request that was the last one at the call before, if none was under way then."""
+        """`before` is the request that was the last one at the call before if it had ended then, else the protocol."""
         transport: BaseTransport = self.transport
         if transport.is_closing() or transport.get_protocol() is not self:  # closed, or a WebSocket by now
             return
@@ -39,7 +43,7 @@ class _Protocol(H11Protocol):
         if idle and before is self.cycle:
             transport.close()
         else:
-            self.loop.call_later(_REQUEST_SECONDS, self._watch, self.cycle if idle else self)
+            self._timer = self.loop.call_later(_REQUEST_SECONDS, self._watch, self.cycle if idle else self)
 
 
 @contextmanager

@@ -106,21 +106,25 @@ def test_the_runtime_passes_its_tests_on_the_python_of_jetpack_6(python: Path, w
     assert all(re.search("torch|onnx|CUDA|TensorRT|tensorrt", line) for line in skipped), skipped
 
 
-def test_the_service_and_the_container_run_what_is_there() -> None:
-    """A unit that systemd takes, whose program is an example; a Dockerfile that copies files that are there."""
+@pytest.mark.parametrize(
+    ("name", "program"), [("lavt-camera", "/examples/camera.py"), ("lavt-serve", "/bin/lavt-serve")]
+)
+def test_the_services_run_what_is_there(name: str, program: str) -> None:
+    """Units that systemd takes, whose program is an example or a command."""
+    path = ROOT / "examples" / f"{name}.service"
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(ROOT / "examples" / "lavt-camera.service")
+    unit.read(path)
     assert set(unit.sections()) == {"Unit", "Service", "Install"}
-    command = unit["Service"]["ExecStart"]
     assert unit["Service"]["User"] != "root"
     assert "WatchdogSec" not in unit["Service"]
-    assert "/examples/camera.py" in command
+    assert program in unit["Service"]["ExecStart"]
     if analyze := shutil.which("systemd-analyze"):
-        said = subprocess.run(
-            [analyze, "verify", ROOT / "examples" / "lavt-camera.service"], capture_output=True, text=True
-        )
+        said = subprocess.run([analyze, "verify", path], capture_output=True, text=True)
         assert all("is not executable: No such file" in line for line in said.stderr.splitlines()), said.stderr
+
+
+def test_the_container_copies_what_is_there() -> None:
     lines = (ROOT / "examples" / "Dockerfile.jetson").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1] if "*" not in word]
     assert copied

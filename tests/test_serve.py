@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -255,3 +256,40 @@ def test_json_is_finite_and_small(served: Served) -> None:
     body = served.segment(IMAGES["turned"], *SENTENCES).body
     assert len(body) < 20_000
     json.loads(body, parse_constant=pytest.fail)
+
+
+def test_commands_of_the_page(demo_bundle: Path, tmp_path: Path) -> None:
+    """Those of docs/serve.md that need no other machine, on a folder of images for a camera, at a port that is free."""
+    page = (Path(__file__).parent.parent / "docs" / "serve.md").read_text(encoding="utf-8")
+    block = re.compile(r"<!-- run by tests/test_serve.py::test_commands_of_the_page -->\n```sh\n(.*?)```", re.DOTALL)
+    start, asked = (found.strip().splitlines() for found in block.findall(page))
+    assert start == ["lavt-serve bundle --source 0"]
+    (tmp_path / "photo.jpg").write_bytes(encoded(Image.fromarray(SCENE.render()), "JPEG"))
+    with serve(demo_bundle, "--source", str(tmp_path)) as server:
+        printed = []
+        for line in asked:
+            command = line.replace("127.0.0.1:7860", f"127.0.0.1:{server.port}").replace("curl", "curl --silent", 1)
+            done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            printed.append(done.stdout)
+    (result,) = json.loads(printed[0])["results"]
+    shown = json.loads(page.split("```json\n")[1].split("```")[0])
+    assert set(shown["results"][0]) == set(result)
+    mask = np.asarray(Image.open(tmp_path / "mask.png"))
+    assert np.array_equal(mask == 255, coco.decode(result["rle"]))
+    assert json.loads(printed[2])["status"] == "ok"
+
+
+def test_limits_on_the_page_are_those_of_the_code(served: Served) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serve.md").read_text(encoding="utf-8")
+    limits = served.ask("GET", "/v1/info").json["limits"]
+    for text in (
+        f"over {limits['upload'] >> 20} MB",
+        f"{limits['pixels'] // 1_000_000} million pixels",
+        f"{limits['queue']} requests",
+        f"over {limits['seconds']:g} seconds",
+        f"Connections ({limits['connections']})",
+        f"watching pages ({limits['watchers']})",
+        f"messages ({limits['message'] >> 10} KB)",
+    ):
+        assert text in " ".join(page.split()), text
