@@ -68,22 +68,28 @@ class Source:
             self._capture.release()
 
     def _read(self) -> None:
-        due, again = time.monotonic(), False
+        due = time.monotonic()
         while not self._stopped.is_set():
-            read, frame = self._capture.read()
-            if not read and self._played and not again:
-                self._capture.release()
-                self._capture, again = _open(self.text), True
-                continue
-            again = False
+            frame = self._next_frame()
             if self._played:
                 due = max(due + 1 / self.fps, time.monotonic() - 1)
                 self._stopped.wait(max(0.0, due - time.monotonic()))
             if self.live:
                 self._take()
-            self._put(np.asarray(frame, np.uint8) if read else None)
-            if not read:
+            self._put(frame)
+            if frame is None:
                 return
+
+    def _next_frame(self) -> Frame | None:
+        """None if there is no more; what is played begins again."""
+        with suppress(SourceError, cv2.error):
+            read, frame = self._capture.read()
+            if not read and self._played:
+                self._capture.release()
+                self._capture = _open(self.text)
+                read, frame = self._capture.read()
+            return np.asarray(frame, np.uint8) if read else None
+        return None
 
     def _put(self, frame: Frame | None) -> None:
         while not self._stopped.is_set():

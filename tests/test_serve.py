@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,9 +22,12 @@ import pytest
 from lavt_edge.data.shapes import scene_at
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.images.coco import run_lengths
+from lavt_edge.serving.guard import Guard
+from lavt_edge.serving.metrics import Metrics
 from lavt_edge.tests.served import Answer, Served, form, serve
 from PIL import Image
 from pycocotools import mask as coco
+from websockets.sync.client import connect
 
 pytest.importorskip("openapi_spec_validator")
 
@@ -242,6 +246,53 @@ def test_signals_end_it_cleanly_while_it_works(ended_by: signal.Signals, demo_bu
         assert asked.result().status == 200
         server.process.send_signal(ended_by)
         assert server.process.wait(timeout=20) == 0
+
+
+def test_a_source_that_is_lost_is_told_and_looked_for_again(demo_bundle: Path, tmp_path: Path) -> None:
+    """A folder whose only image goes away and comes back, as a camera's plug; a signal then frees the camera."""
+    (tmp_path / "a.png").write_bytes(IMAGES["png"])
+    with (
+        serve(demo_bundle, "--source", str(tmp_path)) as server,
+        connect(f"ws://127.0.0.1:{server.port}/v1/live", max_size=None) as watching,
+    ):
+
+        def until(wanted: Callable[[str | bytes], bool]) -> None:
+            deadline = time.monotonic() + 30
+            while not wanted(message := watching.recv(timeout=20)):
+                assert time.monotonic() < deadline
+                if isinstance(message, bytes):
+                    watching.send('{"ack": 1}')
+
+        until(lambda message: isinstance(message, bytes))
+        (tmp_path / "a.png").unlink()
+        until(lambda message: isinstance(message, str) and str(tmp_path) in message)
+        assert str(tmp_path) in server.ask("GET", "/v1/health").json["source_problem"]
+        assert server.segment(IMAGES["png"], "the red circle").status == 200
+        (tmp_path / "a.png").write_bytes(IMAGES["small"])
+        until(lambda message: isinstance(message, bytes) and b'"width": 31' in message[:200])
+        assert server.ask("GET", "/v1/health").json["source_problem"] is None
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=20) == 0
+
+
+def test_a_source_that_is_none_is_said_in_a_line(demo_bundle: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match=r"error: no such video: nothing\.mp4"),
+        serve(demo_bundle, "--source", "nothing.mp4"),
+    ):
+        pass
+
+
+def test_an_error_of_ours_is_one_line_and_the_server_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    async def broken(scope: object, receive: object, send: object) -> None:
+        raise KeyError("two\nlines")
+
+    guard = Guard(broken, "localhost", None, Metrics(frozenset()))
+    scope = {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
+    asyncio.run(guard(scope, None, None))  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert said.startswith("error: this is a bug in lavt-edge (KeyError")
+    assert said.count("\n") == 1
 
 
 def test_a_port_that_is_taken_is_said_in_a_line(served: Served, demo_bundle: Path) -> None:
