@@ -336,7 +336,7 @@ function setMode(next) {
   $("freeze").disabled = mode === "photo";
   $("empty").hidden = mode === "photo" && Boolean(photo);
   $("choose").hidden = mode !== "photo";
-  const empty = { live: ["Waiting for the first picture", ""], webcam: ["Starting this device's camera", ""], photo: ["Drop or paste a photo", "or take one from this device"] }[mode];
+  const empty = { live: ["Waiting for the first picture", ""], webcam: ["Starting this device's camera", ""], photo: ["Drop or paste a photo", "or choose one from this device"] }[mode];
   $("empty-text").replaceChildren(Object.assign(document.createElement("b"), { textContent: empty[0] }), document.createElement("br"), empty[1]);
   if (mode === "photo" && photo) segmentPhoto();
   if (mode === "webcam") runWebcam();
