@@ -2,6 +2,7 @@
 # make stress: kills, damaged inputs, threads and a soak, under 30 minutes; writes stress.json.
 # make gpu-check: what only a CUDA machine can show; writes gpu-check.json.
 # make jetson-check BUNDLE=folder: the same on a Jetson, with JetPack's TensorRT, for a bundle made elsewhere.
+# make arm-check: the runtime on aarch64, under qemu, against this machine; writes arm-check.json.
 # make bench: measures the standing comparison, writes docs/benchmarks.json and docs/benchmarks.md, and times what is
 #   promised to be quick.
 # All need Python 3.10 to 3.13 and make, nothing else: they set up .venv (on a Jetson .venv-jetson) themselves.
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test stress bench gpu-check jetson-check bundle-named clean
+.PHONY: demo test stress bench arm-check gpu-check jetson-check bundle-named clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.commands.demo demo-output
@@ -24,6 +25,9 @@ stress: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.benchmarks.runs.standing --output docs
 	$(BIN)/python -m lavt_edge.benchmarks.runs.promises
+
+arm-check: $(VENV)/.installed
+	$(BIN)/python -m lavt_edge.tests.arm_check
 
 gpu-check: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.benchmarks.runs.gpu_check

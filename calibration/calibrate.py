@@ -94,6 +94,7 @@ def _run(
             done = min(done + size, len(sentences))
             progress(done)
         states.save(name, gathering.state, done)
+    gathering.close()
 
 
 class _StateFile:

@@ -68,6 +68,10 @@ class Pass(ABC):
     def open(self) -> None:
         """Makes the sessions of the text and the image graph, and the names of their outputs that are gathered."""
 
+    def close(self) -> None:
+        """Lets go of the sessions and their memory: gigabytes of a large model's."""
+        self.__dict__.pop("_sessions", None)
+
     def take(self, batch: Sequence[Case]) -> None:
         """Runs both graphs on a batch of cases and gathers their outputs."""
         (text, image), (text_outputs, image_outputs) = self._sessions, self._outputs

@@ -9,43 +9,15 @@ import re
 import shutil
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import pytest
-from lavt_edge.tests.runtime_bundle import READY_BUNDLES, ready_bundle, write_bundle
+from lavt_edge.tests.runtime_alone import copy_tests, run
+from lavt_edge.tests.runtime_bundle import READY_BUNDLES
 
 ROOT = Path(__file__).parent.parent
 JETPACK6 = (3, 10)
-# Those that need neither torch nor onnx nor transformers; a test among them that does skips itself.
-RUNTIME_TESTS = (
-    "test_runtime_backend.py",
-    "test_runtime_bundle.py",
-    "test_runtime_images.py",
-    "test_runtime_overlay.py",
-    "test_runtime_segmenter.py",
-    "test_runtime_stream.py",
-    "test_runtime_tensorrt.py",
-    "test_runtime_tensorrt_choice.py",
-    "test_runtime_tensorrt_fit.py",
-)
-BESIDE_THEM = (
-    "conftest.py",
-    "engine_records.py",
-    "runtime_bundle.py",
-    "runtime_engines.py",
-    "runtime_machine.py",
-    "runtime_simulated_cuda.py",
-)
 NEVER = {"torch", "torchvision", "onnx", "transformers", "timm", "tensorrt", "opencv_python_headless"}
-
-
-def run(*command: str | Path, **environment: str) -> str:
-    """Its output. In the root folder, so that the checkout is not taken for what is installed."""
-    parts = [str(part) for part in command]
-    done = subprocess.run(parts, capture_output=True, text=True, env={**os.environ, **environment}, cwd=os.sep)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    return done.stdout
 
 
 def find_python(version: tuple[int, int]) -> Path | None:
@@ -90,20 +62,14 @@ def test_the_runtime_passes_its_tests_on_the_python_of_jetpack_6(python: Path, w
     # numpy<2 as docs/jetson.md says, for JetPack's OpenCV.
     run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu,jetson]", "numpy<2", "pytest>=8", "hypothesis>=6.100")
     package = Path(run(python, "-c", "import lavt_edge; print(lavt_edge.__path__[0])").strip())
-    tests = package / "tests"
-    tests.mkdir()
-    for name in (*RUNTIME_TESTS, *BESIDE_THEM):
-        shutil.copy(ROOT / "tests" / name, tests)
-    for batch, seed, external in (*product((1, 3, None), (0, 1), (False,)), (1, 0, True)):
-        write_bundle(ready_bundle(tmp_path, batch, seed, external), batch, seed, external)
-
+    tests = copy_tests(package, tmp_path)
     arguments = ("-q", "-rs", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir", tests)
     shown = run(python, "-m", "pytest", *arguments, tests, **{READY_BUNDLES: str(tmp_path)})
     passed = re.search(r"(\d+) passed", shown)
     assert passed
     assert int(passed[1]) > 350, shown
     skipped = [line for line in shown.splitlines() if line.startswith("SKIPPED")]
-    assert all(re.search("torch|onnx|CUDA|TensorRT|tensorrt", line) for line in skipped), skipped
+    assert all(re.search("torch|onnx|openvino|CUDA|TensorRT|tensorrt", line) for line in skipped), skipped
 
 
 @pytest.mark.parametrize(
