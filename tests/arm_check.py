@@ -19,7 +19,9 @@ from lavt_edge.tests.runtime_alone import copy_tests, run
 from lavt_edge.tests.runtime_bundle import READY_BUNDLES
 
 QEMU, BOOTSTRAP = "qemu-aarch64-static", "mmdebstrap"
-MASKS, EQUAL_PIXELS, LOGITS = 20, 0.9999, 1e-4
+MASKS = 20
+# Of pixels and logits, by precision: INT8 kernels of another processor round to other steps, which is what INT8 costs.
+BOUNDS = {"fp32": (0.9999, 1e-4), "int8-cpu": (0.999, 0.02)}
 
 # ONNX Runtime crashes as it is unloaded under qemu, whatever ran: a process leaves before that.
 _LEAVE = "\nimport os, sys\nsys.stdout.flush()\nsys.stderr.flush()\nos._exit(int(code))"
@@ -107,10 +109,11 @@ def check(folder: Path, wheel: Path) -> dict[str, object]:
     run(tools / "lavt-export", "onnx", "--output", bundle)
     run(tools / "lavt-export", "quantize", bundle, "--int8", "--rest", "fp32", "--samples", "4", "--max-drop", "5")
     arm = Arm(folder, wheel)
-    found = {precision: arm.compare(folder, bundle, precision) for precision in ("fp32", "int8-cpu")}
+    found = {precision: arm.compare(folder, bundle, precision) for precision in BOUNDS}
     for precision, figures in found.items():
-        assert figures["equal_pixels"] >= EQUAL_PIXELS, (precision, figures)
-        assert figures["relative_error"] <= LOGITS, (precision, figures)
+        equal_pixels, relative_error = BOUNDS[precision]
+        assert figures["equal_pixels"] >= equal_pixels, (precision, figures)
+        assert figures["relative_error"] <= relative_error, (precision, figures)
     refusal = arm.refusal(folder, bundle)
     assert refusal.count("\n") == 0
     assert "segmenter.onnx" in refusal
