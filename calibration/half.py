@@ -30,6 +30,9 @@ HEADROOM = 8.0
 # The step of FP16's smallest numbers is 2^-24. If all of a tensor is below 2^-13, that is coarser than 2^-11 of its
 # largest value, FP16's precision everywhere else.
 LEAST_HALF = 2.0**-13
+# What takes words that are none out of a softmax (export/rewrites/words.py, text_model.py). It grows with no input, so it
+# needs no headroom.
+WORD_BIAS = 1e4
 
 Range = tuple[float, float]
 
@@ -66,6 +69,8 @@ def _unfit(value: ir.Value | None, ranges: Mapping[str, Range]) -> str | None:
     if value is None or not is_float(value):
         return None
     source = _moved_from(value)
+    if _is_word_bias(source):
+        return None
     if source.const_value is not None:
         what, largest = f"the constant {source.name}", _largest_constant(source)
     elif str(source.name) in ranges:
@@ -94,11 +99,22 @@ def _largest_constant(value: ir.Value) -> float:
 
 
 def _moved_from(value: ir.Value) -> ir.Value:
-    """The value whose numbers these are, seen through movement, quantisation and back."""
-    through = MOVEMENT | _QDQ
-    while (node := value.producer()) is not None and node.op_type in through and node.inputs[0] is not None:
-        value = node.inputs[0]
+    """The value whose numbers these are, seen through movement, quantisation and back, and the sum with a word bias."""
+    while (node := value.producer()) is not None and (inputs := [one for one in node.inputs if one is not None]):
+        if node.op_type == "Add":
+            inputs = [one for one in inputs if not _is_word_bias(_moved_from(one))]
+            if len(inputs) != 1:
+                break
+        elif node.op_type not in MOVEMENT | _QDQ:
+            break
+        value = inputs[0]
     return value
+
+
+def _is_word_bias(value: ir.Value) -> bool:
+    node = value.producer()
+    constants = [] if node is None or node.op_type != "Mul" else [one for one in node.inputs if one and one.const_value]
+    return any(array_of(one).size == 1 and array_of(one).item() == WORD_BIAS for one in constants)
 
 
 def to_half(model: ir.Model, islands: Mapping[str, str], low: ir.DataType = HALF) -> None:

@@ -74,7 +74,7 @@ class Arm:
     def test(self, folder: Path) -> dict[str, int]:
         """How many of the runtime's own tests passed, and were skipped."""
         tests = copy_tests(self.packages / "lavt_edge", folder / "ready")
-        options = ("-q", "-rs", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir", tests)
+        options = ("-q", "-rsfE", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir", tests)
         shown = self.run(_TESTS, self.python, *options, tests, **{READY_BUNDLES: str(folder / "ready")})
         return {word: int(count) for count, word in re.findall(r"(\d+) (passed|skipped)", shown.splitlines()[-1])}
 

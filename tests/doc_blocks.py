@@ -43,6 +43,7 @@ REASONS = (
     "needs ROS",
     "needs RefCOCO",
     "needs the internet",
+    "needs qemu",
 )
 
 _BLOCK = re.compile(

@@ -210,6 +210,20 @@ class TestHalf:
         assert "first/MatMul" in find_islands(model, {"a": (-MAX_HALF / 8, 0.0)})
         assert find_islands(model, {"a": (-MAX_HALF / 8.01, 0.0)}) == {}
 
+    def test_a_word_bias_needs_no_headroom_and_scores_below_it_do(self) -> None:
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["m"], name="scores/MatMul"),
+            helper.make_node("Mul", ["x", "large"], ["b"], name="bias/Mul"),
+            helper.make_node("Unsqueeze", ["b", "axis"], ["u"], name="bias/Unsqueeze"),
+            helper.make_node("Add", ["m", "u"], ["a"], name="scores/Add"),
+            helper.make_node("Softmax", ["a"], ["y"], name="scores/Softmax"),
+        ]
+        weight, large, axis = np.ones((8, 8), np.float32), np.float32(1e4), np.array([0])
+        model = build(nodes, [4, 8], {"y": [1, 4, 8]}, w=weight, large=large, axis=axis)
+        ranges = {"b": (-1e4, 0.0), "a": (-1e4, 9.0)}
+        assert find_islands(model, {**ranges, "m": (-9.0, 9.0)}).keys() == {"bias/Mul"}
+        assert find_islands(model, {**ranges, "m": (-9e3, 9.0)}).keys() >= {"scores/MatMul", "scores/Softmax"}
+
     @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
     def test_tensors_and_weights_too_small_for_fp16_stay_fp32(self) -> None:
         tiny = overflowing(2.0**-20)

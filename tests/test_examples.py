@@ -225,7 +225,7 @@ def test_refusals_are_one_line(recorded: Recorded, demo_bundle: Path, arguments:
     if "GStreamer" in said and "GStreamer:                   YES" in cv2.getBuildInformation():
         pytest.skip("this OpenCV has GStreamer")
     (recorded.folder / "text.mp4").write_text("no video")
-    done = run("camera.py", demo_bundle, "--text", "a dog", "--headless", *arguments, cwd=recorded.folder)
+    done = run("camera.py", demo_bundle, "--text", "the circle", "--headless", *arguments, cwd=recorded.folder)
     (recorded.folder / "text.mp4").unlink()
     assert said in refusal(done)
 

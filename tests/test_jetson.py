@@ -63,7 +63,7 @@ def test_the_runtime_passes_its_tests_on_the_python_of_jetpack_6(python: Path, w
     run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu,jetson]", "numpy<2", "pytest>=8", "hypothesis>=6.100")
     package = Path(run(python, "-c", "import lavt_edge; print(lavt_edge.__path__[0])").strip())
     tests = copy_tests(package, tmp_path)
-    arguments = ("-q", "-rs", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir", tests)
+    arguments = ("-q", "-rsfE", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir", tests)
     shown = run(python, "-m", "pytest", *arguments, tests, **{READY_BUNDLES: str(tmp_path)})
     passed = re.search(r"(\d+) passed", shown)
     assert passed

@@ -188,7 +188,8 @@ class TestOpenVINO:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         return tmp_path / "cache" / "lavt-edge" / "openvino"
 
-    def test_golden_scenes_within_the_bound_of_float32(self, demo_bundle: Path) -> None:
+    def test_golden_scenes_within_the_bound_of_float32(self, request: pytest.FixtureRequest) -> None:
+        demo_bundle = request.getfixturevalue("demo_bundle")  # not before OpenVINO was found
         scenes = [scene_at(9, "val", i).render() for i in range(4)]
         with (
             Segmenter.load(demo_bundle, device="cpu", backend="openvino") as ours,
