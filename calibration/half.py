@@ -30,8 +30,8 @@ HEADROOM = 8.0
 # The step of FP16's smallest numbers is 2^-24. If all of a tensor is below 2^-13, that is coarser than 2^-11 of its
 # largest value, FP16's precision everywhere else.
 LEAST_HALF = 2.0**-13
-# What takes words that are none out of a softmax (export/rewrites/words.py, text_model.py). It grows with no input, so it
-# needs no headroom.
+# What takes words that are none out of a softmax (export/rewrites/words.py, text_model.py). No input makes it larger,
+# so it needs no headroom.
 WORD_BIAS = 1e4
 
 Range = tuple[float, float]

@@ -3,7 +3,7 @@
     ros2 topic pub --once /sentence std_msgs/msg/String "{data: 'the man in red'}"
     python3 ros2_node.py --ros-args -p bundle:=/opt/lavt/bundle -p sentence:="the dog" -r image:=/camera/image_raw
 
-Topics: `image` (sensor_msgs/Image, rgb8, bgr8, mono8 or mono16), `sentence` (std_msgs/String), and `mask`
+Topics: `image` (sensor_msgs/Image: rgb8, bgr8, rgba8, bgra8, mono8 or mono16), `sentence` (std_msgs/String), and `mask`
 (sensor_msgs/Image, mono8, 255 where the object is, with the image's header). Parameters: `bundle`, `device` (auto, cpu,
 cuda) and `sentence`, the first one. Of images that come faster than they are segmented, the newest counts.
 
@@ -21,23 +21,26 @@ from lavt_edge.runtime import LavtError, Prompt, Segmenter
 from numpy.typing import NDArray
 
 _PARAMETERS = {"bundle": "bundle", "device": "auto", "sentence": ""}
-# Channels, bytes each, and the order that makes them RGB.
+# Channels, bytes each, and the `pixels` of Segmenter.segment.
 _ENCODINGS = {
-    "rgb8": (3, 1, (0, 1, 2)),
-    "bgr8": (3, 1, (2, 1, 0)),
-    "mono8": (1, 1, (0, 0, 0)),
-    "mono16": (1, 2, (0,) * 3),
+    "rgb8": (3, 1, "rgb"),
+    "bgr8": (3, 1, "bgr"),
+    "rgba8": (4, 1, "rgbx"),
+    "bgra8": (4, 1, "bgrx"),
+    "mono8": (1, 1, "grey"),
+    "mono16": (1, 2, "grey"),
 }
 
 
-def image_to_array(message: Any) -> NDArray[np.uint8]:
-    """A sensor_msgs/Image as uint8 RGB (H, W, 3). Rows may be padded (`step`), mono16 be of either byte order.
+def image_to_frame(message: Any) -> tuple[NDArray[np.uint8], str]:
+    """A sensor_msgs/Image as a uint8 frame, (H, W, channels) or (H, W), and its `pixels`; mono16 becomes grey.
 
-    Raises ValueError for another encoding, or if the message's sizes contradict each other.
+    Nothing is copied unless rows are padded (`step`). Raises ValueError for another encoding, or if the message's sizes
+    contradict each other.
     """
     if message.encoding not in _ENCODINGS:
         raise ValueError(f"images of encoding {message.encoding!r} are not supported: publish {', '.join(_ENCODINGS)}")
-    channels, width, order = _ENCODINGS[message.encoding]
+    channels, width, pixels = _ENCODINGS[message.encoding]
     row = message.width * channels * width
     if (
         not message.height
@@ -50,11 +53,11 @@ def image_to_array(message: Any) -> NDArray[np.uint8]:
             f"{len(message.data)} bytes"
         )
     lines = np.frombuffer(message.data, np.uint8, message.step * message.height).reshape(message.height, message.step)
-    pixels = np.ascontiguousarray(lines[:, :row])
+    frame = np.ascontiguousarray(lines[:, :row])
     if width == 2:
-        wide = pixels.view(">u2" if message.is_bigendian else "<u2").astype(np.uint32)
-        pixels = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-    return np.ascontiguousarray(pixels.reshape(message.height, message.width, channels)[:, :, order])
+        wide = frame.view(">u2" if message.is_bigendian else "<u2").astype(np.uint32)
+        frame = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+    return frame.reshape(message.height, message.width, *(channels,) * (channels > 1)), pixels
 
 
 def mask_to_image(mask: NDArray[np.bool_], message: Any, header: Any) -> Any:
@@ -95,7 +98,8 @@ class SegmentNode:
         if self._prompt is None:
             return
         try:
-            result = self._segmenter.segment(image_to_array(message), self._prompt)
+            frame, pixels = image_to_frame(message)
+            result = self._segmenter.segment(frame, self._prompt, pixels=pixels)
         except (LavtError, ValueError) as error:
             self._node.get_logger().error(str(error))
             return

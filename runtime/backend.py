@@ -30,6 +30,9 @@ _CUDA = "CUDAExecutionProvider"
 _CPU_ONLY = ("CPUExecutionProvider",)
 # TF32 would round the factors of every product in an fp32 graph to 10 bits; a fast graph is one of another precision.
 _CUDA_FIRST = ((_CUDA, {"use_tf32": "0"}), *_CPU_ONLY)
+# On x86-64 without VNNI the product of uint8 and int8 saturates at 16 bits unless ONNX Runtime takes uint8 for both
+# (onnxruntime_session_options_config_keys.h); where it does not saturate this changes nothing.
+_EXACT_INT8 = {"session.x64quantprecision": "1"}
 
 
 class Backend(Protocol):
@@ -90,7 +93,8 @@ def create_session(
         settings.intra_op_num_threads = threads
     for name, value in options.items():
         setattr(settings, name, value)
-    for name, text in {"session.intra_op.allow_spinning": str(int(spinning)), **config}.items():
+    always = {"session.intra_op.allow_spinning": str(int(spinning)), **_EXACT_INT8}
+    for name, text in {**always, **config}.items():
         settings.add_session_config_entry(name, text)
     source = graph if isinstance(graph, bytes) else str(graph)
     providers = list(_CUDA_FIRST if cuda else _CPU_ONLY)

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from lavt_edge.calibration.half import MAX_HALF, emulate_half, find_islands, to_half
 from lavt_edge.calibration.products import find_products, int8_macs
 from lavt_edge.calibration.qdq import convolution_outputs, operands, quantize_products
 from lavt_edge.calibration.smoothing import ChannelStatistics, choose_strength, factors, find_pairs, smooth, weight_of
 from lavt_edge.export.macs import count_macs
+from lavt_edge.runtime.backend import create_session
 from onnx import TensorProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
@@ -34,8 +34,7 @@ def build(nodes: list[onnx.NodeProto], shape: list[int], outputs: dict[str, list
 def run(model: ir.Model, x: Array, output: str = "y") -> Array:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run([output], {"x": x})[0])
+    return np.asarray(create_session(proto.SerializeToString()).run([output], {"x": x})[0])
 
 
 def linear(weight: Array, name: str = "stage0.block0.attn.qkv") -> ir.Model:
@@ -135,6 +134,15 @@ class TestQuantisation:
         symmetric = linear(weight)
         quantize_products(symmetric, ["stage0.block0.attn.qkv/MatMul"], {"x": (-3.0, 4.0)})
         assert f"{name}.int32" not in symmetric.graph.initializers
+
+    def test_products_of_large_numbers_do_not_saturate(self) -> None:
+        """Without VNNI, x86-64 adds pairs of uint8 x int8 in 16 bits, which two of the largest overflow."""
+        weight, x = np.ones((16, 5), np.float32), np.full((4, 16), 9, np.float32)
+        model = linear(weight)
+        quantize_products(model, ["stage0.block0.attn.qkv/MatMul"], {"x": (0.0, 9.0)}, unsigned=True)
+        np.testing.assert_allclose(run(model, x), 16 * 9 + 1, rtol=1e-4)
+        settings = create_session(ir.to_proto(model).SerializeToString()).get_session_options()
+        assert settings.get_session_config_entry("session.x64quantprecision") == "1"
 
     def test_a_channel_of_zeros_stays_zero(self) -> None:
         weight = RNG.normal(size=(16, 5)).astype(np.float32)

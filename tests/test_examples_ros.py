@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lavt_edge.runtime import to_rgb_array
 from lavt_edge.tests.example_runs import example as example  # a fixture
 from lavt_edge.tests.example_runs import refusal, run
 from numpy.typing import NDArray
@@ -74,26 +75,26 @@ class FakeNode:
 
 
 @pytest.mark.parametrize("padding", [0, 5])
-def test_ros_images_become_rgb_arrays(example: Callable[[str], ModuleType], padding: int) -> None:
+def test_ros_images_become_frames(example: Callable[[str], ModuleType], padding: int) -> None:
     ros = example("ros2_node")
     rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     grey = rgb[:, :, 0]
     wide = np.random.default_rng(1).integers(0, 65536, (5, 7), dtype=np.uint16)
-    grey_rgb = np.repeat(grey[:, :, None], 3, 2)
     eight = np.round(wide * (255 / 65535)).astype(np.uint8)
+    rgba = np.dstack([rgb, 255 - grey])
     cases = [
         (image_message(rgb, "rgb8", padding), rgb),
         (image_message(rgb[:, :, ::-1], "bgr8", padding), rgb),
         (image_message(rgb, "rgb8", padding, bigendian=1), rgb),
-        (image_message(grey, "mono8", padding), grey_rgb),
-        (image_message(wide.astype("<u2"), "mono16", padding), np.repeat(eight[:, :, None], 3, 2)),
-        (image_message(wide.astype(">u2"), "mono16", padding, bigendian=1), np.repeat(eight[:, :, None], 3, 2)),
+        (image_message(rgba, "rgba8", padding), rgb),
+        (image_message(rgba[:, :, (2, 1, 0, 3)], "bgra8", padding), rgb),
+        (image_message(grey, "mono8", padding), np.dstack([grey] * 3)),
+        (image_message(wide.astype("<u2"), "mono16", padding), np.dstack([eight] * 3)),
+        (image_message(wide.astype(">u2"), "mono16", padding, bigendian=1), np.dstack([eight] * 3)),
     ]
     for message, wanted in cases:
-        found = ros.image_to_array(message)
-        np.testing.assert_array_equal(found, wanted)
-        assert found.dtype == np.uint8
-        assert found.flags.c_contiguous
+        frame, pixels = ros.image_to_frame(message)
+        np.testing.assert_array_equal(to_rgb_array(frame, pixels=pixels), wanted)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_broken_ros_images_are_refused(example: Callable[[str], ModuleType], bro
     for name, value in broken.items():
         setattr(message, name, value)
     with pytest.raises(ValueError, match="not supported" if "encoding" in broken else "the image is broken"):
-        ros.image_to_array(message)
+        ros.image_to_frame(message)
 
 
 def test_the_ros_node_without_ros_says_so(tmp_path: Path) -> None:
