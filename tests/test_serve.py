@@ -24,6 +24,7 @@ from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.images.coco import run_lengths
 from lavt_edge.serving.guard import Guard
 from lavt_edge.serving.metrics import Metrics
+from lavt_edge.tests.photos import oriented
 from lavt_edge.tests.served import Answer, Served, form, serve
 from PIL import Image
 from pycocotools import mask as coco
@@ -93,6 +94,16 @@ def test_masks_are_those_of_the_runtime(name: str, served: Served, segmenter: Se
     png = served.segment(IMAGES[name], SENTENCES[0], Accept="image/png")
     assert png.headers["content-type"] == "image/png"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png.body))), results[0].mask * np.uint8(255))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photo_gives_the_masks_of_the_upright_one(orientation: int, served: Served) -> None:
+    pixels = SCENE.render()[:200]  # not square: the sides change places
+    upright = served.segment(encoded(Image.fromarray(pixels), "PNG"), *SENTENCES).json
+    turned = served.segment(oriented(pixels, orientation), *SENTENCES).json
+    assert turned["image"] == upright["image"] == {"width": 240, "height": 200}
+    assert turned["results"] == upright["results"]
+    assert any(one["area"] for one in upright["results"])
 
 
 def test_the_schema_is_valid_and_answers_are_as_it_says(served: Served) -> None:
