@@ -210,6 +210,36 @@ class TestOpenVINO:
         OpenVINOBackend(graph)
         assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
 
+    @pytest.mark.parametrize(
+        ("flags", "warned"),
+        [("flags\t: fma avx2", True), ("flags\t: avx2 avx512_vnni", False), ("Features: i8mm", False)],
+    )
+    def test_int8_that_saturates_is_told(
+        self,
+        flags: str,
+        warned: bool,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        helper = pytest.importorskip("onnx.helper")
+        x, y = (helper.make_tensor_value_info(name, 1, [4]) for name in "xy")
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+        ]
+        constants = [helper.make_tensor("scale", 1, [], [0.5]), helper.make_tensor("zero", 2, [], [0])]
+        model = helper.make_model(helper.make_graph(nodes, "int8", [x], [y], constants))
+        (tmp_path / "int8.onnx").write_bytes(model.SerializeToString())
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
+        monkeypatch.setattr("lavt_edge.runtime.openvino._CPU_INFO", tmp_path / "cpuinfo")
+        OpenVINOBackend(tmp_path / "int8.onnx")
+        assert ("this CPU has no VNNI" in caplog.text) == warned
+
+    def test_float_products_are_not_warned_of(self, graph: Path, caplog: pytest.LogCaptureFixture) -> None:
+        OpenVINOBackend(graph)
+        assert not caplog.text
+
     def test_a_device_that_it_does_not_list_is_one_line(self, graph: Path) -> None:
         import openvino
 

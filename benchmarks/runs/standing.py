@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 3
 INT8_FILE = "segmenter.int8-cpu.onnx"
-PLAIN, OPENVINO_PLAIN = "plain export", "OpenVINO, plain export"
+PLAIN, OPENVINO_PLAIN, OPENVINO_INT8 = "plain export", "OpenVINO, plain export", "OpenVINO, INT8"
 # What each peer is called in the tables; those after the first two may be missing on a machine.
 NAMES = {
     "onnx-plain": PLAIN,
@@ -50,6 +50,7 @@ NAMES = {
     "openvino": "OpenVINO, rewritten",
     "openvino-plain-bf16": "OpenVINO in bfloat16, plain export",
     "openvino-bf16": "OpenVINO in bfloat16, rewritten",
+    "openvino-int8": OPENVINO_INT8,
 }
 REWRITTEN, WINOGRAD, INT8 = "rewritten", "rewritten, Winograd", "rewritten, INT8"
 OURS = (REWRITTEN, WINOGRAD, INT8)
@@ -59,6 +60,7 @@ TARGETS = (
     (WINOGRAD, PLAIN, 0.78),
     ("OpenVINO, rewritten", OPENVINO_PLAIN, 0.80),
     (INT8, PLAIN, 0.45),
+    (OPENVINO_INT8, INT8, 0.80),
 )
 
 
@@ -267,10 +269,11 @@ def _rounded(side: SideResult) -> Side:
 
 
 def ratios_of(sides: Sequence[Side]) -> tuple[SideRatio, ...]:
-    """Each side over the plain export on ONNX Runtime, and OpenVINO's over OpenVINO's, with 95 % intervals."""
+    """Each side over the plain export on ONNX Runtime, OpenVINO's over OpenVINO's, INT8 over INT8; 95 % intervals."""
     seconds = {side.name: side.seconds for side in sides}
     pairs = [(name, PLAIN) for name in seconds if name != PLAIN]
     pairs += [(name, OPENVINO_PLAIN) for name in seconds if name.startswith("OpenVINO") and name != OPENVINO_PLAIN]
+    pairs += [(OPENVINO_INT8, INT8)] if OPENVINO_INT8 in seconds else []
     return tuple(
         SideRatio(
             **vars(paired_ratio(seconds[name], seconds[other], period=len(sides))),
