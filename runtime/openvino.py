@@ -77,8 +77,8 @@ class OpenVINOBackend(Backend):
         int8 = any(operation.type_info.name == "FakeQuantize" for operation in model.get_ops())
         if int8 and DEVICES[device] == "CPU" and _saturates():
             _LOGGER.warning(
-                "%s: this CPU has no VNNI, without which OpenVINO's INT8 products saturate and ONNX Runtime's do not: use "
-                "backend='onnxruntime', or compare the masks with FP32's",
+                "%s: this CPU has no VNNI, without which OpenVINO's INT8 products saturate and ONNX Runtime's do not: "
+                "use backend='onnxruntime', or compare the masks with FP32's",
                 path.name,
             )
         self._idle: list[Any] = []  # requests; each is used by one thread at a time
