@@ -44,6 +44,24 @@ DRAWN = """(colour => {
 })"""
 
 
+# Texts and contrasts of the buttons that can be pressed and are hard to read.
+FAINT = """(() => {
+  const pixel = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+  const light = (colours) => {
+    for (const colour of colours) { pixel.fillStyle = colour; pixel.fillRect(0, 0, 1, 1); }
+    const [red, green, blue] = [...pixel.getImageData(0, 0, 1, 1).data].map(
+      (value) => (value / 255 <= 0.04045 ? value / 3294.6 : ((value / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05;
+  };
+  return [...document.querySelectorAll("button:enabled")].filter((one) => one.checkVisibility()).map((one) => {
+    const {color, backgroundColor} = getComputedStyle(one);
+    const under = getComputedStyle(one.closest(".card, .stage") ?? document.body).backgroundColor;
+    const both = [light([under, backgroundColor]), light([under, backgroundColor, color])];
+    return [one.textContent.trim() || one.title, Math.max(...both) / Math.min(...both)];
+  }).filter(([, contrast]) => contrast < 4.5);
+})()"""
+
+
 def photo() -> bytes:
     file = io.BytesIO()
     Image.fromarray(SCENE.render()).save(file, "PNG")
@@ -98,9 +116,9 @@ class Page:
                 "Input.dispatchKeyEvent", type=kind, key="/" if code == "Slash" else key, code=code, **more
             )
 
-    def give(self, event: str) -> None:
-        """Drops or pastes the photo."""
-        data = base64.b64encode(photo()).decode()
+    def give(self, event: str, content: bytes | None = None) -> None:
+        """Drops or pastes the photo, or a file that says it is one."""
+        data = base64.b64encode(content or photo()).decode()
         kind, field = {"drop": ("DragEvent", "dataTransfer"), "paste": ("ClipboardEvent", "clipboardData")}[event]
         self.browser.value(f"""(() => {{
             const held = new DataTransfer();
@@ -226,6 +244,48 @@ def test_freezing_stops_the_picture_and_the_frames(page: Page) -> None:
     page.until("shown.bitmap !== window.before")
 
 
+def test_sentences_are_tried_on_a_frozen_picture(page: Page) -> None:
+    page.open()
+    page.until("shown")
+    page.draw_plainly()
+    page.click("#freeze")
+    first = next(iter(page.truth))
+    page.type(first)
+    page.until(page.masked(first))
+    assert page.browser.value("frozen") is True
+    assert iou(page.drawn(0), page.truth[first]).max() > ACCEPTED
+    page.click(".chip .remove")
+    page.until("shown.results.length === 0")
+    page.click("#freeze")
+    page.browser.value("window.before = shown.bitmap")
+    page.until("shown.bitmap !== window.before")
+
+
+def test_what_is_no_image_is_said_until_there_is_one(page: Page) -> None:
+    page.open()
+    page.give("drop")
+    page.until("mode === 'photo' && shown.width === 240")
+    page.give("drop", b"no image")
+    page.until("banner.textContent === 'a.png is not an image that this browser shows'")
+    time.sleep(1)
+    assert page.browser.value("[banner.hidden, $('empty').hidden, $('choose').hidden]") == [False, False, False]
+    page.give("drop")
+    page.until("banner.hidden && $('empty').hidden")
+
+
+def test_photos_over_the_servers_limits_are_reduced(page: Page) -> None:
+    page.open()
+    page.type("the red circle")
+    page.until("said.ready.length")
+    page.browser.value("big = new OffscreenCanvas(8400, 6000); big.getContext('2d').fillRect(9, 9, 90, 90)")
+    page.browser.value("big.convertToBlob().then(takePhoto); true")
+    page.until("shown?.width === 4096 && shown.height === 2926 && shown.results.length === 1")
+    page.browser.value("info.limits.upload = 5000")
+    page.give("paste", photo() + bytes(9000))
+    page.until("shown.width === 240 && photo.file.type === 'image/jpeg' && shown.results.length === 1")
+    assert page.browser.problems(page.served.url) == []
+
+
 def test_this_devices_camera_is_segmented_too(page: Page) -> None:
     page.open()
     page.type("the red circle")
@@ -249,6 +309,9 @@ def test_it_fits_and_everything_has_a_name(width: int, dark: bool, page: Page) -
         "!(one.getAttribute('aria-label') || one.labels?.[0]?.textContent.trim() || one.textContent.trim())).length"
     )
     assert nameless == 0
+    for mode in ("live", "photo"):
+        page.browser.value(f"setMode('{mode}')")
+        assert page.browser.value(FAINT) == []
     light = page.browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(244, 245, 247)"
     assert light is not dark
     assert len(page.browser.screenshot()) > 10_000
@@ -268,6 +331,13 @@ def test_it_comes_back_when_the_server_does(page: Page, demo_bundle: Path) -> No
     with serve(demo_bundle, "--source", str(page.clip), port=first.port):
         page.until("$('link').dataset.state === 'up'")
         page.until(page.masked(sentence))
+        page.browser.call("Page.navigate", url="about:blank")
+
+
+def test_a_page_too_many_is_told(page: Page, demo_bundle: Path) -> None:
+    with serve(demo_bundle, watchers=0) as full:
+        page.open(full.url)
+        page.until("$('link').textContent.startsWith('too many pages')")
         page.browser.call("Page.navigate", url="about:blank")
 
 

@@ -3,7 +3,7 @@
 
 const COLOURS = ["#ff3b6b", "#2f8cff", "#ffb020", "#1fc16b", "#a664ff", "#12c2d0", "#ff7a1a", "#f052d8"];
 const KEPT = "lavt-serve";
-const WEBCAM_SIDE = 960;
+const [WEBCAM_SIDE, PHOTO_SIDE] = [960, 4096]; // larger pictures are reduced
 const $ = (id) => document.getElementById(id);
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 const [view, stage, banner] = [$("view"), $("stage"), $("banner")];
@@ -19,7 +19,7 @@ let owed = 0; // frames that are not acknowledged: while none is wanted, the ser
 let mode = null; // live, photo, webcam
 let frozen = false;
 let shown = null; // {bitmap, width, height, results}
-let photo = null;
+let photo = null; // {file, bitmap}
 let camera = null;
 let asked = 0;
 let inOrder = Promise.resolve();
@@ -129,11 +129,13 @@ function present(bitmap, width, height, results, figures) {
   if (shown && shown.bitmap !== bitmap && shown.bitmap !== photo?.bitmap) shown.bitmap.close();
   shown = { bitmap, width, height, results };
   $("empty").hidden = true;
+  $("save-picture").disabled = $("save-coco").disabled = false;
+  stage.style.setProperty("--shape", `${width} / ${height}`);
   const now = performance.now();
   times.push(now);
   if (times.length > 30) times.shift();
   const rate = (1000 * (times.length - 1)) / (now - times[0]);
-  $("fps").textContent = mode === "photo" || !isFinite(rate) ? "–" : rate.toFixed(1);
+  $("fps").textContent = mode === "photo" || frozen || !isFinite(rate) ? "–" : rate.toFixed(1);
   $("model-ms").textContent = figures ? `${figures.model_ms.toFixed(0)} ms` : "–";
   $("total-ms").textContent = figures ? `${figures.total_ms.toFixed(0)} ms` : "–";
   $("size").textContent = `${width}×${height}`;
@@ -184,7 +186,7 @@ function takeState(state) {
     chip.item.classList.toggle("warned", Boolean(problem) && said.ready.includes(chip.text));
   }
   if (mode === "live") complain(said.source_problem);
-  if (mode === "photo" && photo) segmentPhoto();
+  if (mode === "photo" ? photo : frozen && shown) segmentStill();
 }
 
 function showScores() {
@@ -213,11 +215,11 @@ async function connect() {
     if (typeof data === "string") takeState(JSON.parse(data));
     else inOrder = inOrder.then(() => takeFrame(data)).catch((error) => complain(error.message));
   };
-  socket.onclose = lost;
+  socket.onclose = () => lost($("link").dataset.state === "up" ? undefined : "too many pages watch: close one");
 }
 
-async function lost() {
-  link("down", "reconnecting");
+async function lost(text = "reconnecting") {
+  link("down", text);
   await wait(800);
   connect();
 }
@@ -234,6 +236,7 @@ function showInfo(found) {
   $("engine").textContent = $("engine").title = `${info.runtime} · ${info.files.at(-1)}`;
   const { height, width } = info.manifest.input;
   $("model").textContent = `${info.manifest.model.variant ?? "lavt"} ${info.manifest.model.swin ?? ""} · ${height}×${width}`;
+  if (info.manifest.model.swin === "demo") $("sentence").placeholder = "the leftmost circle";
   $("live-choice").hidden = !info.source;
   $("live-name").textContent = { camera: "Camera", video: "Video", folder: "Folder" }[info.source] ?? "";
   if (!mode || (mode === "live" && !info.source)) setMode(info.source ? "live" : "photo");
@@ -264,11 +267,11 @@ async function ask(blob) {
   for (const text of sentences) form.append("sentence", text);
   const begun = performance.now();
   const answer = await fetch("/v1/segment", { method: "POST", body: form });
-  const found = await answer.json();
   if (answer.status === 503) {
     await wait(1000 * Number(answer.headers.get("Retry-After") ?? 1));
     return ask(blob);
   }
+  const found = await answer.json();
   if (!answer.ok) throw new Error(found.error);
   found.latency.total_ms = performance.now() - begun;
   return found;
@@ -278,24 +281,36 @@ async function ask(blob) {
 
 async function takePhoto(file) {
   if (!file) return;
-  setMode("photo");
   try {
     photo = { file, bitmap: await createImageBitmap(file) };
+    const { width, height } = photo.bitmap;
+    if (Math.max(width, height) > PHOTO_SIDE || file.size > info.limits.upload - 4096) photo = await stillOf(photo.bitmap, width, height, PHOTO_SIDE);
   } catch {
-    return complain(`${file.name || "what was pasted"} is not an image that this browser shows`);
+    photo = null;
   }
-  present(photo.bitmap, photo.bitmap.width, photo.bitmap.height, [], null);
-  await segmentPhoto();
+  setMode("photo");
+  if (photo) present(photo.bitmap, photo.bitmap.width, photo.bitmap.height, [], null);
+  else complain(`${file.name || "what was pasted"} is not an image that this browser shows`);
 }
 
-async function segmentPhoto() {
-  const [turn, current] = [++asked, photo];
+async function stillOf(picture, width, height, side) {
+  const scale = Math.min(1, side / Math.max(width, height));
+  const size = { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) };
+  const canvas = Object.assign(document.createElement("canvas"), size);
+  canvas.getContext("2d").drawImage(picture, 0, 0, size.width, size.height);
+  const bitmap = await createImageBitmap(canvas);
+  return { bitmap, file: await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.9)) };
+}
+
+async function segmentStill() {
+  const turn = ++asked;
   try {
-    const found = await ask(current.file);
-    if (turn !== asked || mode !== "photo") return;
-    const { width, height } = found.image ?? current.bitmap;
+    const { file, bitmap } = mode === "photo" ? photo : await stillOf(shown.bitmap, shown.width, shown.height, PHOTO_SIDE);
+    const found = await ask(file);
+    if (turn !== asked) return;
+    const { width, height } = found.image ?? bitmap;
     complain(null);
-    present(current.bitmap, width, height, found.results, found.latency);
+    present(bitmap, width, height, found.results, found.latency);
   } catch (error) {
     if (turn === asked) complain(error.message);
   }
@@ -306,20 +321,17 @@ async function runWebcam() {
   try {
     camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
   } catch (error) { return complain(`no camera: ${error.message}`); }
-  const [video, still, mine] = [document.createElement("video"), document.createElement("canvas"), camera];
+  const [video, mine] = [document.createElement("video"), camera];
   [video.srcObject, video.muted, video.playsInline] = [mine, true, true];
   await video.play();
   while (camera === mine) {
     if (frozen || document.hidden) { await wait(100); continue; }
-    const scale = Math.min(1, WEBCAM_SIDE / Math.max(video.videoWidth, video.videoHeight));
-    [still.width, still.height] = [Math.round(video.videoWidth * scale), Math.round(video.videoHeight * scale)];
-    still.getContext("2d").drawImage(video, 0, 0, still.width, still.height);
-    const bitmap = await createImageBitmap(still);
+    const { file, bitmap } = await stillOf(video, video.videoWidth, video.videoHeight, WEBCAM_SIDE);
     try {
-      const found = await ask(await new Promise((done) => still.toBlob(done, "image/jpeg", 0.88)));
+      const found = await ask(file);
       if (camera !== mine) return;
       complain(null);
-      present(bitmap, still.width, still.height, found.results, found.latency);
+      if (!frozen) present(bitmap, bitmap.width, bitmap.height, found.results, found.latency);
     } catch (error) { complain(error.message); await wait(1000); }
     await new Promise(requestAnimationFrame);
   }
@@ -338,14 +350,15 @@ function setMode(next) {
   $("choose").hidden = mode !== "photo";
   const empty = { live: ["Waiting for the first picture", ""], webcam: ["Starting this device's camera", ""], photo: ["Drop or paste a photo", "or choose one from this device"] }[mode];
   $("empty-text").replaceChildren(Object.assign(document.createElement("b"), { textContent: empty[0] }), document.createElement("br"), empty[1]);
-  if (mode === "photo" && photo) segmentPhoto();
+  if (mode === "photo" && photo) segmentStill();
   if (mode === "webcam") runWebcam();
 }
 
 function setFrozen(on) {
   frozen = on;
+  asked++; // what is on its way is of another picture
   $("freeze").setAttribute("aria-pressed", frozen);
-  $("freeze").textContent = frozen ? "Go on" : "Freeze";
+  $("freeze").textContent = frozen ? "Resume" : "Freeze";
   $("badge").hidden = false;
   $("badge").dataset.kind = frozen || mode === "photo" ? "still" : "live";
   $("badge").textContent = mode === "photo" ? "photo" : frozen ? "frozen" : "live";
@@ -413,7 +426,7 @@ $("add").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("sentence").value.trim();
   const twice = chips.some((chip) => chip.text === text);
-  $("hint").textContent = !text ? "Type what to find, such as: the man in red" : twice ? "It is there already" : "";
+  $("hint").textContent = !text ? `Type what to find, such as: ${$("sentence").placeholder}` : twice ? "It is there already" : "";
   if (!text || twice) return;
   addChip(text);
   $("sentence").value = "";
@@ -433,6 +446,7 @@ $("freeze").addEventListener("click", () => setFrozen(!frozen));
 $("save-picture").addEventListener("click", savePicture);
 $("save-coco").addEventListener("click", saveCoco);
 document.addEventListener("visibilitychange", settle);
+addEventListener("resize", draw);
 document.addEventListener("paste", (event) => takePhoto([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
 document.addEventListener("dragover", (event) => { event.preventDefault(); stage.classList.add("drop"); });
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) stage.classList.remove("drop"); });
