@@ -132,7 +132,7 @@ class Live:
         for text in sentences:
             try:
                 if len(others | prompts.keys() | {text}) > self._limits.sentences:
-                    raise PromptError(f"{self._limits.sentences} sentences at once are the most, of all who watch")
+                    raise PromptError(f"at most {self._limits.sentences} sentences at once, over all open pages")
                 check_sentence(text, self._limits)
                 prompts[text] = await asyncio.to_thread(self._segmenter.encode, text)
                 if warning := warning_of(prompts[text]):

@@ -56,7 +56,7 @@ class Source:
         while (frame := self._frames.get()) is not None:
             yield frame
         if self.live:
-            raise SourceError(f"{self.text}: gives no more frames; see whether the camera is connected")
+            raise SourceError(f"{_said_of(self.text)}: gives no more frames; see whether the camera is connected")
 
     def close(self) -> None:
         self._stopped.set()
@@ -127,6 +127,11 @@ class _Folder:
         pass
 
 
+def _said_of(text: str) -> str:
+    """Without what may hold passwords: /v1/health is open to anybody."""
+    return re.sub(r"(://|user-pw=)\S*", r"\1...", text)
+
+
 def _open(text: str) -> cv2.VideoCapture | _Folder:
     capture: cv2.VideoCapture | _Folder
     if "!" in text:
@@ -142,5 +147,7 @@ def _open(text: str) -> cv2.VideoCapture | _Folder:
     else:
         raise SourceError(f"no such video: {text}; a camera is a number, a pipeline holds '!'")
     if not capture.isOpened():
-        raise SourceError(f"{text}: OpenCV cannot open it as a camera, a video or a pipeline that ends in appsink")
+        raise SourceError(
+            f"{_said_of(text)}: OpenCV cannot open it as a camera, a video or a pipeline that ends in appsink"
+        )
     return capture

@@ -294,6 +294,18 @@ def test_a_source_that_is_none_is_said_in_a_line(demo_bundle: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "url", ["rtsp://user:se/c@ret@127.0.0.1:9/x", "http://127.0.0.1:9/x?user=a&password=se/c@ret", "rtsp://ret@[::1]:9"]
+)
+def test_passwords_of_a_camera_are_not_told(url: str) -> None:
+    pytest.importorskip("cv2")
+    from lavt_edge.serving.source import Source, SourceError
+
+    with pytest.raises(SourceError, match="OpenCV cannot open it") as refused:
+        Source(url, as_live=True)
+    assert str(refused.value).startswith(f"{url.split('//')[0]}//...: ")
+
+
 def test_an_error_of_ours_is_one_line_and_the_server_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     async def broken(scope: object, receive: object, send: object) -> None:
         raise KeyError("two\nlines")
