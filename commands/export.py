@@ -272,6 +272,27 @@ def export_trt(
     out.print(f"built by {outcome.plan.describe()}")
 
 
+@export_app.command("triton")
+def export_triton(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder, or the graph or engine in it that is to run.")],
+    output: Annotated[Path, typer.Option(help="The model repository: a new folder, or one to add this bundle to.")],
+    instances: Annotated[int, typer.Option(help="Copies of each model, per GPU for bare graphs.")] = 1,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="python: sentences and an image to masks, the model lavt; onnxruntime or tensorrt: the bare graphs, "
+            "lavt_text and lavt_segmenter."
+        ),
+    ] = "python",
+) -> None:
+    """Write a model repository for NVIDIA Triton, or add a bundle to one, which is served from then on."""
+    from ..export.triton.repository import TritonOptions, write_repository
+
+    version, names = write_repository(bundle, output, TritonOptions(backend, instances))
+    out.print(f"{output}: {' and '.join(names)}, version {version}")
+    out.print(f"tritonserver --model-repository={output.resolve()}")
+
+
 def _quantize(bundle: Path, precision: str, report: Report) -> None:
     try:
         from ..calibration import quantize_bundle

@@ -170,7 +170,7 @@ class Segmenter:
 
     def segment_batch(
         self,
-        pairs: Iterable[tuple[ImageLike, PromptLike]],
+        pairs: Iterable[tuple[ImageLike, PromptLike | PromptLikes]],
         *,
         pixels: str = "rgb",
         orient: bool = True,
@@ -178,14 +178,17 @@ class Segmenter:
     ) -> list[Result]:
         """A Result for each (image, prompt), in order, as `segment` gives it: several images in one run of the graph.
 
-        As many as the bundle's batch at once, or 8 if that is dynamic; but a dynamic batch on the CPU is run image by
-        image, since ONNX Runtime's means over pixels round otherwise in larger ones, which gain little there. On ONNX
-        Runtime results so equal those of `segment` exactly. The arguments are those of `segment`, and so is what it
-        raises, before the graph is run.
+        Of several prompts for an image each has its own. As many as the bundle's batch at once, or 8 if that is
+        dynamic; but a dynamic batch on the CPU is run image by image, since ONNX Runtime's means over pixels round
+        otherwise in larger ones, which gain little there. On ONNX Runtime results so equal those of `segment` exactly.
+        The arguments are those of `segment`, and so is what it raises, before the graph is run.
         """
         read = self._reader(pixels, orient, size)
         graphs = self._open_graphs()
-        rows = [(read(image), self._prompts((prompt,), graphs.text)[0]) for image, prompt in pairs]
+        rows: list[_Row] = []
+        for image, prompt in pairs:
+            prepared = read(image)
+            rows += [(prepared, one) for one in self._prompts(prompt, graphs.text)]
         return self._start(rows, graphs, most=1 if graphs.image.device == "cpu" else _MAX_DYNAMIC_BATCH)()
 
     @overload
