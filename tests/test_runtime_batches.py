@@ -162,6 +162,17 @@ def test_the_demo_model_s_images_in_a_static_batch(tmp_path: Path, monkeypatch: 
         assert check_batch(segmenter, 4, monkeypatch) == [3, 3]
 
 
+def test_several_prompts_for_an_image_have_a_result_each(tmp_path: Path) -> None:
+    images, sentences = [photo(20, 30, 0), photo(40, 20, 1)], [["a dog", "a red cat"], ["a man"]]
+    with Segmenter.load(write_bundle(tmp_path / "bundle", 3), device="cpu", threads=1) as segmenter:
+        apart = [(image, one) for image, several in zip(images, sentences, strict=True) for one in several]
+        results = segmenter.segment_batch(zip(images, sentences, strict=True))
+        assert [one.sentence for one in results] == [sentence for _, sentence in apart]
+        for result, expected in zip(results, segmenter.segment_batch(apart), strict=True):
+            assert np.array_equal(result.logit, expected.logit)
+            assert result.mask.shape == expected.mask.shape
+
+
 def test_a_batch_is_refused_before_the_graph_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter = Segmenter.load(write_bundle(tmp_path / "bundle", 3), device="cpu", threads=1)
     graph = segmenter._open_graphs().image
@@ -173,7 +184,8 @@ def test_a_batch_is_refused_before_the_graph_is_run(tmp_path: Path, monkeypatch:
             ((np.zeros((4, 4, 3), np.float32), "a dog"), ImageError),
             (("none.jpg", "a dog"), ImageError),
             ((sound[0], " "), PromptError),
-            ((sound[0], ["a dog"]), PromptError),
+            ((sound[0], []), PromptError),
+            ((sound[0], [["a dog"]]), PromptError),
         ):
             with pytest.raises(error):
                 segmenter.segment_batch([sound, bad])  # type: ignore[list-item]

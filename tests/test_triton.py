@@ -1,17 +1,11 @@
-"""lavt-export triton: the repository that it writes, and a real Triton that serves it."""
+"""A real Triton that serves what lavt-export triton writes, and reads its configs."""
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import os
-import re
-import shutil
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,134 +18,18 @@ import numpy.typing as npt
 import pytest
 import yaml
 from lavt_edge.data.shapes.scenes import scene_at
-from lavt_edge.errors import BundleError, ExportError
-from lavt_edge.export.triton.repository import MODEL, TritonOptions, version_of, write_repository
+from lavt_edge.errors import ExportError
+from lavt_edge.export.triton.repository import TritonOptions, version_of, write_repository
 from lavt_edge.runtime.bundle import file_entry, open_bundle
 from lavt_edge.runtime.update import update_bundle
-from lavt_edge.tests.command_runs import Run, refused
 from lavt_edge.tests.doc_blocks import PAGES, blocks, promised
 from lavt_edge.tests.engine_records import a_record
 from lavt_edge.tests.runtime_bundle import CHANNELS, HEIGHT, WIDTH, WORDS, write_bundle
+from lavt_edge.tests.triton_requests import BAD, FILE, ONE, encoded
 from lavt_edge.tests.triton_server import Environment, Triton, make_environment, serve, texts
-from PIL import Image
 
 SIZES = ((240, 240), (300, 200), (128, 180))
 SENTENCES = 20
-
-
-def encoded(array: npt.NDArray[np.uint8]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-# the repository
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a batch of three and weights beside its graphs."""
-    return write_bundle(tmp_path_factory.mktemp("small") / "bundle", 3, 0, True)
-
-
-def test_a_repository_is_the_bundle_in_links_under_a_version_of_its_hash(
-    small: Path, tmp_path: Path, command: Run
-) -> None:
-    code, printed, _ = command("lavt-export", "triton", small, "--output", tmp_path / "models", "--instances", 2)
-    version = version_of((small / "lavt.json").read_bytes())
-    assert code == 0
-    assert f"lavt, version {version}\n" in printed
-    written = tmp_path / "models" / "lavt"
-    assert {path.name for path in written.iterdir()} == {"config.pbtxt", str(version)}
-    assert content(written / str(version) / "bundle") == content(small)
-    assert (written / str(version) / "model.py").read_bytes() == MODEL.read_bytes()
-    for name in open_bundle(small).manifest.files:
-        assert (written / str(version) / "bundle" / name).samefile(small / name)
-    assert "count: 2\n" in (written / "config.pbtxt").read_text()
-
-
-def test_versions_are_positive_short_and_of_the_content(small: Path) -> None:
-    manifest = (small / "lavt.json").read_bytes()
-    assert version_of(manifest) != version_of(manifest + b" ")
-    assert all(0 < version_of(bytes([i])) < 2**48 for i in range(200))
-
-
-def test_bare_graphs_come_with_their_weights(small: Path, tmp_path: Path) -> None:
-    version, names = write_repository(small, tmp_path / "models", TritonOptions("onnxruntime"))
-    assert names == ["lavt_text", "lavt_segmenter"]
-    for name, graph in zip(names, ("text_encoder", "segmenter"), strict=True):
-        files = {path.name for path in (tmp_path / "models" / name / str(version)).iterdir()}
-        assert files == {f"{graph}.onnx", *open_bundle(small).manifest.weights_of(f"{graph}.onnx")}
-
-
-def test_another_file_system_gets_copies(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    version, _ = write_repository(small, tmp_path / "models", TritonOptions())
-    copied = tmp_path / "models" / "lavt" / str(version) / "bundle"
-    assert content(copied) == content(small)
-    assert not (copied / "tokenizer.json").samefile(small / "tokenizer.json")
-
-
-def test_a_full_disk_leaves_nothing(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    write_repository(small, tmp_path / "served", TritonOptions())
-    before = content(tmp_path / "served")
-    other = write_bundle(tmp_path / "other", 1, 1, False)
-    monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr(shutil, "copyfile", refuse)
-    for output in ("new", "served"):
-        with pytest.raises(ExportError, match=r"cannot be written \(No space left"):
-            write_repository(other, tmp_path / output, TritonOptions())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "served"]
-    assert content(tmp_path / "served") == before
-
-
-def test_a_second_bundle_is_added_and_served_whatever_its_number(small: Path, tmp_path: Path) -> None:
-    models, other = tmp_path / "models", write_bundle(tmp_path / "other", 1, 1, False)
-    for bundle in (small, other, small):  # of two numbers one is the smaller: both ways are gone
-        write_repository(bundle, models, TritonOptions("onnxruntime"))
-        version, _ = write_repository(bundle, models, TritonOptions())
-        for name in ("lavt", "lavt_text", "lavt_segmenter"):
-            assert f"versions: [{version}]\n" in (models / name / "config.pbtxt").read_text()
-    folders = {path.name for path in (models / "lavt").iterdir() if path.is_dir()}
-    assert folders == {str(version_of((bundle / "lavt.json").read_bytes())) for bundle in (small, other)}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("{small}", "--output", "{small}"), "not a model repository; name another folder"),
-        (("{small}", "--output", "{small}/lavt.json"), "is not a folder"),
-        (("{small}/text_encoder.onnx", "--output", "{new}", "--backend", "onnxruntime"), "give the bundle's folder"),
-        (("{small}", "--output", "{new}", "--backend", "tensorrt"), "lavt-export trt"),
-        (("{small}", "--output", "{new}", "--backend", "pytorch"), "give one of python, onnxruntime, tensorrt"),
-        (("{small}", "--output", "{new}", "--instances", "0"), "give 1 to 64"),
-        (("{new}", "--output", "{new}"), "no such bundle"),
-    ],
-)
-def test_refusals(small: Path, tmp_path: Path, command: Run, arguments: tuple[str, ...], says: str) -> None:
-    before = content(small)
-    filled = [word.format(small=small, new=tmp_path / "new") for word in arguments]
-    assert says in refused(command("lavt-export", "triton", *filled))
-    assert content(small) == before
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path / "bundle", 1, 0, False)
-    (bundle / "tokenizer.json").write_bytes((bundle / "tokenizer.json").read_bytes().replace(b"the", b"eht"))
-    with pytest.raises(BundleError, match="another SHA-256"):
-        write_repository(bundle, tmp_path / "models", TritonOptions())
-    assert not (tmp_path / "models").exists()
 
 
 # the server
@@ -289,52 +167,6 @@ def test_sixteen_clients_at_once_are_batched(
     assert calls < inferences
 
 
-def bomb() -> bytes:
-    """A PNG of some bytes that says it is 60000 by 60000 pixels."""
-    chunks = (b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(100)))
-    parts = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-FILE = {"image": texts([encoded(PICTURE)])}
-ONE = {"sentences": texts(["the circle"])}
-BAD: dict[str, tuple[dict[str, npt.NDArray[Any]], str]] = {
-    "no image": ({**ONE, "image": texts([b"no image"])}, "not an image that Pillow knows"),
-    "an empty file": ({**ONE, "image": texts([b""])}, "not an image that Pillow knows"),
-    "a cut file": ({**ONE, "image": texts([encoded(PICTURE)[:900]])}, "cannot be read as an image"),
-    "a bomb": ({**ONE, "image": texts([bomb()])}, "cannot be read as an image"),
-    "an empty sentence": ({"sentences": texts([""]), **FILE}, "sentence is empty"),
-    "blanks": ({"sentences": texts([" \t\n "]), **FILE}, "sentence is empty"),
-    "unknown words": ({"sentences": texts(["ꙮ ꙮ"]), **FILE}, "no word of this sentence"),
-    "not UTF-8": ({"sentences": texts([b"\xff\xfe"]), **FILE}, "'utf-8' codec can't decode"),
-    "a long sentence": ({"sentences": texts(["red " * 200]), **FILE}, "has 800 characters: give at most 400"),
-    "one good, one empty": ({"sentences": texts(["the circle", ""]), **FILE}, "sentence is empty"),
-    "nine sentences": ({"sentences": texts(["a circle"] * 9), **FILE}, "9 sentences: give 1 to 8"),
-    "no sentence": ({"sentences": np.empty((1, 0), object), **FILE}, "0 sentences: give 1 to 8"),
-    "no row": ({"sentences": np.empty((0, 1), object), "image": np.empty((0, 1), object)}, ""),
-    "numbers for sentences": ({"sentences": np.zeros((1, 1), np.int64), **FILE}, "data-type"),
-    "floats for an array": ({**ONE, "array": PICTURE[None].astype(np.float32)}, "data-type"),
-    "four channels": ({**ONE, "array": np.zeros((1, 20, 30, 4), np.uint8)}, "unexpected shape"),
-    "no height": ({**ONE, "array": np.zeros((1, 0, 30, 3), np.uint8)}, "no pixels"),
-    "both images": ({**ONE, **FILE, "array": PICTURE[None]}, "give either `image`"),
-    "neither image": (ONE, "give either `image`"),
-    "two files in a row": ({**ONE, "image": texts([encoded(PICTURE)] * 2)}, "unexpected shape"),
-    "more images than sentences": ({**ONE, "image": texts(*([encoded(PICTURE)] for _ in range(2)))}, "batch"),
-    "too many images": (
-        {"sentences": texts(*([""] for _ in range(9))), "array": np.zeros((9, 2, 2, 3), np.uint8)},
-        "<= 8",
-    ),
-    "two sizes": (
-        {"sentences": texts(["a"], ["b"]), "image": texts([encoded(PICTURE)], [encoded(PICTURE[:9])])},
-        "differ in size",
-    ),
-    "another input": ({**ONE, **FILE, "prompt": np.zeros((1, 2), np.float32)}, "unexpected inference input"),
-}
-
-
 @pytest.mark.parametrize("case", BAD)
 def test_what_cannot_be_used_gets_its_line_and_the_server_lives(triton: Triton, case: str) -> None:
     request, says = BAD[case]
@@ -433,14 +265,6 @@ def test_commands_of_the_page(environment: Environment, demo_bundle: Path, tmp_p
         run(*map(at_ports, container["livenessProbe"]["exec"]["command"]))
 
 
-def test_limits_on_the_page_are_those_of_the_code() -> None:
-    page = next(page for page in PAGES if page.name == "triton.md").read_text(encoding="utf-8")
-    limits = dict(re.findall(r"^(MOST_\w+) = ([\d_]+)$", MODEL.read_text(), re.MULTILINE))
-    assert f"over {int(limits['MOST_PIXELS']) // 1_000_000} million pixels" in " ".join(page.split())
-    assert f"over {limits['MOST_CHARACTERS']} characters" in page
-    assert f"more than {limits['MOST_SENTENCES']} sentences" in page
-
-
 # the configs
 
 
@@ -537,8 +361,9 @@ def test_engines_are_served_with_their_own_largest_batch(environment: Environmen
         write_repository(bundle / "segmenter.rtx.engine", tmp_path / "new", TritonOptions("tensorrt"))
 
 
-def test_lavt_runs_the_file_that_was_chosen(environment: Environment, small: Path, tmp_path: Path) -> None:
-    write_repository(small / "segmenter.onnx", tmp_path / "models", TritonOptions())
+def test_lavt_runs_the_file_that_was_chosen(environment: Environment, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", 3, 0, False)
+    write_repository(bundle / "segmenter.onnx", tmp_path / "models", TritonOptions())
     (config,) = parsed(environment, tmp_path / "models" / "lavt" / "config.pbtxt")
     assert config["parameters"] == {"file": {"string_value": "segmenter.onnx"}}
     assert config["max_batch_size"] == 3

@@ -162,7 +162,7 @@ def _outputs(content: bytes, head: int) -> Iterator[tuple[str, npt.NDArray[Any]]
     start = head
     for output in json.loads(content[:head])["outputs"]:
         size = output["parameters"]["binary_data_size"]
-        flat = np.frombuffer(content[start : start + size], _DTYPES[output["datatype"]])
+        flat: npt.NDArray[Any] = np.frombuffer(content[start : start + size], _DTYPES[output["datatype"]])
         yield output["name"], flat.reshape(output["shape"])
         start += size
 
@@ -194,7 +194,7 @@ def serve(environment: Environment, repository: Path, log: Path, *models: str) -
             stderr=stream,
             env={**os.environ, "PATH": path, "LD_LIBRARY_PATH": environment.libraries},
         )
-    triton = Triton(process, *ports, log)
+    triton = Triton(process, ports[0], ports[1], ports[2], log)
     try:
         _wait_until_ready(triton)
         yield triton
