@@ -53,9 +53,8 @@ def listening_on(host: str, port: int) -> Iterator[socket.socket]:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
-        raise LavtError(
-            f"cannot listen on {host}, port {port} ({error.strerror}): give another --host or --port"
-        ) from error
+        why = (error.strerror or "").partition(" (while")[0]
+        raise LavtError(f"cannot listen on {host}, port {port} ({why}): give another --host or --port") from error
     with listener:
         yield listener
 

@@ -320,7 +320,7 @@ def test_an_error_of_ours_is_one_line_and_the_server_goes_on(capsys: pytest.Capt
 
 def test_a_port_that_is_taken_is_said_in_a_line(served: Served, demo_bundle: Path) -> None:
     with (
-        pytest.raises(AssertionError, match=f"cannot listen on 127.0.0.1, port {served.port}"),
+        pytest.raises(AssertionError, match=rf"127.0.0.1, port {served.port} \(Address already in use\): give"),
         serve(demo_bundle, port=served.port),
     ):
         pass
