@@ -15,9 +15,9 @@ from lavt_edge._base.cache import cache_folder
 from lavt_edge._base.records import from_plain, to_plain
 from lavt_edge.benchmarks.report.markdown import markdown
 from lavt_edge.benchmarks.runs import standing
+from lavt_edge.benchmarks.runs.frames import SIZES, FrameCost
 from lavt_edge.benchmarks.runs.standing import (
     INT8,
-    INT8_FILE,
     NAMES,
     PLAIN,
     REWRITTEN,
@@ -27,15 +27,12 @@ from lavt_edge.benchmarks.runs.standing import (
     PartTime,
     Side,
     Standing,
-    Subject,
-    add_int8,
-    make_bundle,
     measure_subject,
     merge_previous,
     ratios_of,
-    winograd_bundle,
     write_standing,
 )
+from lavt_edge.benchmarks.runs.subjects import INT8_FILE, Subject, add_int8, make_bundle, winograd_bundle
 from lavt_edge.benchmarks.timing.machine import Cpu, Machine
 from lavt_edge.benchmarks.timing.result import FidelityFigures, Memory
 from lavt_edge.benchmarks.timing.statistics import Summary
@@ -74,6 +71,7 @@ def standing_result(ratio: float = 0.7) -> Standing:
         side(PLAIN, rounds),
         side(NAMES["openvino-plain"], [0.9 * seconds for seconds in rounds]),
         side(NAMES["openvino"], [0.63 * seconds for seconds in rounds]),
+        side(NAMES["openvino-int8"], [0.36 * seconds for seconds in rounds]),
     )
     model = Model(
         name="base, window 12",
@@ -93,6 +91,7 @@ def standing_result(ratio: float = 0.7) -> Standing:
             ),
         ),
         accuracy=(FidelityFigures("int8-cpu", 520, 90.12, 0.34, 0.99912, 0.0123, 98.2, "PyTorch"),),
+        frames=(FrameCost((1080, 1920), False, 0.0041, 0.05, 0.0072),),
         warnings=("PyTorch | eager was left out:\nno torch",),
     )
     machine = Machine(
@@ -123,7 +122,7 @@ class TestMarkdown:
             assert one["name"] == PLAIN or re.search(r"0\.\d{3} \(0\.\d{3}–0\.\d{3}\)", line)
 
     def test_openvino_is_set_against_openvino(self) -> None:
-        (line,) = [line for line in markdown(result()).splitlines() if "| OpenVINO, plain export | 0" in line]
+        (line,) = [line for line in markdown(result()).splitlines() if "| OpenVINO, plain export | 0.7" in line]
         assert line.startswith("| OpenVINO, rewritten | OpenVINO, plain export | 0.700 (")
 
     def test_targets_are_judged_and_a_miss_is_said(self) -> None:
@@ -157,6 +156,9 @@ class TestMarkdown:
         for shown in ("| int8-cpu | 520 | 90.12 | +0.34 |", "avx2", "torch 2.15", "- a warning", "2026-01-02"):
             assert shown in text
         assert "- base, window 12: PyTorch \\| eager was left out: no torch" in text
+
+    def test_frames_have_what_they_cost_beside_the_graph(self) -> None:
+        assert "| 1920x1080 | no | 4.1 | 7.2 | 50.0 |" in markdown(result())
 
     def test_it_is_written_from_the_json_beside_it(self, tmp_path: Path) -> None:
         text = write_standing(standing_result(), tmp_path)
@@ -194,10 +196,11 @@ def test_one_model_measured_again_leaves_the_other(tmp_path: Path) -> None:
 
 def test_ratios_are_over_the_plain_export_and_openvinos_own() -> None:
     pairs = {(one["name"], one["against"]): one["ratio"] for one in result()["models"][0]["ratios"]}
-    assert {against for _, against in pairs} == {PLAIN, NAMES["openvino-plain"]}
+    assert {against for _, against in pairs} == {PLAIN, NAMES["openvino-plain"], INT8}
+    assert pairs[NAMES["openvino-int8"], INT8] == pytest.approx(0.36 / 0.46)
     assert pairs[REWRITTEN, PLAIN] == pytest.approx(0.7)
     assert pairs[NAMES["openvino"], NAMES["openvino-plain"]] == pytest.approx(0.7)
-    assert len(pairs) == 6
+    assert len(pairs) == 9
     assert all(one["low"] <= one["ratio"] <= one["high"] for one in result()["models"][0]["ratios"])
 
 
@@ -246,7 +249,7 @@ def test_the_demo_model_is_made_and_measured_in_two_rounds(tmp_path: Path, monke
     for split, scenes in (("train", 12), ("val", 2)):  # the generated data, but little of it
         data = cache_folder() / f"shapes-{generator_version()}-seed{SEED}-{split}"
         write_refcoco(data, seed=SEED, scenes={split: scenes})
-    subject, root = Subject("demo model", rounds=2, samples=4, sentences=3, threads=1), tmp_path / "bundle"
+    subject, root = Subject("demo model", rounds=2, samples=4, sentences=3, frames=1, threads=1), tmp_path / "bundle"
     make_bundle(subject, root)
     weights = open_source(None)
     for folder in (root, winograd_bundle(root)):
@@ -268,6 +271,11 @@ def test_the_demo_model_is_made_and_measured_in_two_rounds(tmp_path: Path, monke
     ]
     assert all(ratio.low <= ratio.ratio <= ratio.high for ratio in model.ratios)
     assert {name for part in model.parts for name in part.sides} == {REWRITTEN, WINOGRAD}
+    assert model.frames is not None
+    assert [(cost.size, cost.opencv) for cost in model.frames] == [
+        (size, cv2) for size in SIZES for cv2 in (True, False)
+    ]
+    assert all(min(cost.preprocess, cost.image, cost.postprocess) > 0 for cost in model.frames)
     assert model.accuracy is not None
     exact, int8 = model.accuracy
     assert (exact.name, exact.sentences, exact.against, int8.name) == ("fp32", 3, "PyTorch", "int8-cpu")

@@ -64,6 +64,8 @@ def _model(model: Result) -> list[str]:
     lines += ["", *_parts(model["parts"])]
     if model["accuracy"]:
         lines += ["", *_accuracy(model["accuracy"])]
+    if model.get("frames"):
+        lines += ["", *_frames(model["frames"])]
     return lines
 
 
@@ -150,6 +152,20 @@ def _accuracy(rows: Sequence[Result]) -> list[str]:
     against = rows[0]["against"]
     head = ("precision", "sentences", "mean IoU", "lost", f"IoU with {against}", "equal pixels", "logit error")
     return ["Accuracy on generated val:", "", *_table(head, cells, "lrrrrrr")]
+
+
+def _frames(rows: Sequence[Result]) -> list[str]:
+    cells = []
+    for row in rows:
+        height, width = row["size"]
+        times = [number(1e3 * row[part], ".1f") for part in ("preprocess", "postprocess", "image")]
+        cells.append((f"{width}x{height}", "yes" if row["opencv"] else "no", *times))
+    head = ("frame", "OpenCV", "prepare, ms", "mask, ms", "image graph, ms")
+    return [
+        "What a camera's frame costs beside the graph, on one thread, only the mask read:",
+        "",
+        *_table(head, cells, "llrrr"),
+    ]
 
 
 def _ratio(one: Result) -> str:

@@ -13,10 +13,9 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -24,7 +23,7 @@ from ..._base import strict_json
 from ..._base.exits import run_main
 from ..._base.files import write_whole
 from ..._base.progress import Report
-from ..._base.records import from_plain, to_plain
+from ..._base.records import OPTIONAL, from_plain, to_plain
 from ...errors import LavtError
 from ...runtime.bundle import open_bundle
 from ..peers.process import run_in_subprocess
@@ -34,12 +33,10 @@ from ..timing.machine import Machine, Ticks, describe_machine, machine_warnings,
 from ..timing.measure import measure_sides, prepare_sides, try_sides
 from ..timing.result import FidelityFigures, Memory, Options, SideRatio, SideResult
 from ..timing.statistics import Summary, paired_ratio
-
-if TYPE_CHECKING:
-    from ...calibration import DataOptions
+from .frames import FrameCost, measure_frames
+from .subjects import INT8_FILE, SUBJECTS, Subject, make_bundle, winograd_bundle
 
 FORMAT_VERSION = 3
-INT8_FILE = "segmenter.int8-cpu.onnx"
 PLAIN, OPENVINO_PLAIN, OPENVINO_INT8 = "plain export", "OpenVINO, plain export", "OpenVINO, INT8"
 # What each peer is called in the tables; those after the first two may be missing on a machine.
 NAMES = {
@@ -61,33 +58,6 @@ TARGETS = (
     ("OpenVINO, rewritten", OPENVINO_PLAIN, 0.80),
     (INT8, PLAIN, 0.45),
     (OPENVINO_INT8, INT8, 0.80),
-)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model of the comparison: `swin` None is the demo model, judged on `sentences` of generated val.
-
-    INT8 is calibrated on `samples` sentences. Each side runs `rounds` times.
-    """
-
-    name: str
-    rounds: int
-    samples: int
-    swin: str | None = None
-    window: int = 12
-    size: int = 480
-    sentences: int = 0
-    threads: int | None = None
-
-    @property
-    def checkpoint(self) -> str:
-        return "demo" if self.swin is None else "random"
-
-
-SUBJECTS = (
-    Subject("base, window 12", rounds=24, samples=2, swin="base"),
-    Subject("demo model", rounds=64, samples=128, sentences=520),
 )
 
 
@@ -134,6 +104,7 @@ class Model:
     parts: tuple[Part, ...]
     accuracy: tuple[FidelityFigures, ...] | None
     warnings: tuple[str, ...]
+    frames: tuple[FrameCost, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -146,68 +117,6 @@ class Standing:
     machine: Machine
     models: tuple[Model, ...]
     warnings: tuple[str, ...]
-
-
-def winograd_bundle(root: Path) -> Path:
-    """The bundle with Winograd products, beside the bundle `root`."""
-    return root.with_name(f"{root.name}-winograd")
-
-
-def make_bundle(subject: Subject, root: Path) -> None:
-    """Writes the subject's bundle with its INT8 graph for CPUs, and `winograd_bundle`. Raises LavtError."""
-    from ...calibration import DataOptions, QuantizeOptions, quantize_bundle
-
-    _export(subject, root)
-    data = DataOptions(samples=subject.samples)
-    if subject.swin is None:
-        # Accuracy is shown beside it, so the budget is the default one and not widened here.
-        quantize_bundle(root, "int8", QuantizeOptions(rest="fp32", data=data))
-    else:
-        add_int8(root, data)
-
-
-def _export(subject: Subject, root: Path) -> None:
-    import torch
-
-    from ...export import ExportOptions, export_bundle
-    from ...export.source import open_source
-    from ...reference import LAVT, LAVTConfig
-    from ...reference.words import BERT_VOCABULARY
-    from ...runtime.manifest import CheckpointInfo
-
-    if subject.swin is None:
-        source = open_source(None)
-        model, info, size, vocabulary = source.load(), source.info(), source.size, source.vocabulary
-    else:
-        torch.manual_seed(0)
-        model = LAVT(LAVTConfig(swin=subject.swin, window=subject.window)).eval()
-        info, size, vocabulary = CheckpointInfo("random", "0" * 64), (subject.size,) * 2, BERT_VOCABULARY
-    for path, winograd in ((root, False), (winograd_bundle(root), True)):
-        options = ExportOptions(size=size, winograd=winograd)
-        export_bundle(model.float(), path, info, vocabulary=vocabulary, options=options)
-
-
-def add_int8(root: Path, data: DataOptions) -> None:
-    """Adds the INT8 graph for CPUs, every product with a weight in INT8: of random weights accuracy is no guide.
-
-    Raises LavtError.
-    """
-    from ...calibration.calibrate import calibrate
-    from ...calibration.products import candidates, image_products
-    from ...calibration.quantize import quantized_graph
-    from ...calibration.sample import draw_sample
-    from ...export.edits import load_graph
-    from ...export.graph import save_graph
-    from ...runtime.bundle import file_entry
-    from ...runtime.update import update_bundle
-
-    bundle = open_bundle(root)
-    calibration = calibrate(bundle, draw_sample(data))
-    products = candidates(image_products(bundle, load_graph(bundle, "segmenter")), "full")
-    model = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp32")
-    with update_bundle(root) as change:
-        (path,) = save_graph(model, change.new(INT8_FILE))
-        change.commit({INT8_FILE: file_entry(path, "segmenter", "int8-cpu")})
 
 
 def specify_sides(subject: Subject, root: Path, peers: Sequence[str], report: Report) -> list[SideSpec]:
@@ -257,6 +166,7 @@ def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: 
         targets=TARGETS if subject.swin == "base" else (),
         parts=parts,
         accuracy=accuracy(subject, root) if subject.sentences else None,
+        frames=run_in_subprocess(measure_frames, root, subject.frames) if subject.frames else None,
         warnings=tuple(warnings),
     )
 
