@@ -8,14 +8,14 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import pytest
-from lavt_edge.benchmarks.timing.measure import turns
-from lavt_edge.benchmarks.timing.statistics import (
+from lavt_edge._base.timing import (
     Ratio,
     block_length,
     divided,
     paired_ratio,
     student_factor,
     summarise,
+    turns,
     unpaired_ratio,
 )
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from lavt_edge._base.cache import cache_folder
 from lavt_edge._base.records import from_plain, to_plain
+from lavt_edge._base.timing import Summary
 from lavt_edge.benchmarks.report.markdown import markdown
 from lavt_edge.benchmarks.runs import standing
 from lavt_edge.benchmarks.runs.frames import SIZES, FrameCost
@@ -35,7 +36,6 @@ from lavt_edge.benchmarks.runs.standing import (
 from lavt_edge.benchmarks.runs.subjects import INT8_FILE, Subject, add_int8, make_bundle, winograd_bundle
 from lavt_edge.benchmarks.timing.machine import Cpu, Machine
 from lavt_edge.benchmarks.timing.result import FidelityFigures, Memory
-from lavt_edge.benchmarks.timing.statistics import Summary
 from lavt_edge.calibration.products import int8_macs
 from lavt_edge.calibration.sample import DataOptions
 from lavt_edge.data.shapes.cached import SEED, generator_version

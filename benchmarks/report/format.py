@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ..._base.timing import Ratio
 from ..timing.result import FidelityRow, Result, SideParts
-from ..timing.statistics import Ratio
 
 NOTHING = "–"
 

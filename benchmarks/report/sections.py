@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from html import escape
 
+from ..._base.timing import Ratio
 from ..timing.latency import PER_CALL
 from ..timing.result import FidelityRow, Overlay, Result, SideResult, SweepPoint
-from ..timing.statistics import Ratio
 from . import charts
 from .content import Block, Drawing, Section, Table, Text
 from .format import NOTHING, bytes_text, ms, number, percent, rate, ratio_text, reference_of

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..._base.exits import run_main
+from ..._base.timing import interleave, paired_ratio, summarise
 from ...errors import LavtError
 from ...export.rewrites.image_model import ImageDecoder, ImageModel, stage_sizes
 from ...export.rewrites.pwam import FusedPWAM
@@ -24,8 +25,6 @@ from ...export.rewrites.words import prompt_channels
 from ...reference import LAVT, LAVTConfig
 from ...reference.config import SWIN
 from ...reference.decoder import upsample
-from ..timing.measure import interleave
-from ..timing.statistics import paired_ratio, summarise
 
 Call = Callable[[], object]
 

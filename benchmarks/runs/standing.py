@@ -24,6 +24,7 @@ from ..._base.exits import run_main
 from ..._base.files import write_whole
 from ..._base.progress import Report
 from ..._base.records import OPTIONAL, from_plain, to_plain
+from ..._base.timing import Summary, paired_ratio
 from ...errors import LavtError
 from ...runtime.bundle import open_bundle
 from ..peers.process import run_in_subprocess
@@ -32,7 +33,6 @@ from ..report.markdown import markdown
 from ..timing.machine import Machine, Ticks, describe_machine, machine_warnings, run_warnings
 from ..timing.measure import measure_sides, prepare_sides, try_sides
 from ..timing.result import FidelityFigures, Memory, Options, SideRatio, SideResult
-from ..timing.statistics import Summary, paired_ratio
 from .frames import FrameCost, measure_frames
 from .subjects import INT8_FILE, SUBJECTS, Subject, make_bundle, winograd_bundle
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..._base import strict_json
 from ..._base.records import from_plain
+from ..._base.timing import Ratio, divided, unpaired_ratio
 from ...errors import LavtError
 from .machine import Machine
 from .result import FORMAT_VERSION, Result
-from .statistics import Ratio, divided, unpaired_ratio
 
 _MAX_BYTES = 256 * 2**20
 

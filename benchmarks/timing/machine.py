@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..._base.timing import Seconds
 from ..peers.process import command_output
-from .statistics import Seconds
 
 # The instructions that decide how fast products of small types are, on x86 and on ARM.
 FLAGS = (

@@ -10,12 +10,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from ..._base.exits import needs
 from ..._base.progress import Progress, Report, ignore
+from ..._base.timing import interleave, paired_ratio, summarise
 from ...errors import LavtError
 from ...export.source import Source, peer_source
 from ...runtime.bundle import open_bundle
@@ -24,7 +24,6 @@ from ..peers.sides import PEERS, SideSpec, batch_of, specify
 from .latency import split_call
 from .machine import Ticks, describe_machine, machine_warnings, run_warnings
 from .result import Memory, Options, Result, SideRatio, SideResult, SweepPoint
-from .statistics import paired_ratio, summarise
 
 SPLIT_ROUNDS = 10
 RANDOM_PEERS = "peers of the reference have random weights of the bundle's configuration: only their time counts"
@@ -116,36 +115,6 @@ def measure_sides(
         if split:
             described = [_with_split(side, one, report) for side, one in zip(sides, described, strict=True)]
     return described
-
-
-def turns(sides: int) -> list[list[int]]:
-    """The orders of the rounds, to be repeated: each side has each place, and follows each other, equally often.
-
-    What ran before leaves its data in the caches and its heat in the core. Williams' design (1949): n orders for even
-    n, 2n for odd.
-    """
-    zigzag = [(turn + 1) // 2 if turn % 2 else -turn // 2 for turn in range(sides)]
-    orders = [[(place + shift) % sides for place in zigzag] for shift in range(sides)]
-    return orders + ([order[::-1] for order in orders] if sides % 2 and sides > 1 else [])
-
-
-class Timed(Protocol):
-    """What can take turns: `run` makes one call and returns its seconds."""
-
-    def run(self) -> float: ...
-
-
-def interleave(sides: Sequence[Timed], warmup: int, rounds: int, progress: Progress = ignore) -> list[list[float]]:
-    """Seconds of each side by round, (sides,rounds): in each round every side runs once, in the order of `turns`."""
-    seconds: list[list[float]] = [[] for _ in sides]
-    orders = turns(len(sides))
-    for number in range(warmup + rounds):
-        for side in orders[number % len(orders)]:
-            elapsed = sides[side].run()
-            if number >= warmup:
-                seconds[side].append(elapsed)
-        progress(number + 1, warmup + rounds)
-    return seconds
 
 
 def _describe(side: RemoteSide, seconds: list[float]) -> SideResult:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..._base.records import OPTIONAL, to_plain
+from ..._base.timing import Ratio, Summary
 from .machine import Machine
-from .statistics import Ratio, Summary
 
 FORMAT_VERSION = 1
 
