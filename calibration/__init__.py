@@ -14,15 +14,31 @@ if TYPE_CHECKING:
     from .placement import GroupLoss
     from .quantize import QuantizeOptions, QuantizeResult, quantize_bundle
     from .sample import DataOptions
+    from .tune import CpuDevice, TimedPart, TimedPlacement, Tuning
 
-__all__ = ["DataOptions", "Figures", "GroupLoss", "QuantizeOptions", "QuantizeResult", "quantize_bundle"]
+__all__ = [
+    "CpuDevice",
+    "DataOptions",
+    "Figures",
+    "GroupLoss",
+    "QuantizeOptions",
+    "QuantizeResult",
+    "TimedPart",
+    "TimedPlacement",
+    "Tuning",
+    "quantize_bundle",
+]
 
 _MODULES = {
+    "CpuDevice": "tune",
     "DataOptions": "sample",
     "Figures": "evaluator",
     "GroupLoss": "placement",
     "QuantizeOptions": "quantize",
     "QuantizeResult": "quantize",
+    "TimedPart": "tune",
+    "TimedPlacement": "tune",
+    "Tuning": "tune",
     "quantize_bundle": "quantize",
 }
 

@@ -18,13 +18,14 @@ import numpy as np
 
 from .._base.files import write_whole
 from .._base.progress import Progress, ignore
-from ..data.sentences import Sentence
+from ..data.sentences import GENERATED, Sentence
+from ..errors import BundleError, ExportError
 from ..runtime.batches import in_batches
 from ..runtime.bundle import Bundle
 from .passes import HistogramPass, Pass, RangePass, State, Targets
 from .qdq import operands
-from .record import Calibration
-from .sample import Sample, cases
+from .record import Calibration, read_calibration
+from .sample import DataOptions, Sample, cases
 from .smoothing import apply_smoothing, choose_strength, factors, weight_of
 
 ALGORITHM = 1
@@ -40,6 +41,29 @@ def calibration_key(bundle: Bundle, sample: Sample) -> dict[str, Any]:
     files = {name: manifest.files[name].sha256 for name in names if name}
     key: dict[str, Any] = json.loads(json.dumps({"algorithm": ALGORITHM, "files": files, "data": sample.origin}))
     return key
+
+
+def recorded_data(bundle: Bundle) -> DataOptions:
+    """The options that draw the sample of the bundle's own calibration again; if it has none, the usual ones.
+
+    Raises ExportError if that is not of generated scenes: a bundle does not say where other data lies.
+    """
+    recorded = None
+    if bundle.has("calibration"):
+        with suppress(BundleError):  # one that is damaged is made again
+            recorded = read_calibration(bundle.file("calibration", None))
+    try:
+        data = {} if recorded is None else recorded.key["data"]
+        dataset = str(data.get("dataset", GENERATED))
+        options = DataOptions(samples=int(data.get("samples", DataOptions.samples)), seed=int(data.get("seed", 0)))
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+        return DataOptions()
+    if dataset != GENERATED:
+        raise ExportError(
+            f"the calibration of {bundle.root} is of {dataset}: run lavt-export quantize {bundle.root} --int8 --tune "
+            f"--force --dataset {dataset} --calibration-data ROOT, then lavt-export trt {bundle.root} --int8"
+        )
+    return options
 
 
 def calibrate(bundle: Bundle, sample: Sample, progress: Progress = ignore) -> Calibration:

@@ -45,6 +45,11 @@ class Evaluator:
         self._truth = self._differences(Session(load_graph(bundle, "segmenter")), self._prompts, progress, {})
         self.mean_iou = self._mean_iou(self._truth)
 
+    def feeds(self) -> dict[str, Array]:
+        """The image graph's inputs for the first cases, as many as a batch has."""
+        first = next(in_batches(list(zip(self.cases, self._prompts, strict=True)), self._batch))
+        return image_inputs(*zip(*first, strict=True))
+
     def encode(self, text: ir.Model) -> list[Array]:
         """Each case's prompt (T,P) by a text graph."""
         session, prompts = Session(text), []

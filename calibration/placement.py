@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,36 +38,54 @@ class GroupLoss:
 
 @dataclass(frozen=True)
 class Placement:
-    """The products that stay in INT8, the ranking of all groups, worst first, and the figures of the whole."""
+    """The products that stay in INT8, and the figures of the whole."""
 
     products: Sequence[Product]
-    ranking: Sequence[GroupLoss]
     figures: Figures
+
+
+def losses_alone(
+    products: Sequence[Product],
+    evaluate_alone: Callable[[str, int | None], Figures],
+    report: Report = ignore,
+    *,
+    total_macs: int = 0,
+) -> dict[str, Figures]:
+    """What each group costs if it alone is in INT8.
+
+    `evaluate_alone` gives the figures of a group on the first cases up to a limit, few of which tell groups apart by
+    their logits but not by their masks. `total_macs` of the graph bounds how many.
+    """
+    groups = group_macs(products)
+    limit = max(4, int(RANKING_MACS / total_macs)) if total_macs else None
+    alone: dict[str, Figures] = {}
+    for i, group in enumerate(groups):
+        report(f"error of {group} alone, {i + 1} of {len(groups)}")
+        alone[group] = evaluate_alone(group, limit)
+    return alone
 
 
 def select_int8_groups(
     products: Sequence[Product],
-    evaluate_alone: Callable[[str, int | None], Figures],
+    alone: Mapping[str, Figures],
     evaluate: Callable[[Sequence[Product]], Figures],
     max_drop: float,
     report: Report = ignore,
     *,
-    total_macs: int = 0,
+    saved: Mapping[str, float] | None = None,
 ) -> Placement:
-    """Ranks the groups by the error of the logits that each causes alone, then returns as few of the worst as it takes,
-    found by bisection, to higher precision: all that stay cost at most `max_drop` points of mean IoU together.
+    """Ranks the groups by the error of the logits that each causes `alone`, then returns as few of the worst as it
+    takes, found by bisection, to higher precision: all that stay cost at most `max_drop` points of mean IoU together.
 
-    `evaluate_alone` gives the figures of one group in INT8, on the first cases up to a limit, few of which tell groups
-    apart by their logits but not by their masks; `evaluate` those of all products that stay. `total_macs` of the graph
-    bounds what ranking costs.
+    `evaluate` gives the figures of all products that stay. With the time that each group has `saved`, the worst are
+    those that cost the most per time.
     """
     macs = group_macs(products)
-    limit = max(4, int(RANKING_MACS / total_macs)) if total_macs else None
-    alone: dict[str, Figures] = {}
-    for i, group in enumerate(macs):
-        report(f"error of {group} alone, {i + 1} of {len(macs)}")
-        alone[group] = evaluate_alone(group, limit)
-    worst_first = sorted(macs, key=lambda group: alone[group].relative_error, reverse=True)
+
+    def badness(group: str) -> float:
+        return alone[group].relative_error / (1.0 if saved is None else max(saved[group], 1e-9))
+
+    worst_first = sorted(macs, key=badness, reverse=True)
 
     def without(returned: int) -> tuple[list[Product], Figures]:
         report(f"all but {returned} of {len(macs)} groups in INT8")
@@ -85,11 +103,17 @@ def select_int8_groups(
                 returned, kept, figures = middle, fewer, of_fewer
             else:
                 too_few = middle
+    return Placement(kept, figures)
+
+
+def rank_groups(products: Sequence[Product], alone: Mapping[str, Figures], kept: Sequence[Product]) -> list[GroupLoss]:
+    """All groups, the one that causes the largest error of the logits first, and whether they were kept in INT8."""
+    macs, staying = group_macs(products), {product.group for product in kept}
     ranking = [
-        GroupLoss(group, macs[group], alone[group].drop, alone[group].relative_error, i >= returned)
-        for i, group in enumerate(worst_first)
+        GroupLoss(group, macs[group], alone[group].drop, alone[group].relative_error, group in staying)
+        for group in macs
     ]
-    return Placement(kept, ranking, figures)
+    return sorted(ranking, key=lambda loss: loss.relative_error, reverse=True)
 
 
 def draw_ranking(ranking: Sequence[GroupLoss], title: str, path: Path) -> None:

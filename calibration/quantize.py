@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as replaced
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,14 @@ from .evaluator import Evaluator, Figures
 from .half import Range, emulate_half, find_islands, to_half
 from .observers import Session
 from .passes import Targets
-from .placement import GroupLoss, draw_ranking, select_int8_groups
+from .placement import GroupLoss, Placement, draw_ranking, losses_alone, rank_groups, select_int8_groups
 from .products import POLICIES, RESTS, Product, candidates, image_macs, image_products
 from .qdq import quantize_products
 from .record import RECORD_NAME, Calibration, read_calibration
 from .sample import DataOptions, Sample, draw_sample
 from .smoothing import apply_smoothing
 from .thresholds import METHODS
+from .tune import Device, Tuning, loaded, tune
 
 # Against the FP32 graphs on held-out sentences: what 16 bits may cost before they are refused. bfloat16 has 8 bits of
 # precision, FP16 has 11: its logits differ by up to 2^3 as much.
@@ -82,6 +84,8 @@ class QuantizeResult:
     """The share of them that runs in INT8, 0 to 1."""
     ranking: Sequence[GroupLoss] = ()
     """Every layer group that might be INT8 with its loss, worst first."""
+    tuning: Tuning | None = None
+    """What was timed to choose the placement, if it was chosen by time."""
 
 
 def quantize_bundle(
@@ -89,6 +93,7 @@ def quantize_bundle(
     precision: str,
     options: QuantizeOptions | None = None,
     *,
+    device: Device | None = None,
     replace: bool = False,
     report: Report = ignore,
     progress: Progress = ignore,
@@ -108,6 +113,8 @@ def quantize_bundle(
         precision: "fp16" adds `segmenter.fp16.onnx` and `text_encoder.fp16.onnx`, "bf16" likewise; "int8" adds
             `segmenter.int8.onnx`, or `segmenter.int8-cpu.onnx` if the rest is FP32, and a chart of its layer groups.
         options: how INT8 is placed and what to calibrate on; by default generated scenes.
+        device: of INT8 placements within the budget, keep the fastest on this device: `CpuDevice()` if the rest is
+            FP32, an `EngineDevice` if it is FP16. By default as much is INT8 as the budget allows.
         replace: make graphs again that the bundle has already.
         report: called with the name of each step as it begins.
         progress: called with (done, total) within a step.
@@ -115,7 +122,7 @@ def quantize_bundle(
     Raises:
         BundleError: not a bundle, damaged, or being changed by another command.
         DatasetError: the data is missing or damaged, or has too few images.
-        ExportError: the graph exists already, or loses more accuracy than it may.
+        ExportError: the graph exists already, loses more accuracy than it may, or INT8 saves no time on the device.
     """
     options = options or QuantizeOptions()
     root = Path(bundle)
@@ -130,7 +137,7 @@ def quantize_bundle(
         calibration = _calibration(opened, sample, change, report, progress)
         report("segmenting the held-out sentences in FP32")
         work = _Work(opened, calibration, Evaluator(opened, sample, progress), change, report, progress)
-        return _add_half(work, precision) if precision in LOW else _add_int8(work, options, name)
+        return _add_half(work, precision) if precision in LOW else _add_int8(work, options, name, device)
 
 
 def _open_without(root: Path, precision: str, replace_it: bool) -> Bundle:
@@ -246,29 +253,47 @@ def half_graph(
     return model, islands
 
 
-def _add_int8(work: _Work, options: QuantizeOptions, name: str) -> QuantizeResult:
+def _add_int8(work: _Work, options: QuantizeOptions, name: str, device: Device | None) -> QuantizeResult:
     bundle, calibration, rest = work.bundle, work.calibration, options.rest
     ranges = calibration.clipped(options.method)
     plain = _graph_of(bundle, rest)
     chosen = candidates(image_products(bundle, plain), options.policy, rest)
     total = sum(image_macs(bundle, plain).values())
 
-    switched = Session(quantized_graph(bundle, calibration, chosen, ranges, rest, switched=True), fused=False)
-
-    def evaluate_alone(group: str, limit: int | None) -> Figures:
-        switches = {product.group: np.array(product.group == group) for product in chosen}
-        return work.evaluator.evaluate(switched, feeds=switches, limit=limit)
+    alone = _losses_alone(work, chosen, ranges, rest, total)
 
     def finish(kept: Sequence[Product]) -> tuple[ir.Model, dict[str, str]]:
         model = quantized_graph(bundle, calibration, kept, ranges, rest)
         return model, type_rest(model, calibration) if rest == "fp16" else {}
 
-    def evaluate(kept: Sequence[Product]) -> Figures:  # as it will run
+    @cache
+    def figures_of(kept: tuple[Product, ...]) -> Figures:  # as it will run
         model, _ = finish(kept)
         emulate_half(model)  # nothing to round in a graph without FP16
         return work.evaluator.evaluate(model, fused=rest == "fp32")
 
-    placement = select_int8_groups(chosen, evaluate_alone, evaluate, options.max_drop, work.report, total_macs=total)
+    def evaluate(kept: Sequence[Product]) -> Figures:
+        return figures_of(tuple(kept))
+
+    def select(products: Sequence[Product], saved: Mapping[str, float] | None = None) -> Placement:
+        return select_int8_groups(products, alone, evaluate, options.max_drop, work.report, saved=saved)
+
+    tuning = None
+    if device is None:
+        placement = select(chosen)
+    else:
+        feeds = work.evaluator.feeds()
+        placement, tuning = tune(
+            chosen,
+            options.policy,
+            select,
+            evaluate,
+            lambda kept: loaded(finish(kept)[0], device, feeds),
+            options.max_drop,
+            device.name,
+            work.report,
+            work.progress,
+        )
     if not placement.products:
         raise ExportError(
             f"no layer group keeps within {options.max_drop} points of mean IoU in INT8; allow more with --max-drop"
@@ -278,14 +303,28 @@ def _add_int8(work: _Work, options: QuantizeOptions, name: str) -> QuantizeResul
     entries = work.save(model, "segmenter", name)
     share = sum(product.macs for product in placement.products) / total
     chart = f"segmenter.{name}.png"
-    draw_ranking(placement.ranking, f"INT8 layer groups, {100 * share:.1f} % of the MACs", work.change.new(chart))
+    ranking = rank_groups(chosen, alone, placement.products)
+    draw_ranking(ranking, f"INT8 layer groups, {100 * share:.1f} % of the MACs", work.change.new(chart))
     entries[chart] = file_entry(work.change.path(chart), "report")
     about = {key: value for key, value in asdict(options).items() if key != "data"}
-    groups = [asdict(loss) for loss in placement.ranking]
-    manifest = work.commit(
-        name, entries, placement.figures, **about, int8_share=share, groups=groups, islands={"segmenter": islands}
-    )
-    return QuantizeResult(manifest, name, placement.figures, total, share, placement.ranking)
+    about["groups"] = [asdict(loss) for loss in ranking]
+    if tuning is not None:
+        about["tuned"] = asdict(tuning)
+    manifest = work.commit(name, entries, placement.figures, **about, int8_share=share, islands={"segmenter": islands})
+    return QuantizeResult(manifest, name, placement.figures, total, share, ranking, tuning)
+
+
+def _losses_alone(
+    work: _Work, products: Sequence[Product], ranges: Mapping[str, Range], rest: str, total: int
+) -> dict[str, Figures]:
+    graph = quantized_graph(work.bundle, work.calibration, products, ranges, rest, switched=True)
+    session = Session(graph, fused=False)
+
+    def evaluate_alone(group: str, limit: int | None) -> Figures:
+        switches = {product.group: np.array(product.group == group) for product in products}
+        return work.evaluator.evaluate(session, feeds=switches, limit=limit)
+
+    return losses_alone(products, evaluate_alone, work.report, total_macs=total)
 
 
 def quantized_graph(

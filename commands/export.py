@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .._base.exits import needs
-from .._base.progress import Report
+from .._base.progress import Progress, Report
 from ..errors import ExportError, LavtError
 from .common import out, parse_batch, parse_heads, parse_size, print_table, progress_bar, refuse, warn
 
 if TYPE_CHECKING:
     from ..calibration import QuantizeResult
+    from ..calibration.tune import Device, Tuning
+    from ..export.engines.options import EngineOptions
 
 export_app = typer.Typer(
     help="Turn a LAVT checkpoint into graphs and engines for an edge device.",
@@ -125,6 +128,12 @@ def export_quantize(
     ] = "auto",
     rest: Annotated[str, typer.Option(help="Precision of the rest of an INT8 graph: fp16, or fp32 for CPUs.")] = "fp16",
     max_drop: Annotated[float, typer.Option(help="Points of mean IoU that INT8 may lose.")] = 0.5,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Time placements of INT8 on this machine, its CPU for --rest fp32; keep the fastest."
+        ),
+    ] = False,
     force: Force = False,
 ) -> None:
     """Add calibrated FP16, bfloat16 or INT8 graphs to a bundle, and measure the accuracy that they keep."""
@@ -132,12 +141,14 @@ def export_quantize(
     if precision is None:
         raise LavtError("give one of --fp16, --bf16 and --int8")
     if precision != "int8":
-        refuse(context, ("method", "policy", "rest", "max_drop"), "is for --int8; leave it out")
+        refuse(context, ("method", "policy", "rest", "max_drop", "tune"), "is for --int8; leave it out")
     if calibration_data is None:
         refuse(context, ("dataset", "split_by", "images"), "needs --calibration-data, the folder with the data sets")
     with needs("export"):
-        from ..calibration import DataOptions, QuantizeOptions, quantize_bundle
+        from ..calibration import CpuDevice, DataOptions, QuantizeOptions, quantize_bundle
         from ..data.sentences import GENERATED
+    from ..export.engines.device import EngineDevice
+    from ..export.engines.options import EngineOptions
 
     data = DataOptions(
         dataset=GENERATED if calibration_data is None else dataset,
@@ -149,8 +160,25 @@ def export_quantize(
     )
     options = QuantizeOptions(policy=policy, method=method, rest=rest, max_drop=max_drop, data=data)
     with progress_bar() as (report, progress):
-        result = quantize_bundle(bundle, precision, options, replace=force, report=report, progress=progress)
+        device: Device | None = None
+        if tune and rest == "fp32":
+            device = CpuDevice()
+        elif tune:
+            device = EngineDevice(bundle, EngineOptions(precision="int8"), _phases(report, progress))
+        result = quantize_bundle(
+            bundle, precision, options, device=device, replace=force, report=report, progress=progress
+        )
     _print_result(bundle, result, rest)
+
+
+def _phases(report: Report, progress: Progress) -> Callable[[str, float], None]:
+    """Shows a build's phase, with the share that is done, on the bar of these two."""
+
+    def show(phase: str, share: float) -> None:
+        report(phase)
+        progress(round(1000 * share), 1000)
+
+    return show
 
 
 def _one_of(**options: bool) -> str | None:
@@ -177,11 +205,29 @@ def _print_result(bundle: Path, result: QuantizeResult, rest: str) -> None:
         ]
         header = ("layer group", "% of MACs", "mIoU lost alone", "logit error alone", "precision")
         print_table(f"{100 * result.int8_share:.1f} % of the image graph's MACs in INT8", header, rows)
+    if result.tuning is not None:
+        _print_tuning(result.tuning)
     out.print(
         f"{bundle}: segmenter.{result.precision}.onnx, {figures.drop:+.3f} points of mean IoU lost against FP32 "
         f"({figures.mean_iou:.2f} over {figures.sentences} held-out sentences), pixel agreement "
         f"{100 * figures.pixel_agreement:.3f} %, logit error {figures.relative_error:.1e}",
     )
+
+
+def _print_tuning(tuning: Tuning) -> None:
+    rows = [
+        (
+            timed.placement,
+            str(len(timed.groups)),
+            f"{timed.median_ms:.2f}",
+            " to ".join(f"{quartile:.2f}" for quartile in timed.quartiles_ms),
+            f"{timed.drop:+.3f}",
+            "kept" if timed.kept else "",
+        )
+        for timed in tuning.placements
+    ]
+    header = ("placement", "INT8 groups", "median ms", "quartiles", "mIoU lost", "")
+    print_table(f"{tuning.device}, {tuning.rounds} rounds", header, rows)
 
 
 @export_app.command("frame")
@@ -208,6 +254,7 @@ def export_frame(
 
 @export_app.command("trt")
 def export_trt(
+    context: typer.Context,
     bundle: Bundle,
     fp16: Annotated[bool, typer.Option("--fp16", help="Build FP16 engines (default).")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Build bfloat16 engines.")] = False,
@@ -242,13 +289,23 @@ def export_trt(
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Engines for all GPUs since Ampere; slower.")
     ] = False,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="For --int8: time placements on this GPU and make the graph of the fastest first."),
+    ] = False,
+    max_drop: Annotated[float, typer.Option(help="For --tune: points of mean IoU that INT8 may lose.")] = 0.5,
 ) -> None:
     """Build a bundle's TensorRT engines, on the device that will run them."""
     from ..export.engines.bundle import build_engines, missing_graphs
     from ..export.engines.options import EngineOptions, parse_bytes, parse_targets
 
+    precision = _one_of(fp16=fp16, bf16=bf16, fp32=fp32, int8=int8) or "fp16"
+    if precision != "int8":
+        refuse(context, ("tune",), "is for --int8; leave it out")
+    if not tune:
+        refuse(context, ("max_drop",), "needs --tune")
     options = EngineOptions(
-        precision=_one_of(fp16=fp16, bf16=bf16, fp32=fp32, int8=int8) or "fp16",
+        precision=precision,
         flavor=flavor,
         workspace=None if workspace is None else parse_bytes(workspace),
         optimization_level=optimization_level,
@@ -259,14 +316,13 @@ def export_trt(
         targets=() if compute_capability is None else parse_targets(compute_capability),
     )
     with progress_bar() as (report, progress):
-
-        def show_phase(phase: str, share: float) -> None:
-            report(phase)
-            progress(round(1000 * share), 1000)
-
-        for precision in missing_graphs(bundle, options):
-            _quantize(bundle, precision, report)
+        show_phase = _phases(report, progress)
+        tuned = _tune(bundle, options, max_drop, report, progress) if tune else None
+        for missing in missing_graphs(bundle, options):
+            _quantize(bundle, missing, report)
         outcome = build_engines(bundle, options, report=report, progress=show_phase, warn=warn)
+    if tuned is not None:
+        _print_result(bundle, tuned, "fp16")
     for engine in outcome.engines:
         out.print(f"{bundle / engine.name}: {engine.describe()}")
     out.print(f"built by {outcome.plan.describe()}")
@@ -303,3 +359,18 @@ def _quantize(bundle: Path, precision: str, report: Report) -> None:
             "here"
         ) from error
     quantize_bundle(bundle, precision, report=report)
+
+
+def _tune(bundle: Path, options: EngineOptions, max_drop: float, report: Report, progress: Progress) -> QuantizeResult:
+    """Makes the INT8 graph again, of the placement that is the fastest here, on the data of the one that is there."""
+    with needs("export"):
+        from ..calibration import QuantizeOptions, quantize_bundle
+        from ..calibration.calibrate import recorded_data
+    from ..export.engines.device import EngineDevice
+    from ..runtime.bundle import open_bundle
+
+    device = EngineDevice(bundle, options, _phases(report, progress))
+    quantize_options = QuantizeOptions(max_drop=max_drop, data=recorded_data(open_bundle(bundle)))
+    return quantize_bundle(
+        bundle, "int8", quantize_options, device=device, replace=True, report=report, progress=progress
+    )

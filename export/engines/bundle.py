@@ -68,7 +68,7 @@ def build_engines(
     TensorRT can be imported, ExportError if an option or a graph cannot be built, or the bundle lacks a typed graph.
     """
     options = options or EngineOptions()
-    bundle, flavor, plan = _plan(root, options)
+    bundle, flavor, plan = plan_engines(root, options)
     for precision in _missing(bundle, options.precision):
         raise ExportError(
             f"{root} has no graphs of precision {precision}: run lavt-export quantize {root} --{precision}"
@@ -86,7 +86,7 @@ def build_engines(
 
 def missing_graphs(root: Path, options: EngineOptions) -> tuple[str, ...]:
     """The precisions whose typed graphs `build_engines` would refuse the bundle for; raises as that does."""
-    return _missing(_plan(root, options)[0], options.precision)
+    return _missing(plan_engines(root, options)[0], options.precision)
 
 
 def _missing(bundle: Bundle, precision: str) -> tuple[str, ...]:
@@ -94,7 +94,8 @@ def _missing(bundle: Bundle, precision: str) -> tuple[str, ...]:
     return tuple(sorted(missing))
 
 
-def _plan(root: Path, options: EngineOptions) -> tuple[Bundle, Flavor, BuildPlan]:
+def plan_engines(root: Path, options: EngineOptions) -> tuple[Bundle, Flavor, BuildPlan]:
+    """The bundle in folder `root`, the TensorRT at hand and what it is to build; raises as `build_engines` does."""
     flavor, bundle = find_flavor(options.flavor), open_bundle(root)
     plan = plan_build(
         root,
@@ -106,6 +107,23 @@ def _plan(root: Path, options: EngineOptions) -> tuple[Bundle, Flavor, BuildPlan
         known_targets=known_targets(flavor),
     )
     return bundle, flavor, plan
+
+
+def planned_record(plan: BuildPlan, **of_graph: Any) -> EngineRecord:
+    """The record of an engine that was built to plan and not verified; `of_graph` are the fields about its graph."""
+    device = None if plan.targets else plan.device
+    return EngineRecord(
+        flavor=plan.flavor,
+        version=plan.version,
+        gpu=device.name if device else None,
+        compute_capability=device.compute_capability if device else None,
+        multiprocessors=device.multiprocessors if device else None,
+        targets=plan.targets,
+        version_compatible=plan.options.version_compatible,
+        hardware_compatible=plan.options.hardware_compatible,
+        verified=False,
+        **of_graph,
+    )
 
 
 @dataclass(frozen=True)
@@ -167,24 +185,15 @@ class _Build:
     def _record(self, name: str, graph: str) -> EngineRecord:
         """Graphs for frames have no precision: they compute in whole numbers and FP32, one frame at a time."""
         plan, entry = self.plan, self.bundle.manifest.files[graph]
-        device = None if plan.targets else plan.device
-        return EngineRecord(
+        return planned_record(
+            plan,
             name=name,
             rebuild=rebuild_command(self.bundle.root, entry.precision),
             role=entry.role,
             precision=entry.precision or "fp32",
-            flavor=plan.flavor,
-            version=plan.version,
-            gpu=device.name if device else None,
-            compute_capability=device.compute_capability if device else None,
-            multiprocessors=device.multiprocessors if device else None,
-            targets=plan.targets,
             onnx_file=graph,
             onnx_sha256=entry.sha256,
             max_batch=plan.max_batch if entry.precision else 1,
-            version_compatible=plan.options.version_compatible,
-            hardware_compatible=plan.options.hardware_compatible,
-            verified=False,
         )
 
     def _verify(self, record: EngineRecord, built: BuiltEngine) -> tuple[EngineParity | None, str | None]:
