@@ -56,7 +56,7 @@ def recorded_data(bundle: Bundle) -> DataOptions:
         data = {} if recorded is None else recorded.key["data"]
         dataset = str(data.get("dataset", GENERATED))
         options = DataOptions(samples=int(data.get("samples", DataOptions.samples)), seed=int(data.get("seed", 0)))
-    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):
+    except (ExportError, AttributeError, LookupError, TypeError, ValueError, OverflowError):
         return DataOptions()
     if dataset != GENERATED:
         raise ExportError(

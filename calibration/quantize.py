@@ -16,8 +16,7 @@ import onnx_ir as ir
 from .. import __version__
 from .._base.progress import Progress, Report, ignore
 from ..errors import BundleError, ExportError
-from ..export.edits import LOW, load_graph
-from ..export.graph import save_graph
+from ..export.edits import LOW, load_graph, save_graph
 from ..export.rewrites.gpu import lay_out_for_gpu
 from ..runtime.bundle import Bundle, file_entry, open_bundle
 from ..runtime.manifest import FileEntry, Manifest

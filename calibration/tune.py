@@ -18,7 +18,7 @@ import onnx_ir as ir
 from .._base.progress import Progress, Report, ignore
 from .._base.timing import Timed, interleave, paired_ratio
 from ..errors import ExportError
-from ..export.graph import save_graph
+from ..export.edits import save_graph
 from ..runtime.backend import Backend, OnnxRuntimeBackend
 from .evaluator import Figures
 from .observers import Array
@@ -70,7 +70,8 @@ class TimedPlacement:
     """What the image graph takes with some of its layer groups in INT8."""
 
     placement: str
-    """ "none", a policy, or "faster" or "not slower": the groups of the parts that were so."""
+    """ "none", a policy, or what the parts were whose groups may be INT8: "faster", "surely faster" (the interval is
+    below 1) or "not surely slower"."""
     groups: Sequence[str]
     """The groups in INT8."""
     median_ms: float
@@ -127,9 +128,9 @@ def tune(
     """The fastest of the placements that cost at most `max_drop` points of mean IoU, and what was measured.
 
     Each part of the model is timed in INT8 alone, in turn with a graph without INT8. Then these take turns: no INT8,
-    what `policy` gives without tuning, its attention or decoder alone, and the parts that were faster or not surely
-    slower, those with the least loss per time saved first. `select` is accuracy control, with the time that each group
-    saves; `evaluate` gives the figures of products in INT8, `load` a graph of them on the device.
+    what `policy` gives without tuning, its attention or decoder alone, and the parts that were faster, surely faster or
+    not surely slower. `select` is accuracy control, which returns what costs the most per time saved; `evaluate` gives
+    the figures of products in INT8, `load` a graph of them on the device.
 
     Raises ExportError if no placement keeps to the budget, or none is faster than no INT8.
     """
@@ -202,8 +203,9 @@ def _placements(
         found.setdefault(name, Placement(members, evaluate(members)))
     saved = _time_saved(products, times)
     slow = {
-        "not slower": {one.part for one in times if one.low > 1},
-        "faster": {one.part for one in times if one.high >= 1},
+        "not surely slower": {one.part for one in times if one.low > 1},
+        "faster": {one.part for one in times if one.ratio >= 1},
+        "surely faster": {one.part for one in times if one.high >= 1},
     }
     for name, parts in slow.items():
         found[name] = select([product for product in products if part_of(product.group) not in parts], saved)

@@ -22,7 +22,8 @@ from ..runtime.bundle import file_entry
 from ..runtime.manifest import MANIFEST_NAME, CheckpointInfo, FileEntry, InputSpec, Manifest
 from ..runtime.tokenizer import SentenceTokenizer
 from ..runtime.update import BUSY
-from .graph import EXTERNAL_DATA_BYTES, OPSET, export_graph, save_graph
+from .edits import EXTERNAL_DATA_BYTES, save_graph
+from .graph import OPSET, export_graph
 from .macs import count_macs
 from .parity import Parity, measure_parity
 from .rewrites.image_model import ImageModel

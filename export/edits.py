@@ -1,8 +1,9 @@
-"""A bundle's FP32 graphs, and the small edits of an ONNX graph that the rest of the folder is written in."""
+"""Graphs read and written, and the small edits of an ONNX graph that the rest of the folder is written in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import onnx_ir as ir
 
 from ..errors import BundleError
 from ..runtime.bundle import Bundle
+
+# A protobuf file cannot pass 2 GiB; weights go beside the graph before that.
+EXTERNAL_DATA_BYTES = 2_000_000_000
 
 FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 LOW = {"fp16": HALF, "bf16": BRAIN}
@@ -27,6 +31,20 @@ def load_graph(bundle: Bundle, role: str) -> ir.Model:
         return ir.load(path)
     except Exception as error:  # protobuf's own class, which onnx_ir does not name
         raise BundleError(f"{path} is not an ONNX graph ({type(error).__name__})") from error
+
+
+def save_graph(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_DATA_BYTES) -> list[Path]:
+    """Writes the graph, its weights into a `.data` file beside it if they pass `external_bytes`; the paths written."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    if size < external_bytes:
+        ir.save(model, path)
+        return [path]
+    data = path.with_name(path.name + ".data")
+    ir.save(model, path, external_data=data.name)
+    return [path, data]
 
 
 def is_float(value: ir.Value) -> bool:

@@ -31,7 +31,8 @@ from ..runtime.images.layouts import YUV_TO_RGB
 from ..runtime.manifest import FrameEntry, InputSpec
 from ..runtime.signature import check_signature, frame_signature, mask_signature
 from ..runtime.update import BundleUpdate, update_bundle
-from .graph import export_graph, save_graph
+from .edits import save_graph
+from .graph import export_graph
 from .samples import sample_frame, sample_logits
 
 # Against the general path: the share of prepared bytes that may differ, by 1, and of the mask's pixels that must agree.

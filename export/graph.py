@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -21,8 +20,6 @@ from torch import Tensor, nn
 from ..errors import ExportError
 
 OPSET = 20
-# A protobuf file cannot pass 2 GiB; weights go beside the graph before that.
-EXTERNAL_DATA_BYTES = 2_000_000_000
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -72,20 +69,6 @@ def simplify(model: ir.Model) -> None:
             passes.RemoveUnusedNodesPass()(model)
         if model.graph.num_nodes() == before:
             return
-
-
-def save_graph(model: ir.Model, path: Path, *, external_bytes: int = EXTERNAL_DATA_BYTES) -> list[Path]:
-    """Writes the graph, its weights into a `.data` file beside it if they pass `external_bytes`; the paths written."""
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    for value in model.graph.initializers.values():
-        value.metadata_props.clear()
-    model.metadata_props.clear()
-    if size < external_bytes:
-        ir.save(model, path)
-        return [path]
-    data = path.with_name(path.name + ".data")
-    ir.save(model, path, external_data=data.name)
-    return [path, data]
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
-from lavt_edge.export.graph import export_graph, save_graph
+from lavt_edge.export.edits import save_graph
+from lavt_edge.export.graph import export_graph
 from lavt_edge.export.rewrites.image_model import ImageModel
 from lavt_edge.export.rewrites.text_model import TextModel
 from lavt_edge.export.rewrites.words import prompt_channels

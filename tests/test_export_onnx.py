@@ -19,7 +19,7 @@ import torch
 from lavt_edge.calibration.quantize import quantize_bundle
 from lavt_edge.errors import ExportError
 from lavt_edge.export import ExportOptions, export_bundle
-from lavt_edge.export.graph import save_graph
+from lavt_edge.export.edits import save_graph
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.image_model import ImageModel
 from lavt_edge.export.rewrites.text_model import TextModel

@@ -87,7 +87,7 @@ def graph() -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("source", "module"),
     [
-        ("from ...export.graph import save_graph", "export.graph"),
+        ("from ...export.graph import export_graph", "export.graph"),
         ("def later():\n    from ...commands import run", "commands.run"),
         ("if TYPE_CHECKING:\n    from ..report.page import page", "benchmarks.report.page"),
         ("from lavt_edge.cli import run_main", "cli"),

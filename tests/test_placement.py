@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from lavt_edge.calibration.calibrate import calibrate
 from lavt_edge.calibration.evaluator import Evaluator, Figures
 from lavt_edge.calibration.observers import Session
-from lavt_edge.calibration.placement import Placement, select_int8_groups
+from lavt_edge.calibration.placement import Placement, losses_alone, rank_groups, select_int8_groups
 from lavt_edge.calibration.products import Product, candidates, image_products
 from lavt_edge.calibration.quantize import quantized_graph
 from lavt_edge.calibration.record import Calibration
@@ -46,7 +46,7 @@ PRODUCTS = [Product(f"{group}{i}", group, WEIGHTS, 10) for group in LOSSES for i
 class TestAccuracyControl:
     """The search itself, on losses that are known."""
 
-    def placed(self, max_drop: float) -> Placement:
+    def placed(self, max_drop: float, saved: Mapping[str, float] | None = None) -> Placement:
         def figures(groups: set[str]) -> Figures:
             drop = sum(LOSSES[group] for group in groups)
             return Figures(8, 70 - drop, drop, 1, drop / 100)
@@ -54,15 +54,21 @@ class TestAccuracyControl:
         def evaluate(products: Sequence[Product]) -> Figures:
             return figures({product.group for product in products})
 
-        return select_int8_groups(PRODUCTS, lambda group, _: figures({group}), evaluate, max_drop)
+        self.alone = losses_alone(PRODUCTS, lambda group, _: figures({group}))
+        return select_int8_groups(PRODUCTS, self.alone, evaluate, max_drop, saved=saved)
 
     def test_the_worst_are_returned_until_the_budget_holds(self) -> None:
         placed = self.placed(0.2)
         assert {one.group for one in placed.products} == {"a", "c"}
-        assert [one.group for one in placed.ranking] == ["b", "d", "a", "c"]
-        assert [one.int8 for one in placed.ranking] == [False, False, True, True]
         assert placed.figures.drop == pytest.approx(0.1)
-        assert [one.macs for one in placed.ranking] == [20] * 4
+        ranking = rank_groups(PRODUCTS, self.alone, placed.products)
+        assert [one.group for one in ranking] == ["b", "d", "a", "c"]
+        assert [one.int8 for one in ranking] == [False, False, True, True]
+        assert [one.macs for one in ranking] == [20] * 4
+
+    def test_with_the_time_saved_those_that_cost_the_most_per_time_are_returned(self) -> None:
+        placed = self.placed(2.1, {"a": 0.0, "b": 0.9, "c": 0.1, "d": 0.01})
+        assert {one.group for one in placed.products} == {"b", "c"}
 
     def test_all_stay_within_a_large_budget_and_none_within_none(self) -> None:
         assert len(self.placed(2.5).products) == 8
@@ -81,7 +87,7 @@ class TestAccuracyControl:
             def alone(group: str, limit: int | None) -> Figures:
                 return Figures(8, 70, 0, 1, 1 / (1 + int(group)))
 
-            kept = select_int8_groups(products, alone, evaluate, 0.5).products
+            kept = select_int8_groups(products, losses_alone(products, alone), evaluate, 0.5).products
             assert [product.name for product in kept] == [str(i) for i in range(worst, groups)]
             assert len(judged) <= 1 + np.ceil(np.log2(groups))
 
@@ -93,7 +99,7 @@ class TestAccuracyControl:
             return Figures(128, 70, 0, 1, 0)
 
         base = 154_000_000_000
-        select_int8_groups(PRODUCTS, alone, lambda kept: Figures(128, 70, 0, 1, 0), 0.5, total_macs=base)
+        losses_alone(PRODUCTS, alone, total_macs=base)
         assert seen == [4] * 4
 
     @pytest.mark.parametrize("rest", ["fp16", "fp32"])
@@ -149,6 +155,7 @@ class TestAccuracyControl:
         def alone(group: str, limit: int | None) -> Figures:
             return evaluate([product for product in products if product.group == group])
 
-        placed = select_int8_groups(products, alone, evaluate, max_drop=1.0)
-        assert placed.ranking[0].group == "decoder.level0.conv"
+        losses = losses_alone(products, alone)
+        placed = select_int8_groups(products, losses, evaluate, max_drop=1.0)
+        assert rank_groups(products, losses, placed.products)[0].group == "decoder.level0.conv"
         assert {one.group for one in placed.products} == {"stage2.mlp.fc1"}

@@ -193,6 +193,11 @@ class TestPython:
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert not {"onnx", "onnx_ir", "onnxruntime", "torch", "numpy", "PIL"} & set(run.stdout.split())
 
+    def test_quantising_takes_no_torch(self) -> None:
+        """So that a device that times placements needs no more than onnx."""
+        code = "import sys\nsys.modules['torch'] = None\nimport lavt_edge.calibration.quantize"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
     def test_what_it_does_not_have_is_an_attribute_error(self) -> None:
         import lavt_edge.calibration
 

@@ -18,10 +18,9 @@ from lavt_edge.calibration.quantize import HALF_MAX_ERROR, half_graph, half_text
 from lavt_edge.calibration.record import Calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
 from lavt_edge.data.shapes.write import write_refcoco
-from lavt_edge.export.edits import load_graph
+from lavt_edge.export.edits import load_graph, save_graph
 from lavt_edge.export.engines.bundle import build_engines
 from lavt_edge.export.engines.options import EngineOptions
-from lavt_edge.export.graph import save_graph
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.gpu import lay_out_for_gpu
 from lavt_edge.export.rewrites.names import WEIGHTS

@@ -91,7 +91,7 @@ def add_int8(root: Path, data: DataOptions) -> None:
     from ...calibration.quantize import quantized_graph
     from ...calibration.sample import draw_sample
     from ...export.edits import load_graph
-    from ...export.graph import save_graph
+    from ...export.edits import save_graph
     from ...runtime.bundle import file_entry
     from ...runtime.update import update_bundle
 
