@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from lavt_edge._base.timing import Timed
-from lavt_edge.calibration import CpuDevice, DataOptions, QuantizeOptions, Tuning, quantize_bundle
+from lavt_edge.calibration import CpuDevice, DataOptions, QuantizeOptions, Tuning, placement, quantize_bundle
 from lavt_edge.calibration.calibrate import recorded_data
 from lavt_edge.calibration.evaluator import Figures
 from lavt_edge.calibration.placement import Placement, losses_alone, select_int8_groups
@@ -99,9 +99,9 @@ class Simulated:
         def select(products: Sequence[Product], saved: Mapping[str, float] | None) -> Placement:
             return select_int8_groups(products, alone, evaluate, max_drop, saved=saved)
 
-        placement, tuning = tune(PRODUCTS, policy, select, evaluate, self.load, max_drop, "a simulated device")
+        chosen, tuning = tune(PRODUCTS, policy, select, evaluate, self.load, max_drop, "a simulated device")
         assert self.loaded == 0
-        return {product.group for product in placement.products}, tuning
+        return {product.group for product in chosen.products}, tuning
 
 
 class TestChoice:
@@ -167,8 +167,10 @@ def tuned(demo_bundle: Path, root: Path, tmp_path_factory: pytest.TempPathFactor
     """A bundle whose INT8 graph was tuned for this CPU by the command, and what that said."""
     bundle = tmp_path_factory.mktemp("tuned") / "bundle"
     shutil.copytree(demo_bundle, bundle)
-    options = ("--int8", "--rest", "fp32", "--tune", "--max-drop", str(BUDGET), "--samples", "8")
+    options = ("--int8", "--rest", "fp32", "--tune", "--policy", "decoder", "--max-drop", str(BUDGET), "--samples", "8")
     run = in_a_process("quantize", bundle, *options, "--calibration-data", root)
+    if "INT8 saves no time on ONNX Runtime" in run.stderr:
+        pytest.skip("this CPU is no faster in INT8")
     assert run.returncode == 0, run.stderr
     return bundle, run.stdout
 
@@ -186,10 +188,10 @@ class TestCpu:
         assert kept["median_ms"] == min(within)
         assert kept["drop"] == about["against_fp32"]["drop"] <= about["max_drop"] == BUDGET
         assert set(kept["groups"]) == {one["group"] for one in about["groups"] if one["int8"]}
-        assert {"none", "auto"} <= placements.keys()
+        assert {"none", "decoder"} <= placements.keys()
         assert placements["none"]["groups"] == []
         assert record["device"] == "ONNX Runtime on the CPU"
-        assert {"mlp.fc1", "decoder.conv"} <= {one["part"] for one in record["parts"]}
+        assert {"decoder.skip", "decoder.taps", "decoder.conv"} == {one["part"] for one in record["parts"]}
         for one in placements.values():
             first, third = one["quartiles_ms"]
             assert 0 < first <= one["median_ms"] <= third
@@ -264,6 +266,7 @@ class TestTrt:
         bundle = copy_bundle(demo_bundle, tmp_path / "bundle")
         quantize_bundle(bundle, "fp16", QuantizeOptions(data=DataOptions(samples=4)))
         monkeypatch.setattr(engine_device, "EngineDevice", SleepingDevice)
+        monkeypatch.setattr(placement, "RANKING_MACS", 1)  # on 4 sentences
         options = ("--flavor", "tensorrt_rtx", "--compute-capability", "sm86", "--int8", "--tune", "--max-drop", "4")
         code, said, error = command("lavt-export", "trt", bundle, *options)
         assert code == 0, error
