@@ -90,8 +90,7 @@ def add_int8(root: Path, data: DataOptions) -> None:
     from ...calibration.products import candidates, image_products
     from ...calibration.quantize import quantized_graph
     from ...calibration.sample import draw_sample
-    from ...export.edits import load_graph
-    from ...export.edits import save_graph
+    from ...export.edits import load_graph, save_graph
     from ...runtime.bundle import file_entry
     from ...runtime.update import update_bundle
 
