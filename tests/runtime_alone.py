@@ -14,6 +14,7 @@ from lavt_edge.tests.runtime_bundle import ready_bundle, write_bundle
 RUNTIME_TESTS = (
     "test_runtime_backend.py",
     "test_runtime_bundle.py",
+    "test_runtime_cuda.py",
     "test_runtime_images.py",
     "test_runtime_overlay.py",
     "test_runtime_segmenter.py",

@@ -1,4 +1,4 @@
-"""What CUDA's driver says of the devices, asked of a stand-in for it."""
+"""CUDA by stand-ins: what the driver says of the devices, and the runtime's calls and errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 from typing import Any
 
 import pytest
+from lavt_edge.errors import BackendError
 from lavt_edge.runtime import cuda
+from lavt_edge.runtime.tensorrt.cuda import Cuda, cuda_message, import_cuda_runtime
+from lavt_edge.tests.runtime_simulated_cuda import SimulatedCuda
 
 ATTRIBUTES = {75: 8, 76: 7, 18: 1, 19: 1, 16: 16}
 
@@ -77,3 +80,49 @@ def test_memory_that_cannot_be_asked_for_leaves_no_context(monkeypatch: pytest.M
     count, device, free = asked(monkeypatch, driver)
     assert (count, device is not None, free) == (1, True, None)
     assert driver.retained == 0
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+def test_a_capture_that_raises_leaves_no_graph(integrated: bool) -> None:
+    simulated = SimulatedCuda(integrated)
+    cuda = Cuda(api=simulated)
+    stream = cuda.call("cudaStreamCreateWithFlags", simulated.cudaStreamNonBlocking)
+    before = len(simulated.live)
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cuda.capture(stream, interrupted)
+    with pytest.raises(BackendError, match="refused to enqueue"):
+        cuda.capture(stream, lambda: False)
+    assert len(simulated.live) == before
+    cuda.call("cudaStreamDestroy", stream)
+
+
+def test_cuda_python_of_either_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old = SimulatedCuda(), SimulatedCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", new)
+    monkeypatch.setitem(sys.modules, "cuda.cudart", old)
+    assert import_cuda_runtime() is new
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    assert import_cuda_runtime() is old
+    monkeypatch.setitem(sys.modules, "cuda.cudart", None)
+    with pytest.raises(BackendError, match=r"cuda-python cannot be imported .*: pip install cuda-python"):
+        import_cuda_runtime()
+
+
+def test_every_cuda_call_exists_in_cuda_python() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    used = {name for name in vars(SimulatedCuda) if name.startswith("cuda")}
+    assert len(used) > 20
+    assert [name for name in sorted(used) if not hasattr(runtime, name)] == []
+    for group in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
+        for name in vars(getattr(SimulatedCuda, group)):
+            assert hasattr(getattr(runtime, group), name)
+
+
+def test_cuda_errors_say_what_to_do() -> None:
+    assert "--max-batch" in cuda_message(2, "cudaErrorMemoryAllocation", "out of memory")
+    assert cuda_message(35, "cudaErrorInsufficientDriver", "too old").startswith("no usable CUDA device")
+    assert cuda_message(700, "cudaErrorIllegalAddress", "x") == "CUDA failed (cudaErrorIllegalAddress: x)"

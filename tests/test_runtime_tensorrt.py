@@ -17,7 +17,6 @@ from lavt_edge.errors import BackendError, BundleError
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.bundle import open_bundle
 from lavt_edge.runtime.tensorrt.backend import TensorRTBackend, load_engine
-from lavt_edge.runtime.tensorrt.cuda import Cuda, cuda_message, import_cuda_runtime
 from lavt_edge.runtime.tensorrt.record import engine_record
 from lavt_edge.tests.runtime_bundle import HEIGHT, WIDTH, expected_logits
 from lavt_edge.tests.runtime_engines import add_engine
@@ -26,7 +25,7 @@ from lavt_edge.tests.runtime_machine import bundle as bundle
 from lavt_edge.tests.runtime_machine import free as free
 from lavt_edge.tests.runtime_machine import machine as machine
 from lavt_edge.tests.runtime_machine import pristine as pristine
-from lavt_edge.tests.runtime_simulated_cuda import RuntimeCache, SimulatedCuda, plan
+from lavt_edge.tests.runtime_simulated_cuda import RuntimeCache, plan
 
 SENTENCES = ["the man in red", "a dog", "left zebra", "woman with an umbrella", "the big red bus on the right"]
 
@@ -162,22 +161,6 @@ def test_the_second_call_captures_and_the_next_ones_launch(machine: Machine, fre
     for _ in range(3):
         np.testing.assert_array_equal(plain.run(given, ["logits"])[0], loaded.run(given, ["logits"])[0])
     assert plain._held.graph is None
-
-
-def test_a_capture_that_raises_leaves_no_graph(machine: Machine) -> None:
-    cuda = Cuda(api=machine.cuda)
-    stream = cuda.call("cudaStreamCreateWithFlags", machine.cuda.cudaStreamNonBlocking)
-    before = len(machine.cuda.live)
-
-    def interrupted() -> bool:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cuda.capture(stream, interrupted)
-    with pytest.raises(BackendError, match="refused to enqueue"):
-        cuda.capture(stream, lambda: False)
-    assert len(machine.cuda.live) == before
-    cuda.call("cudaStreamDestroy", stream)
 
 
 def test_what_cannot_be_captured_is_enqueued_with_one_log_line(
@@ -392,31 +375,3 @@ def test_what_tensorrt_refuses_is_one_line_with_its_reason(machine: Machine, bun
     assert str(caught.value) == (
         f"TensorRT could not load segmenter.fp16.engine (the plan is damaged): lavt-export trt {bundle} --fp16"
     )
-
-
-def test_cuda_python_of_either_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    new, old = SimulatedCuda(), SimulatedCuda()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", new)
-    monkeypatch.setitem(sys.modules, "cuda.cudart", old)
-    assert import_cuda_runtime() is new
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    assert import_cuda_runtime() is old
-    monkeypatch.setitem(sys.modules, "cuda.cudart", None)
-    with pytest.raises(BackendError, match=r"cuda-python cannot be imported .*: pip install cuda-python"):
-        import_cuda_runtime()
-
-
-def test_every_cuda_call_exists_in_cuda_python() -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime")
-    used = {name for name in vars(SimulatedCuda) if name.startswith("cuda")}
-    assert len(used) > 20
-    assert [name for name in sorted(used) if not hasattr(runtime, name)] == []
-    for group in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
-        for name in vars(getattr(SimulatedCuda, group)):
-            assert hasattr(getattr(runtime, group), name)
-
-
-def test_cuda_errors_say_what_to_do() -> None:
-    assert "--max-batch" in cuda_message(2, "cudaErrorMemoryAllocation", "out of memory")
-    assert cuda_message(35, "cudaErrorInsufficientDriver", "too old").startswith("no usable CUDA device")
-    assert cuda_message(700, "cudaErrorIllegalAddress", "x") == "CUDA failed (cudaErrorIllegalAddress: x)"
