@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._base.exits import needs
-from ..errors import ExitCode, LavtError, one_line
-from .common import Device, err, out, parse_heads, parse_shard, parse_size, print_table, progress_bar, refuse, warn
+from ..errors import ExitCode, LavtError
+from .accuracy import MODEL_OPTIONS, bench_accuracy, bench_merge
+from .common import Device, err, out, parse_size, print_table, progress_bar, refuse, warn
 
 if TYPE_CHECKING:
     from .._base.progress import Progress, Report
-    from ..benchmarks.evaluation.evaluate import Evaluation
     from ..benchmarks.timing.result import FidelityRow, Options, Result
 
 bench_app = typer.Typer(add_completion=False)
@@ -24,146 +24,135 @@ _LATENCY_OPTIONS = (
     *("against", "image", "frame", "text", "warmup", "rounds", "batch", "sweep_threads", "sweep_batch", "parts"),
     *("estimate", "layers", "kernels", "fidelity", "json_file", "report", "baseline", "max_slowdown"),
 )
-_MODEL_OPTIONS = ("image_size", "fusion_heads", "bert", "vocabulary", "ema")
-_CHECKPOINT_OPTIONS = ("checkpoint", *_MODEL_OPTIONS)
 _ACCURACY_OPTIONS = (
-    *_MODEL_OPTIONS,
+    *MODEL_OPTIONS,
     *("data_root", "split", "split_by", "images", "limit", "shard", "swap", "results", "restart"),
     "batch_size",
 )
 _MOST_SIDE = 16384
 _DATA_OPTIONS = ("data_root", "split", "split_by", "images", "limit")
 
-_Engine = Annotated[Path | None, typer.Option(help="A bundle, or a segmenter .onnx inside one.")]
-_Against = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A peer to measure in turn with it; may be given again: torch, torch-compile, onnx-plain, openvino, "
-        "openvino-bf16, openvino-int8, openvino-plain, openvino-plain-bf16, tensorrt-plain, or the path of a bundle, "
-        "an .onnx or an .engine."
-    ),
-]
-_Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        help="An official checkpoint (.pth), or 'demo', the built-in model: what the peers in PyTorch run; "
-        "with --dataset and no --engine, accuracy of PyTorch."
-    ),
-]
-_Image = Annotated[Path | None, typer.Option(help="An image to measure on; by default 640x480 of noise.")]
-_Frame = Annotated[
-    str | None, typer.Option(help="Measure on noise of a camera's HEIGHTxWIDTH, such as 1080x1920, instead.")
-]
-_Text = Annotated[str, typer.Option(help="The sentence.")]
-_Warmup = Annotated[int, typer.Option(min=0, help="Rounds before those that count.")]
-_Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count.")]
-_Batch = Annotated[int, typer.Option(min=1, help="Images per call, if the bundle's batch is dynamic.")]
-_SweepThreads = Annotated[str | None, typer.Option(help="Also measure with these numbers of threads, such as 1,2,4.")]
-_SweepBatch = Annotated[str | None, typer.Option(help="Also measure with these batch sizes, such as 1,2,4.")]
-_Parts = Annotated[bool, typer.Option("--parts/--no-parts", help="The time of each part, and the roofline.")]
-_Estimate = Annotated[
-    str | None,
-    typer.Option(help="Latency lower bound for a device, such as jetson-agx-orin; another name lists all."),
-]
-_Layers = Annotated[bool, typer.Option("--layers", help="The first layer whose output diverges from FP32.")]
-_Kernels = Annotated[bool, typer.Option("--kernels", help="What a GPU runs, by part: kernels, bytes, MACs.")]
-_Fidelity = Annotated[bool, typer.Option("--fidelity", help="What each precision keeps of FP32's masks.")]
-_JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")]
-_Report = Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")]
-_Baseline = Annotated[Path | None, typer.Option(help="An earlier --json file to compare with.")]
-_MaxSlowdown = Annotated[
-    float, typer.Option(min=1, help="Exit code 3 if the engine is surely slower than this times --baseline.")
-]
-_Dataset = Annotated[
-    str | None,
-    typer.Option(
-        help="Measure accuracy: refcoco, refcoco+, refcocog, refclef, rrsisd, grefcoco, the folder of your own, or "
-        "shapes, generated here."
-    ),
-]
-_DataRoot = Annotated[Path | None, typer.Option(help="The folder with the data sets; shapes does not need one.")]
-_Split = Annotated[str, typer.Option(help="val, test, testA, testB, train.")]
-_SplitBy = Annotated[
-    str | None, typer.Option(help="Whose splits: unc, umd, google, or your own; by default the usual ones.")
-]
-_Images = Annotated[
-    Path | None, typer.Option(help="The folder of the data set's images, if it is not the usual one; also COCO 2017's.")
-]
-_Limit = Annotated[int | None, typer.Option(min=1, help="Only this many sentences, the first in the file.")]
-_Shard = Annotated[
-    str | None, typer.Option(help="Only this part of the sentences, such as 3/8, the third of eight; see --merge.")
-]
-_Merge = Annotated[
-    bool, typer.Option("--merge", help="Make one result of the FILES of all shards, in any order; nothing else runs.")
-]
-_Files = Annotated[list[Path] | None, typer.Argument(help="With --merge: the shards' results.", show_default=False)]
-_Swap = Annotated[bool, typer.Option("--swap", help="Control: each sentence is another object's, same image.")]
-_Results = Annotated[
-    Path | None, typer.Option(help="A file of JSON lines with each sentence's result; a stopped run continues from it.")
-]
-_Restart = Annotated[bool, typer.Option("--restart", help="Begin the results file anew.")]
-_BatchSize = Annotated[int | None, typer.Option(min=1, help="With --dataset: images per call.")]
-_ImageSize = Annotated[
-    str | None, typer.Option(help="Of a checkpoint: 480 or HEIGHTxWIDTH; by default what it was trained at, else 480.")
-]
-_FusionHeads = Annotated[str | None, typer.Option(help="Of a checkpoint that does not say: such as 4-4-4-4.")]
-_Bert = Annotated[Path | None, typer.Option(help="Of a checkpoint without it: its BERT, a state dict or a folder.")]
-_Vocabulary = Annotated[Path | None, typer.Option(help="Of a checkpoint with another BERT: its vocab.txt.")]
-_Ema = Annotated[bool, typer.Option("--ema", help="Of a checkpoint: its averaged parameters, model_ema.")]
-_Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
-
 
 @bench_app.command()
 def bench(
     context: typer.Context,
-    files: _Files = None,
-    engine: _Engine = None,
-    against: _Against = None,
-    checkpoint: _Checkpoint = None,
-    image: _Image = None,
-    frame: _Frame = None,
-    text: _Text = "the man in red",
-    warmup: _Warmup = 3,
-    rounds: _Rounds = 20,
-    batch: _Batch = 1,
-    sweep_threads: _SweepThreads = None,
-    sweep_batch: _SweepBatch = None,
-    parts: _Parts = False,
-    estimate: _Estimate = None,
-    layers: _Layers = False,
-    kernels: _Kernels = False,
-    fidelity: _Fidelity = False,
-    json_file: _JsonFile = None,
-    report: _Report = None,
-    baseline: _Baseline = None,
-    max_slowdown: _MaxSlowdown = 1.05,
-    dataset: _Dataset = None,
-    data_root: _DataRoot = None,
-    split: _Split = "val",
-    split_by: _SplitBy = None,
-    images: _Images = None,
-    limit: _Limit = None,
-    shard: _Shard = None,
-    merge: _Merge = False,
-    swap: _Swap = False,
-    results: _Results = None,
-    restart: _Restart = False,
-    batch_size: _BatchSize = None,
-    image_size: _ImageSize = None,
-    fusion_heads: _FusionHeads = None,
-    bert: _Bert = None,
-    vocabulary: _Vocabulary = None,
-    ema: _Ema = False,
-    threads: _Threads = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="With --merge: the shards' results files.", show_default=False)
+    ] = None,
+    engine: Annotated[Path | None, typer.Option(help="A bundle, or one of its image graphs (.engine, .onnx).")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to compare with, measured in turn; may be repeated. torch, torch-compile, onnx-plain, openvino, "
+            "openvino-bf16, openvino-int8, openvino-plain, openvino-plain-bf16, tensorrt-plain, or the path of a "
+            "bundle, an .onnx or an .engine."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="An official checkpoint (.pth), or 'demo', the built-in model: the weights of the PyTorch peers. With "
+            "--dataset and no --engine, accuracy is measured in PyTorch."
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="The image to measure on; by default 640x480 of random noise.")
+    ] = None,
+    frame: Annotated[
+        str | None, typer.Option(help="Measure on random noise of this size instead: HEIGHTxWIDTH, such as 1080x1920.")
+    ] = None,
+    text: Annotated[str, typer.Option(help="The sentence to measure with.")] = "the man in red",
+    warmup: Annotated[int, typer.Option(min=0, help="Warm-up rounds, which do not count.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call, if the bundle's batch is dynamic.")] = 1,
+    sweep_threads: Annotated[
+        str | None, typer.Option(help="Repeat with these numbers of threads, such as 1,2,4.")
+    ] = None,
+    sweep_batch: Annotated[str | None, typer.Option(help="Repeat with these batch sizes, such as 1,2,4.")] = None,
+    parts: Annotated[
+        bool, typer.Option("--parts/--no-parts", help="Time of each part of the model, and a roofline.")
+    ] = False,
+    estimate: Annotated[
+        str | None,
+        typer.Option(help="Latency lower bound for a device, such as jetson-agx-orin; an unknown name lists them all."),
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Find the first layer whose output diverges from FP32.")
+    ] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="GPU kernels, bytes and MACs of each part of the model.")
+    ] = False,
+    fidelity: Annotated[
+        bool, typer.Option("--fidelity", help="Compare the masks of each precision with FP32's.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="An earlier --json file to compare with.")] = None,
+    max_slowdown: Annotated[
+        float,
+        typer.Option(min=1, help="End with exit code 3 if the engine takes clearly longer than this times --baseline."),
+    ] = 1.05,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure accuracy on refcoco, refcoco+, refcocog, refclef, rrsisd, grefcoco, the folder of your own "
+            "data set, or shapes, which is generated."
+        ),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="The folder that holds the data sets; not needed for shapes.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="val, test, testA, testB or train.")] = "val",
+    split_by: Annotated[
+        str | None,
+        typer.Option(help="Whose splits: unc, umd, google or your own; by default the data set's usual ones."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the images, if it is not the usual one; COCO 2017's works too."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first sentences of the file, this many.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Only one part of the sentences: 3/8 is the third of eight; see --merge.")
+    ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="Combine the results of all shards, given as FILES in any order; nothing is run."),
+    ] = False,
+    swap: Annotated[
+        bool,
+        typer.Option("--swap", help="Control run: swap each sentence for one about another object in the same image."),
+    ] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines file with each sentence's result; a run that was stopped continues from it."),
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Start the results file from scratch.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per call, with --dataset.")] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(help="For a checkpoint: 480 or HEIGHTxWIDTH; by default the size it was trained at, else 480."),
+    ] = None,
+    fusion_heads: Annotated[
+        str | None, typer.Option(help="For a checkpoint that does not say: its PWAM heads, such as 4-4-4-4.")
+    ] = None,
+    bert: Annotated[
+        Path | None, typer.Option(help="For a checkpoint without one: its BERT, a state dict or a folder.")
+    ] = None,
+    vocabulary: Annotated[Path | None, typer.Option(help="For a checkpoint with another BERT: its vocab.txt.")] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="For a checkpoint: use its averaged parameters, model_ema.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")] = None,
     device: Device = "auto",
 ) -> None:
     """Measure a bundle's latency beside its peers; or, with --dataset, the accuracy of a bundle or a checkpoint."""
     if merge or files:
-        _merge(context, context.params)
+        bench_merge(context, context.params)
         return
     if dataset is not None and not fidelity:
         refuse(context, _LATENCY_OPTIONS, "measures latency; leave it or --dataset out")
-        _bench_accuracy(context, context.params)
+        bench_accuracy(context, context.params)
         return
     if fidelity:
         others = tuple(name for name in _ACCURACY_OPTIONS if name not in _DATA_OPTIONS)
@@ -328,67 +317,6 @@ def _write_files(result: Result, json_file: Path | None, report: Path | None) ->
         except OSError as error:
             raise LavtError(f"{path}: cannot be written ({error.strerror or error})") from error
         out.print(f"written: {path}")
-
-
-def _bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
-    engine = asked["engine"]
-    if engine is not None:
-        refuse(
-            context, _CHECKPOINT_OPTIONS, "is for a checkpoint and says nothing of a bundle; leave it or --engine out"
-        )
-    size, heads = parse_size(asked["image_size"]), parse_heads(asked["fusion_heads"])
-    shard = parse_shard(asked["shard"])
-    from ..benchmarks.evaluation.evaluate import evaluate
-    from ..benchmarks.evaluation.predictors import Predictor, load_bundle
-    from ..data.sentences import open_split
-
-    swap, run = asked["swap"], {name: asked[name] for name in ("batch_size", "device", "threads")}
-    with progress_bar("opening the data set") as (_, progress):
-        sentences = open_split(
-            asked["dataset"],
-            asked["split"],
-            **{name: asked[name] for name in ("data_root", "split_by", "images")},
-            swap=swap,
-            progress=progress,
-        )
-    predictor: Predictor
-    if engine is not None:
-        predictor = load_bundle(engine, **run)
-    else:
-        with needs("export"):
-            from ..benchmarks.evaluation.reference import load_reference
-        from ..export.source import open_source
-
-        beside = {"bert": asked["bert"], "words": asked["vocabulary"], "ema": asked["ema"]}
-        predictor = load_reference(open_source(asked["checkpoint"], heads, **beside), image_size=size, **run)
-    with progress_bar("sentences") as (_, progress):
-        evaluation = evaluate(
-            predictor,
-            sentences,
-            asked["results"],
-            limit=asked["limit"],
-            shard=shard,
-            restart=asked["restart"],
-            progress=progress,
-        )
-    _print_accuracy(evaluation)
-
-
-def _merge(context: typer.Context, asked: dict[str, Any]) -> None:
-    if not asked["merge"]:
-        raise LavtError(f"{asked['files'][0]}: files are for --merge; name a bundle with --engine")
-    others = tuple(name for name in asked if name not in ("merge", "files", "results", "restart"))
-    refuse(context, others, "says nothing of a merge, which runs no model; leave it or --merge out")
-    if not asked["files"]:
-        raise LavtError("--merge needs the shards' results: name their files")
-    from ..benchmarks.evaluation.evaluate import merge
-
-    _print_accuracy(merge(asked["files"], asked["results"], restart=asked["restart"]))
-
-
-def _print_accuracy(evaluation: Evaluation) -> None:
-    print_table(one_line(evaluation.title), evaluation.header, evaluation.table())
-    out.print(f"each sentence's result: {evaluation.results}")
 
 
 def _parse_counts(option: str, text: str | None) -> tuple[int, ...]:
