@@ -170,12 +170,9 @@ class Source:
         )
 
     def _bundle_config(self) -> LAVTConfig:
-        model = open_bundle(self.path).manifest.model
         try:
-            return LAVTConfig.from_dict(
-                {key: value for key, value in model.items() if key not in ("macs", "opset", "winograd")}
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return LAVTConfig.from_dict(dict(open_bundle(self.path).manifest.model))
+        except ValueError as error:
             raise LavtError(
                 f"{self.path}: its manifest does not describe a LAVT ({error}); give --checkpoint"
             ) from error

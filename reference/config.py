@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from .._base.records import from_plain, to_plain
 from ..errors import InputError
 
 DEMO_WEIGHTS: Final = Path(__file__).with_name("demo.safetensors")
@@ -102,10 +103,10 @@ class LAVTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for manifests and file metadata."""
-        return {**asdict(self), "fusion_heads": list(self.fusion_heads)}
+        plain: dict[str, Any] = to_plain(self)
+        return plain
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LAVTConfig:
-        """Inverse of `to_dict`; raises InputError or TypeError on foreign content."""
-        heads = tuple(int(number) for number in data.get("fusion_heads", cls.fusion_heads))
-        return cls(**{**data, "fusion_heads": heads, "text": TextConfig(**data.get("text", {}))})
+        """Inverse of `to_dict`; other keys are passed over. Raises ValueError for values of another type or range."""
+        return from_plain(cls, data)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from .._base import strict_json
-from .._base.records import OPTIONAL, to_plain
+from .._base.records import OPTIONAL, from_plain, like, shown, to_plain, within
 from ..errors import BundleError
 from .images.layouts import LAYOUTS
 
@@ -20,10 +20,12 @@ GRAPH_ROLES = ("text_encoder", "segmenter")
 FRAME_ROLES = ("frame", "mask")
 EXPORT_AGAIN = "export it again with lavt-export onnx"
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+\-]{0,199}")
-_LAYOUT = re.compile("|".join(LAYOUTS))
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_WORD = re.compile(r"[a-z0-9][a-z0-9_\-]{0,63}")
+_FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9._+\-]{0,199}"
+_FILE = like(_FILE_NAME, "a file name")
+_TEXT = like(r".{0,4096}", "text of at most 4096 characters")
+_SHA256 = like(r"[0-9a-f]{64}", "a SHA-256")
+_WORD = r"[a-z0-9][a-z0-9_\-]{0,63}"
+_SIDE = within(1, 16384)
 
 JsonObject: TypeAlias = Mapping[str, Any]
 
@@ -32,21 +34,21 @@ JsonObject: TypeAlias = Mapping[str, Any]
 class FileEntry:
     """One file of a bundle: what it is for, its SHA-256 (64 lower-case hex digits) and its size in bytes."""
 
-    role: str
-    sha256: str
-    bytes: int
-    precision: str | None = field(default=None, metadata=OPTIONAL)
+    role: str = field(metadata=like(_WORD, "a role"))
+    sha256: str = field(metadata=_SHA256)
+    bytes: int = field(metadata=within(0, 2**50))
+    precision: str | None = field(default=None, metadata={**OPTIONAL, **like(_WORD, "a precision")})
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """What the graphs take: pixels, words, and the batch size (None: dynamic)."""
 
-    height: int
-    width: int
-    batch: int | None
-    max_words: int
-    prompt_channels: int
+    height: int = field(metadata=_SIDE)
+    width: int = field(metadata=_SIDE)
+    batch: int | None = field(metadata=within(1, 1024))
+    max_words: int = field(metadata=within(3, 512))
+    prompt_channels: int = field(metadata=within(1, 1_000_000))
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ class CheckpointInfo:
     `ema` is true if its averaged parameters were taken; `note` says what was assumed, as nothing in the file says it.
     """
 
-    name: str
-    sha256: str
+    name: str = field(metadata=_TEXT)
+    sha256: str = field(metadata=_SHA256)
     ema: bool | None = field(default=None, metadata=OPTIONAL)
-    note: str | None = field(default=None, metadata=OPTIONAL)
+    note: str | None = field(default=None, metadata={**OPTIONAL, **_TEXT})
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,11 @@ class FrameEntry:
     """Two graphs for a camera's frames of one size and layout, `frame` and `mask` by their files' names; `parity` is
     what was measured against the general path."""
 
-    height: int
-    width: int
-    pixels: str
-    frame: str
-    mask: str
+    height: int = field(metadata=_SIDE)
+    width: int = field(metadata=_SIDE)
+    pixels: str = field(metadata=like("|".join(LAYOUTS), f"one of {', '.join(LAYOUTS)}"))
+    frame: str = field(metadata=_FILE)
+    mask: str = field(metadata=_FILE)
     parity: JsonObject
 
     @classmethod
@@ -100,9 +102,9 @@ class Manifest:
     input: InputSpec
     checkpoint: CheckpointInfo
     files: Mapping[str, FileEntry]
-    parity: JsonObject
-    precisions: JsonObject = field(default_factory=dict)
-    engines: JsonObject = field(default_factory=dict)
+    parity: Mapping[str, JsonObject] = field(default_factory=dict)
+    precisions: Mapping[str, JsonObject] = field(default_factory=dict)
+    engines: Mapping[str, JsonObject] = field(default_factory=dict)
     frames: Mapping[str, FrameEntry] = field(default_factory=dict)
 
     @classmethod
@@ -112,38 +114,18 @@ class Manifest:
         Raises:
             BundleError: the format version is another, or a field is missing, mistyped or out of range.
         """
-        fields = _mapping(data, "the whole file")
-        version = _integer(fields, "format_version", 0, 2**31)
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if type(version) is not int:
+            raise _refused(f"format_version: expected a whole number, found {shown(version)}")
         if version != FORMAT_VERSION:
             raise BundleError(
                 f"{MANIFEST_NAME} has format version {version}, this lavt-edge reads version {FORMAT_VERSION}: "
                 f"update lavt-edge, or {EXPORT_AGAIN}"
             )
-        spec = _mapping(fields.get("input"), "input")
-        checkpoint = _mapping(fields.get("checkpoint"), "checkpoint")
-        files = _mapping(fields.get("files"), "files")
-        manifest = cls(
-            generator=_mapping(fields.get("generator"), "generator"),
-            model=_mapping(fields.get("model"), "model"),
-            input=InputSpec(
-                height=_integer(spec, "height", 1, 16384),
-                width=_integer(spec, "width", 1, 16384),
-                batch=None if "batch" in spec and spec["batch"] is None else _integer(spec, "batch", 1, 1024),
-                max_words=_integer(spec, "max_words", 3, 512),
-                prompt_channels=_integer(spec, "prompt_channels", 1, 1_000_000),
-            ),
-            checkpoint=CheckpointInfo(
-                name=_string(checkpoint, "name"),
-                sha256=_string(checkpoint, "sha256", _SHA256, "a SHA-256"),
-                ema=True if checkpoint.get("ema") is True else None,
-                note=None if checkpoint.get("note") is None else _string(checkpoint, "note"),
-            ),
-            files={_file_name(name): _file_entry(name, entry) for name, entry in files.items()},
-            parity=_objects(fields, "parity"),
-            precisions=_objects(fields, "precisions"),
-            engines=_objects(fields, "engines"),
-            frames={name: _frame_entry(name, value) for name, value in _objects(fields, "frames").items()},
-        )
+        try:
+            manifest = from_plain(cls, data, "")
+        except ValueError as error:
+            raise _refused(str(error)) from None
         manifest._check_files()
         return manifest
 
@@ -182,87 +164,23 @@ class Manifest:
     def _check_files(self) -> None:
         seen: set[tuple[str, str | None]] = set()
         for name, entry in self.files.items():
+            if not re.fullmatch(_FILE_NAME, name) or name == MANIFEST_NAME:
+                raise _refused(f"files: {shown(name)} is not a plain file name")
             if entry.role in GRAPH_ROLES and entry.precision is None:
-                raise _refused(f"files.{name}.precision", "a graph needs one, such as fp32")
+                raise _refused(f"files.{name}.precision: a graph needs one, such as fp32")
             if entry.role in (*GRAPH_ROLES, "tokenizer"):
                 key = (entry.role, entry.precision if entry.role in GRAPH_ROLES else None)
                 if key in seen:
-                    raise _refused(f"files.{name}", "a second file with the same role and precision")
+                    raise _refused(f"files.{name}: a second file with the same role and precision")
                 seen.add(key)
         for name, frame in self.frames.items():
+            if frame.name != name:
+                raise _refused(f"frames: {shown(name)} is an entry for {frame.name}")
             for role in FRAME_ROLES:
                 graph = self.files.get(getattr(frame, role))
                 if graph is None or graph.role != role:
-                    raise _refused(f"frames.{_shown(name)}.{role}", "no such graph in files")
+                    raise _refused(f"frames.{name}.{role}: no such graph in files")
 
 
-def _refused(where: str, problem: str) -> BundleError:
-    return BundleError(f"{MANIFEST_NAME}: {where}: {problem}; {EXPORT_AGAIN}")
-
-
-def _mapping(value: object, where: str) -> JsonObject:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise _refused(where, f"expected an object, found {_shown(value)}")
-    return value
-
-
-def _objects(fields: JsonObject, key: str) -> JsonObject:
-    """An object of objects; empty if it is missing."""
-    objects = _mapping(fields.get(key, {}), key)
-    return {name: _mapping(value, f"{key}.{_shown(name)}") for name, value in objects.items()}
-
-
-def _integer(fields: JsonObject, key: str, low: int, high: int) -> int:
-    value = fields.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _refused(key, f"expected an integer from {low} to {high}, found {_shown(value)}")
-    return value
-
-
-def _string(fields: JsonObject, key: str, pattern: re.Pattern[str] | None = None, what: str = "text") -> str:
-    value = fields.get(key)
-    if not isinstance(value, str) or len(value) > 4096 or (pattern is not None and not pattern.fullmatch(value)):
-        raise _refused(key, f"expected {what}, found {_shown(value)}")
-    return value
-
-
-def _file_name(name: str) -> str:
-    if not _FILE_NAME.fullmatch(name) or name == MANIFEST_NAME:
-        raise _refused("files", f"{_shown(name)} is not a plain file name")
-    return name
-
-
-def _file_entry(name: str, value: object) -> FileEntry:
-    fields = _mapping(value, f"files.{name}")
-    return FileEntry(
-        role=_string(fields, "role", _WORD, "a role"),
-        sha256=_string(fields, "sha256", _SHA256, "a SHA-256"),
-        bytes=_integer(fields, "bytes", 0, 2**50),
-        precision=None if fields.get("precision") is None else _string(fields, "precision", _WORD, "a precision"),
-    )
-
-
-def _frame_entry(name: str, fields: JsonObject) -> FrameEntry:
-    entry = FrameEntry(
-        height=_integer(fields, "height", 2, 16384),
-        width=_integer(fields, "width", 2, 16384),
-        pixels=_string(fields, "pixels", _LAYOUT, f"one of {', '.join(LAYOUTS)}"),
-        frame=_string(fields, "frame", _FILE_NAME, "a file name"),
-        mask=_string(fields, "mask", _FILE_NAME, "a file name"),
-        parity=_mapping(fields.get("parity"), f"frames.{_shown(name)}.parity"),
-    )
-    if entry.name != name:
-        raise _refused("frames", f"{_shown(name)} is an entry for {entry.name}")
-    return entry
-
-
-def _shown(value: object) -> str:
-    """A value as one short line; containers by their type only, since they may be deep or large."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, (dict, list)):
-        return {dict: "an object", list: "a list"}[type(value)]
-    if isinstance(value, int) and abs(value) > 2**64:
-        return "a huge integer"
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _refused(problem: str) -> BundleError:
+    return BundleError(f"{MANIFEST_NAME}: {problem}; {EXPORT_AGAIN}")

@@ -226,7 +226,7 @@ def test_shards_of_another_model_or_data_set_are_refused(
         (lambda line: line.update(lavt_bench=2), 0, "not a results file of lavt-bench (lavt_bench is 2, batch 4)"),
         (lambda line: line.update(batch=0), 0, "not a results file of lavt-bench (lavt_bench is 1, batch 0)"),
         (lambda line: line.pop("model"), 0, "not a results file of lavt-bench (Run.model is missing)"),
-        (lambda line: line["shard"].update(number="1"), 0, "Run.shard.number is str, not int"),
+        (lambda line: line["shard"].update(number="1"), 0, "Run.shard.number: expected a whole number, found '1'"),
         (lambda line: line["shard"].update(number=0), 0, "shard 0/2: give K/N, K from 1 to N"),
         (lambda line: line["shard"].update(of=10**12), 0, f"shard 1/{10**12}: give K/N, K from 1 to N"),
         (lambda line: line["shard"].update(name="../x"), 0, "../x.shapes.val.jsonl: not the name of a file; name one"),

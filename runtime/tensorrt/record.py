@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
+from ..._base.records import from_plain, like, to_plain, within
 from ...errors import BundleError
 from ..cuda import CudaDevice
 from ..manifest import FRAME_ROLES, GRAPH_ROLES, MANIFEST_NAME, Manifest
@@ -23,16 +23,8 @@ _LAST_KNOWN_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
 _HEADER_BYTES = 64
 # Nearest to the checkpoint first: int8 is taken if it is asked for, or if it is all there is.
 _PREFERENCE = ("fp16", "bf16", "int8", "fp32")
-# What the fields of a record look like, if their type does not say it.
-_PATTERNS = {
-    "role": "|".join((*GRAPH_ROLES, *FRAME_ROLES)),
-    "flavor": "|".join(FLAVORS),
-    # Such as 10.13.3.9.post1, which is a release of NVIDIA's.
-    "version": r"[0-9]{1,5}(\.[0-9]{1,5}){1,3}([.+-]?[a-z][a-z0-9.]{0,15})?",
-    "compute_capability": r"[0-9]{1,2}\.[0-9]",
-    "targets": r"sm[0-9]{2,3}",
-    "max_batch": r"[1-9][0-9]{0,8}",
-}
+# Such as 10.13.3.9.post1, which is a release of NVIDIA's.
+_VERSION = r"[0-9]{1,5}(\.[0-9]{1,5}){1,3}([.+-]?[a-z][a-z0-9.]{0,15})?"
 
 
 class UnverifiedEngineWarning(UserWarning):
@@ -57,14 +49,14 @@ class EngineRecord:
 
     name: str
     rebuild: str
-    role: str
+    role: str = field(metadata=like("|".join((*GRAPH_ROLES, *FRAME_ROLES)), "a graph's role"))
     precision: str
-    flavor: str
-    version: str
+    flavor: str = field(metadata=like("|".join(FLAVORS), " or ".join(FLAVORS)))
+    version: str = field(metadata=like(_VERSION, "a version such as 10.3.0"))
     gpu: str | None
-    compute_capability: str | None
-    targets: tuple[str, ...]
-    max_batch: int
+    compute_capability: str | None = field(metadata=like(r"[0-9]{1,2}\.[0-9]", "a compute capability such as 8.7"))
+    targets: tuple[str, ...] = field(metadata=like(r"sm[0-9]{2,3}", "targets such as sm86"))
+    max_batch: int = field(metadata=within(1, 999_999_999))
     version_compatible: bool
     hardware_compatible: bool
     verified: bool
@@ -75,36 +67,18 @@ class EngineRecord:
     @classmethod
     def read(cls, name: str, rebuild: str, recorded: Mapping[str, Any]) -> EngineRecord:
         """The record of engine `name` in a manifest. Raises BundleError if a field is missing or malformed."""
-        types = get_type_hints(cls)
-        values: dict[str, Any] = {"name": name, "rebuild": rebuild}
-        for key in _recorded_keys():
-            value = recorded.get(key)
-            if not _fits(value, types[key], _PATTERNS.get(key, ".*")):
-                raise BundleError(f"{MANIFEST_NAME}: engines.{name}.{key} is missing or malformed: {rebuild}")
-            values[key] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
+        try:
+            return from_plain(cls, {**recorded, "name": name, "rebuild": rebuild}, f"engines.{name}")
+        except ValueError as error:
+            raise BundleError(f"{MANIFEST_NAME}: {error}: {rebuild}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as it stands in a manifest."""
-        values = {key: getattr(self, key) for key in _recorded_keys()}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return {key: value for key, value in to_plain(self).items() if key not in ("name", "rebuild")}
 
     @property
     def made_with(self) -> str:
         return f"{DISPLAY_NAMES[self.flavor]} {self.version}"
-
-
-def _recorded_keys() -> list[str]:
-    return [field.name for field in fields(EngineRecord) if field.name not in ("name", "rebuild")]
-
-
-def _fits(value: object, kind: Any, pattern: str) -> bool:
-    """Whether a JSON value is of a field's type, and its text, or that of each of its items, like `pattern`."""
-    if isinstance(kind, UnionType):
-        return value is None or _fits(value, get_args(kind)[0], pattern)
-    if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(_fits(item, get_args(kind)[0], pattern) for item in value)
-    return type(value) is kind and re.fullmatch(pattern, str(value), re.DOTALL) is not None
 
 
 def rebuild_command(root: Path, precision: str | None) -> str:
