@@ -154,10 +154,19 @@ class TestPage:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            (lambda run: run["ratios"][0].update(ratio="0.78"), r"Result\.ratios\[0\]\.ratio: expected a number, found '0\.78'"),
-            (lambda run: run["sides"][0].update(seconds=[0.5, None]), r"seconds\[1\]: expected a number, found nothing"),
+            (
+                lambda run: run["ratios"][0].update(ratio="0.78"),
+                r"Result\.ratios\[0\]\.ratio: expected a number, found '0\.78'",
+            ),
+            (
+                lambda run: run["sides"][0].update(seconds=[0.5, None]),
+                r"seconds\[1\]: expected a number, found nothing",
+            ),
             (lambda run: run["sides"][1].update(size=[480]), "size has 1 values, not 2"),
-            (lambda run: run["machine"]["cpu"].update(virtual=1), r"machine\.cpu\.virtual: expected true or false, found 1"),
+            (
+                lambda run: run["machine"]["cpu"].update(virtual=1),
+                r"machine\.cpu\.virtual: expected true or false, found 1",
+            ),
             (lambda run: run["roofline"].pop("ceilings"), r"roofline\.ceilings is missing"),
             (lambda run: run.update(machine=None), r"Result\.machine: expected an object, found nothing"),
         ],

@@ -7,27 +7,20 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import pytest
 from lavt_edge._base.cache import cache_folder
 from lavt_edge._base.records import from_plain, to_plain
 from lavt_edge._base.timing import Summary
-from lavt_edge.benchmarks.report.markdown import markdown
+from lavt_edge.benchmarks.report.standing import PLAIN, FrameCost, Model, Part, PartTime, Side, Standing, markdown
 from lavt_edge.benchmarks.runs import standing
-from lavt_edge.benchmarks.runs.frames import SIZES, FrameCost
+from lavt_edge.benchmarks.runs.frames import SIZES
 from lavt_edge.benchmarks.runs.standing import (
     INT8,
     NAMES,
-    PLAIN,
     REWRITTEN,
     WINOGRAD,
-    Model,
-    Part,
-    PartTime,
-    Side,
-    Standing,
     measure_subject,
     merge_previous,
     ratios_of,
@@ -108,37 +101,36 @@ def standing_result(ratio: float = 0.7) -> Standing:
     return Standing(standing.FORMAT_VERSION, "2026-01-02", 31.4, machine, (model,), ("a warning",))
 
 
-def result(ratio: float = 0.7) -> dict[str, Any]:
-    plain: dict[str, Any] = to_plain(standing_result(ratio))
-    return plain
-
-
 class TestMarkdown:
     def test_every_side_has_its_time_and_its_ratio_with_an_interval(self) -> None:
-        lines = markdown(result()).splitlines()
-        for one in result()["models"][0]["sides"]:
-            (line,) = [line for line in lines if line.startswith(f"| {one['name']} | ONNX Runtime")]
-            assert f"{1e3 * one['summary']['median']:.1f}" in line
-            assert one["name"] == PLAIN or re.search(r"0\.\d{3} \(0\.\d{3}–0\.\d{3}\)", line)
+        lines = markdown(standing_result()).splitlines()
+        for one in standing_result().models[0].sides:
+            (line,) = [line for line in lines if line.startswith(f"| {one.name} | ONNX Runtime")]
+            assert f"{1e3 * one.summary.median:.1f}" in line
+            assert one.name == PLAIN or re.search(r"0\.\d{3} \(0\.\d{3}–0\.\d{3}\)", line)
 
     def test_openvino_is_set_against_openvino(self) -> None:
-        (line,) = [line for line in markdown(result()).splitlines() if "| OpenVINO, plain export | 0.7" in line]
+        lines = markdown(standing_result()).splitlines()
+        (line,) = [line for line in lines if "| OpenVINO, plain export | 0.7" in line]
         assert line.startswith("| OpenVINO, rewritten | OpenVINO, plain export | 0.700 (")
 
     def test_targets_are_judged_and_a_miss_is_said(self) -> None:
-        text = markdown(result())
+        text = markdown(standing_result())
         assert re.search(r"rewritten over plain export \| 0\.78 \| 0\.700 .* \| met \|", text)
         assert re.search(r"INT8 over plain export \| 0\.45 \| 0\.460 .* \| missed", text)
-        assert re.search(r"rewritten over plain export \| 0\.78 \| 0\.790 .* \| missed", markdown(result(0.79)))
+        assert re.search(
+            r"rewritten over plain export \| 0\.78 \| 0\.790 .* \| missed", markdown(standing_result(0.79))
+        )
 
     def test_a_target_whose_side_was_left_out_says_so(self) -> None:
-        given = result()
-        given["models"][0]["ratios"] = []
-        assert markdown(given).count("| not measured |") == len(standing.TARGETS)
+        given = standing_result()
+        assert markdown(replace(given, models=(replace(given.models[0], ratios=()),))).count("| not measured |") == len(
+            standing.TARGETS
+        )
 
     def test_every_row_of_a_table_has_the_columns_of_its_head(self) -> None:
         block: list[int] = []
-        for line in markdown(result()).splitlines():
+        for line in markdown(standing_result()).splitlines():
             if line.startswith("|"):
                 block.append(len(re.findall(r"(?<!\\)\|", line)))
                 assert block[-1] == block[0], line
@@ -146,30 +138,38 @@ class TestMarkdown:
                 block = []
 
     def test_parts_have_their_time_share_and_macs_and_add_up(self) -> None:
-        text = markdown(result())
+        text = markdown(standing_result())
         assert "| decoder.level0 | 100.0 | 25.0 % | 60.00 | 50.0 | 100.0 % | 30.00 |" in text
         assert "| stage2.mlp | 300.0 | 75.0 % | 40.00 | – | – | – |" in text
         assert "| all | 400.0 | 100.0 % | 100.00 | 50.0 | 100.0 % | 30.00 |" in text
 
     def test_accuracy_machine_and_warnings_are_in_it(self) -> None:
-        text = markdown(result())
-        for shown in ("| int8-cpu | 520 | 90.12 | +0.34 |", "avx2", "torch 2.15", "- a warning", "2026-01-02"):
+        text = markdown(standing_result())
+        for shown in (
+            "over 520 sentences",
+            "| int8-cpu | 90.12 | +0.34 |",
+            "avx2",
+            "torch 2.15",
+            "- a warning",
+            "2026-01-02",
+        ):
             assert shown in text
         assert "- base, window 12: PyTorch \\| eager was left out: no torch" in text
 
     def test_frames_have_what_they_cost_beside_the_graph(self) -> None:
-        assert "| 1920x1080 | no | 4.1 | 7.2 | 50.0 |" in markdown(result())
+        assert "| 1920x1080 | no | 4.1 | 7.2 | 50.0 |" in markdown(standing_result())
 
     def test_it_is_written_from_the_json_beside_it(self, tmp_path: Path) -> None:
         text = write_standing(standing_result(), tmp_path)
         written = json.loads((tmp_path / "benchmarks.json").read_text())
-        assert written == result()
-        assert (tmp_path / "benchmarks.md").read_text(encoding="utf-8") == text == markdown(written)
+        assert written == to_plain(standing_result())
+        read = from_plain(Standing, written)
+        assert (tmp_path / "benchmarks.md").read_text(encoding="utf-8") == text == markdown(read)
 
 
 def test_the_docs_are_the_rendering_of_what_was_measured() -> None:
     measured = json.loads((DOCS / "benchmarks.json").read_bytes())
-    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == markdown(measured)
+    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == markdown(from_plain(Standing, measured))
     assert to_plain(from_plain(Standing, measured)) == measured
     base, demo = measured["models"]
     assert base["size"] == [480, 480]
@@ -195,13 +195,13 @@ def test_one_model_measured_again_leaves_the_other(tmp_path: Path) -> None:
 
 
 def test_ratios_are_over_the_plain_export_and_openvinos_own() -> None:
-    pairs = {(one["name"], one["against"]): one["ratio"] for one in result()["models"][0]["ratios"]}
+    pairs = {(one.name, one.against): one.ratio for one in standing_result().models[0].ratios}
     assert {against for _, against in pairs} == {PLAIN, NAMES["openvino-plain"], INT8}
     assert pairs[NAMES["openvino-int8"], INT8] == pytest.approx(0.36 / 0.46)
     assert pairs[REWRITTEN, PLAIN] == pytest.approx(0.7)
     assert pairs[NAMES["openvino"], NAMES["openvino-plain"]] == pytest.approx(0.7)
     assert len(pairs) == 9
-    assert all(one["low"] <= one["ratio"] <= one["high"] for one in result()["models"][0]["ratios"])
+    assert all(one.low <= one.ratio <= one.high for one in standing_result().models[0].ratios)
 
 
 def test_a_small_model_is_measured_on_all_sides_that_are_there(
@@ -239,7 +239,7 @@ def test_a_small_model_is_measured_on_all_sides_that_are_there(
         measure_subject(subject, root, ["onnx-plain"], steps.append)
     shutil.rmtree(root)
     plain = to_plain(model)
-    text = markdown({**result(), "models": [plain]})
+    text = markdown(replace(standing_result(), models=(model,)))
     assert f"## Demo model, {model.size[0]}x{model.size[1]}" in text
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from ..._base.timing import Ratio
-from ..timing.result import FidelityRow, Result, SideParts
+from ..timing.result import Result, SideParts
 
 NOTHING = "–"
 
@@ -72,7 +72,7 @@ def verdicts(result: Result) -> Iterator[tuple[str, str, str]]:
             "bad" if worst.drop > 1 else "good",
             "Accuracy:",
             f"{worst.name} loses most, {worst.drop:+.2f} points of mean IoU; "
-            f"{percent(worst.pixel_agreement, 2)} of its pixels are as those of {reference_of(rows)}",
+            f"{percent(worst.pixel_agreement, 2)} of its pixels are as those of {rows[0].against}",
         )
     if result.parts:
         yield "soft", "Where the time goes:", _heaviest(result.parts[0])
@@ -101,8 +101,3 @@ def machine_rows(facts: object, prefix: str = "") -> list[tuple[str, str]]:
     if prefix.endswith("bytes") and isinstance(facts, int):
         return [(prefix.removesuffix("bytes").strip("_ "), bytes_text(facts))]
     return [(prefix, str(facts))]
-
-
-def reference_of(rows: Sequence[FidelityRow]) -> str:
-    """What the rows of fidelity were compared with: "PyTorch" or "the FP32 graph"."""
-    return rows[0].against

@@ -8,10 +8,10 @@ from html import escape
 
 from ..._base.timing import Ratio
 from ..timing.latency import PER_CALL
-from ..timing.result import FidelityRow, Overlay, Result, SideResult, SweepPoint
+from ..timing.result import FidelityFigures, FidelityRow, Overlay, Result, SideResult, SweepPoint
 from . import charts
 from .content import Block, Drawing, Section, Table, Text
-from .format import NOTHING, bytes_text, ms, number, percent, rate, ratio_text, reference_of
+from .format import NOTHING, bytes_text, ms, number, percent, rate, ratio_text
 
 _SWEPT = {"threads": "threads", "batch": "images in a call"}
 _APART = {
@@ -126,7 +126,7 @@ def fidelity(result: Result) -> Section | None:
     rows = result.fidelity
     if not rows:
         return None
-    reference = reference_of(rows)
+    reference = rows[0].against
     note = (
         f"What each precision keeps of {reference} over {rows[0].sentences} sentences: logits, pixels and masks are "
         "compared with its. IoU in percent, what is lost of it in points."
@@ -135,7 +135,7 @@ def fidelity(result: Result) -> Section | None:
     return Section("Precision and accuracy", note, [fidelity_table(rows), Drawing(drawing)])
 
 
-def fidelity_table(rows: Sequence[FidelityRow]) -> Table:
+def fidelity_table(rows: Sequence[FidelityFigures]) -> Table:
     cells = [
         [
             row.name,
@@ -147,7 +147,7 @@ def fidelity_table(rows: Sequence[FidelityRow]) -> Table:
         ]
         for row in rows
     ]
-    columns = ["precision", "mean IoU", "lost", f"IoU with {reference_of(rows)}", "equal pixels", "logit error"]
+    columns = ["precision", "mean IoU", "lost", f"IoU with {rows[0].against}", "equal pixels", "logit error"]
     return Table(columns, cells)
 
 

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 
 from ...runtime import Segmenter
+from ..report.standing import FrameCost
 from ..timing.latency import measure_split
 
 SIZES = ((480, 640), (720, 1280), (1080, 1920), (2160, 3840))
 _PARTS = ("preprocess", "image", "postprocess")
 _WITHOUT = "lavt_edge.runtime.images.result._opencv"
-
-
-@dataclass(frozen=True)
-class FrameCost:
-    """Seconds of a frame of `size` (height, width) on one thread, medians; `opencv` says whether that could be used.
-
-    `preprocess` is the frame to the size of the graph's input, `image` the graph, `postprocess` logits to the mask.
-    """
-
-    size: tuple[int, int]
-    opencv: bool
-    preprocess: float
-    image: float
-    postprocess: float
 
 
 def measure_frames(root: Path, rounds: int) -> tuple[FrameCost, ...]:

@@ -12,8 +12,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -23,21 +23,21 @@ from ..._base import strict_json
 from ..._base.exits import run_main
 from ..._base.files import write_whole
 from ..._base.progress import Report
-from ..._base.records import OPTIONAL, from_plain, to_plain
+from ..._base.records import from_plain, to_plain
 from ..._base.timing import Summary, paired_ratio
 from ...errors import LavtError
 from ...runtime.bundle import open_bundle
 from ..peers.process import run_in_subprocess
 from ..peers.sides import SideSpec
-from ..report.markdown import markdown
-from ..timing.machine import Machine, Ticks, describe_machine, machine_warnings, run_warnings
+from ..report.standing import PLAIN, Model, Part, PartTime, Side, Standing, markdown
+from ..timing.machine import Ticks, describe_machine, machine_warnings, run_warnings
 from ..timing.measure import measure_sides, prepare_sides, try_sides
-from ..timing.result import FidelityFigures, Memory, Options, SideRatio, SideResult
-from .frames import FrameCost, measure_frames
+from ..timing.result import FidelityFigures, Options, SideRatio, SideResult
+from .frames import measure_frames
 from .subjects import INT8_FILE, SUBJECTS, Subject, make_bundle, winograd_bundle
 
 FORMAT_VERSION = 3
-PLAIN, OPENVINO_PLAIN, OPENVINO_INT8 = "plain export", "OpenVINO, plain export", "OpenVINO, INT8"
+OPENVINO_PLAIN, OPENVINO_INT8 = "OpenVINO, plain export", "OpenVINO, INT8"
 # What each peer is called in the tables; those after the first two may be missing on a machine.
 NAMES = {
     "onnx-plain": PLAIN,
@@ -59,64 +59,6 @@ TARGETS = (
     (INT8, PLAIN, 0.45),
     (OPENVINO_INT8, INT8, 0.80),
 )
-
-
-@dataclass(frozen=True)
-class Side:
-    """A side as `SideResult` describes it; seconds are rounded to microseconds."""
-
-    name: str
-    precision: str
-    size: tuple[int, int]
-    runtime: str
-    seconds: tuple[float, ...]
-    summary: Summary
-    memory: Memory
-
-
-@dataclass(frozen=True)
-class PartTime:
-    seconds: float
-    macs: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of the model: what it costs on each side that was profiled, by the side's name."""
-
-    part: str
-    sides: Mapping[str, PartTime]
-
-
-@dataclass(frozen=True)
-class Model:
-    """What was measured of a subject; see `measure_subject`. `targets` are those of TARGETS."""
-
-    name: str
-    weights: str
-    size: tuple[int, int]
-    rounds: int
-    calibrated_on: int
-    int8_policy: str
-    sides: tuple[Side, ...]
-    ratios: tuple[SideRatio, ...]
-    targets: tuple[tuple[str, str, float], ...]
-    parts: tuple[Part, ...]
-    accuracy: tuple[FidelityFigures, ...] | None
-    warnings: tuple[str, ...]
-    frames: tuple[FrameCost, ...] | None = field(default=None, metadata=OPTIONAL)
-
-
-@dataclass(frozen=True)
-class Standing:
-    """The content of docs/benchmarks.json."""
-
-    format: int
-    date: str
-    minutes: float
-    machine: Machine
-    models: tuple[Model, ...]
-    warnings: tuple[str, ...]
 
 
 def specify_sides(subject: Subject, root: Path, peers: Sequence[str], report: Report) -> list[SideSpec]:
@@ -271,10 +213,9 @@ def _comparable(result: Standing) -> tuple[object, ...]:
 
 
 def write_standing(result: Standing, folder: Path) -> str:
-    """Writes benchmarks.json and, from it, benchmarks.md, and returns the latter's text. Raises OSError."""
-    plain = to_plain(result)
-    text = markdown(plain)
-    write_whole(folder / "benchmarks.json", (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode())
+    """Writes benchmarks.json and benchmarks.md, and returns the latter's text. Raises OSError."""
+    text = markdown(result)
+    write_whole(folder / "benchmarks.json", (json.dumps(to_plain(result), indent=1, allow_nan=False) + "\n").encode())
     write_whole(folder / "benchmarks.md", text.encode())
     return text
 
