@@ -53,11 +53,6 @@ class Split:
         """Whether a sentence may mean several objects or none, as in gRefCOCO, which has figures of its own."""
         return self.dataset == GENERALISED
 
-    @property
-    def is_generated(self) -> bool:
-        """Whether the data says itself what kind its sentences are, as generated data does."""
-        return any(sentence.kind is not None for sentence in self.sentences)
-
     def describe(self) -> dict[str, Any]:
         """Plain JSON types: equal for equal sentences and masks."""
         return {

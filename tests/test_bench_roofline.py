@@ -68,7 +68,7 @@ class TestRoofline:
         session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         left = np.random.default_rng(1).uniform(-2, 2, (32, 32)).astype("float16" if precision == "fp16" else "float32")
         constants = {one.name: onnx.numpy_helper.to_array(one).astype(np.float64) for one in model.graph.initializer}
-        weight = constants["w"] if precision != "int8" else constants["w.int8"] * constants["w.scale"]
+        weight = constants["w"] if precision != "int8" else constants["w"] * constants["w_scale"]
         found, wanted = session.run(None, {"a": left})[0], left.astype(np.float64) @ weight
         assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.02
 
@@ -78,7 +78,7 @@ class TestRoofline:
         session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         image = np.random.default_rng(1).uniform(-2, 2, (1, 16, 5, 6)).astype("float32")
         constants = {one.name: onnx.numpy_helper.to_array(one).astype(np.float64) for one in model.graph.initializer}
-        weight = constants["w"] if precision != "int8" else constants["w.int8"] * constants["w.scale"][0]
+        weight = constants["w"] if precision != "int8" else constants["w"] * constants["w_scale"][0]
         wanted = torch.nn.functional.conv2d(
             torch.from_numpy(image).double(), torch.from_numpy(weight), padding=1
         ).numpy()

@@ -38,6 +38,7 @@ def test_wheel_holds_the_package_and_not_the_tests(wheel: Path) -> None:
     for expected in (
         "lavt_edge/runtime/segmenter.py",
         "lavt_edge/export/rewrites/pwam.py",
+        "lavt_edge/benchmarks/report/style.css",
         "lavt_edge/reference/bert-base-uncased.vocab.txt",
         "lavt_edge/reference/demo.safetensors",
         "lavt_edge/cli.py",

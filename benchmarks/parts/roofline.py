@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
+import onnx.parser
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from ...errors import InputError
 from ...runtime.backend import create_session
@@ -25,7 +25,7 @@ from .costs import PRECISIONS, floor_seconds
 _SIZE = 960  # of the product: its operands and result stay in a CPU's caches; rows of 4096 bytes would share cache sets
 _CHANNELS, _SIDE = 512, 30  # of the convolution, 3x3
 _COPIED = 128 << 20  # bytes, beyond any cache
-_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.FLOAT}
+_KINDS = {"fp32": np.float32, "fp16": np.float16, "int8": np.float32}
 _ROUNDS = 10
 
 Array = npt.NDArray[Any]
@@ -42,8 +42,7 @@ def measure_ceilings(precisions: Sequence[str] = PRECISIONS, threads: int | None
     for precision in precisions:
         if precision not in PRECISIONS:
             raise InputError(f"precision {precision!r}: give some of {', '.join(PRECISIONS)}")
-        kind = helper.tensor_dtype_to_np_dtype(_TYPES[precision])
-        left, image = np.ones((_SIZE, _SIZE), kind), np.ones(map_shape, kind)
+        left, image = (np.ones(shape, _KINDS[precision]) for shape in ((_SIZE, _SIZE), map_shape))
         runs[precision, _SIZE**3] = _runner(product_graph(precision, _SIZE), left, threads)
         macs = 9 * _CHANNELS * math.prod(map_shape)
         runs[precision, macs] = _runner(convolution_graph(precision, map_shape), image, threads)
@@ -64,61 +63,55 @@ def measure_ceilings(precisions: Sequence[str] = PRECISIONS, threads: int | None
 def product_graph(precision: str, size: int) -> onnx.ModelProto:
     """y = a w, both (size,size), w constant; INT8 as in a bundle's graph for CPUs: Q/DQ of uint8 and int8."""
     weight = np.random.default_rng(0).integers(-127, 128, (size, size))
-    return _weighted_graph(precision, "MatMul", weight, (size, size), axis=1)
+    return _weighted_graph(precision, "[product] {} = MatMul ({}, {})", weight, (size, size), axis=1)
 
 
 def convolution_graph(precision: str, shape: Sequence[int]) -> onnx.ModelProto:
     """y = a * w, 3x3 with padding, (1,C,H,W) to the same, w constant; INT8 as `product_graph`, also of the result."""
     weight = np.random.default_rng(0).integers(-127, 128, (shape[1], shape[1], 3, 3))
-    return _weighted_graph(precision, "Conv", weight, shape, axis=0, pads=[1, 1, 1, 1])
+    return _weighted_graph(precision, "[product] {} = Conv <pads = [1, 1, 1, 1]> ({}, {})", weight, shape, axis=0)
 
 
 def _weighted_graph(
-    precision: str, operator: str, weight: npt.NDArray[np.int64], shape: Sequence[int], axis: int, **attributes: Any
+    precision: str, product: str, weight: npt.NDArray[np.int64], shape: Sequence[int], axis: int
 ) -> onnx.ModelProto:
-    """An operator on `a` and a constant whose output channels lie along `axis`."""
-    value = _TYPES[precision]
+    """A product, its result and operands left open, of `a` and a constant whose output channels lie along `axis`."""
     if precision != "int8":
-        weights = {"w": (weight / 127).astype(helper.tensor_dtype_to_np_dtype(value))}
-        nodes = [helper.make_node(operator, ["a", "w"], ["y"], name="product", **attributes)]
-        return _model(nodes, value, shape, weights)
-    scales: dict[str, npt.ArrayLike] = {
-        "w.scale": np.full(weight.shape[axis], 0.01, np.float32),
-        "w.zero": np.zeros(weight.shape[axis], np.int8),
-    }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["a.int8"]),
-        helper.make_node("DequantizeLinear", ["a.int8", "scale", "zero"], ["left"]),
-        helper.make_node("DequantizeLinear", ["w.int8", "w.scale", "w.zero"], ["right"], axis=axis),
-    ]
-    if operator == "MatMul":
-        nodes.append(helper.make_node(operator, ["left", "right"], ["y"], name="product", **attributes))
+        return _model(product.format("y", "a", "w"), precision, shape, {"w": (weight / 127).astype(_KINDS[precision])})
+    nodes = f"""
+        a_int8 = QuantizeLinear (a, scale, zero)
+        left = DequantizeLinear (a_int8, scale, zero)
+        right = DequantizeLinear <axis = {axis}> (w, w_scale, w_zero)
+    """
+    if "MatMul" in product:
+        nodes += product.format("y", "left", "right")
     else:  # ONNX Runtime computes a convolution in integers if its result is quantised
-        nodes += [
-            helper.make_node(operator, ["left", "right"], ["made"], name="product", **attributes),
-            helper.make_node("QuantizeLinear", ["made", "made.scale", "zero"], ["made.int8"]),
-            helper.make_node("DequantizeLinear", ["made.int8", "made.scale", "zero"], ["y"]),
-        ]
+        nodes += f"""
+            {product.format("made", "left", "right")}
+            made_int8 = QuantizeLinear (made, made_scale, zero)
+            y = DequantizeLinear (made_int8, made_scale, zero)
+        """
     constants: dict[str, npt.ArrayLike] = {
         "scale": np.float32(0.02),
-        "made.scale": np.float32(20),
+        "made_scale": np.float32(20),
         "zero": np.uint8(128),
-        **scales,
+        "w": weight.astype(np.int8),
+        "w_scale": np.full(weight.shape[axis], 0.01, np.float32),
+        "w_zero": np.zeros(weight.shape[axis], np.int8),
     }
-    return _model(nodes, value, shape, {**constants, "w.int8": weight.astype(np.int8)})
+    return _model(nodes, precision, shape, constants)
 
 
 def copy_graph(count: int) -> onnx.ModelProto:
     """y = -a of `count` FP32 numbers: one pass that reads and writes each, which no optimiser removes."""
-    return _model([helper.make_node("Neg", ["a"], ["y"], name="copy")], TensorProto.FLOAT, [count], {})
+    return _model("[copy] y = Neg (a)", "fp32", [count], {})
 
 
-def _model(
-    nodes: list[onnx.NodeProto], value: int, shape: Sequence[int], constants: Mapping[str, npt.ArrayLike]
-) -> onnx.ModelProto:
-    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
-    ends = [helper.make_tensor_value_info(name, value, shape) for name in ("a", "y")]
-    graph = helper.make_graph(nodes, "ceiling", ends[:1], ends[1:], tensors)
+def _model(nodes: str, precision: str, shape: Sequence[int], constants: Mapping[str, npt.ArrayLike]) -> onnx.ModelProto:
+    """A model from `a` to `y`, both of `shape`; `nodes` are in ONNX's textual syntax."""
+    end = f"{'float16' if precision == 'fp16' else 'float'}[{', '.join(map(str, shape))}]"
+    graph = onnx.parser.parse_graph(f"ceiling ({end} a) => ({end} y) {{ {nodes} }}")
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items())
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
+
 Point = tuple[float, float]
 
 COLOURS = 8
@@ -38,9 +40,8 @@ def row(name: str, marks: str, value: str, *, note: str = "", label: str = "", h
 
 def strip(values: Sequence[float], scale: tuple[float, float], fill: str) -> str:
     """Marks of a distribution: each value a tick, the middle half a box, the median a line, from low to high."""
-    ordered = sorted(values)
-    at = [_percent(value, scale) for value in ordered]
-    low, middle, high = (_percent(_quantile(ordered, share), scale) for share in (0.25, 0.5, 0.75))
+    at = [_percent(value, scale) for value in sorted(values)]
+    low, middle, high = (_percent(value, scale) for value in np.percentile(values, (25, 50, 75)))
     parts = [_rect(0, 100, 12, 2, "var(--track)"), _rect(low, max(high - low, 0.3), 5, 16, fill, opacity=0.28)]
     parts += [
         f'<line x1="{x:.2f}%" x2="{x:.2f}%" y1="9" y2="17" stroke="{fill}" stroke-width="1.5" opacity=".75"/>'
@@ -190,13 +191,6 @@ def _tick(value: float, unit: str) -> str:
 
 def _percent(value: float, scale: tuple[float, float]) -> float:
     return 100 * min(max((value - scale[0]) / (scale[1] - scale[0]), 0), 1)
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    at = share * (len(ordered) - 1)
-    low = math.floor(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
 
 
 def _rect(x: float, width: float, y: float, height: float, fill: str, opacity: float = 1.0) -> str:

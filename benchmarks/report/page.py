@@ -13,8 +13,8 @@ from .content import Bars, Block, Drawing, Section, Table, Text
 from .format import NOTHING, bytes_text, headline, machine_rows, ms, rate, verdicts
 from .parts import estimate, kernels, layers, parts, roofline
 from .sections import fidelity, figures, latencies, ratios, splits, sweeps
-from .style import STYLE
 
+_STYLE = Path(__file__).with_name("style.css")
 _SECTIONS = (latencies, ratios, splits, parts, roofline, estimate, kernels, fidelity, layers, sweeps, figures)
 
 
@@ -30,7 +30,7 @@ def page(result: Result) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(headline(result))}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>\n'
+        f'<title>{escape(headline(result))}</title><link rel="icon" href="data:,"><style>{_STYLE.read_text(encoding="utf-8")}</style></head>\n'
         f"<body><main>{body}</main></body></html>\n"
     )
 

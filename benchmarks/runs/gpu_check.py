@@ -7,7 +7,6 @@ its ONNX graphs and its engines. Without a CUDA device it says so and ends with 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import math
@@ -42,6 +41,7 @@ from ...runtime.images import resize
 from ...runtime.tensorrt.cuda import Cuda
 from ...runtime.tensorrt.flavor import find_flavor
 from ..timing.latency import measure_split
+from ..timing.machine import package_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENES = 20
@@ -140,12 +140,6 @@ class Check:
 def describe_machine() -> Machine:
     """This machine. Raises BackendError if TensorRT or a GPU is missing."""
     device, flavor = Cuda().device(), find_flavor()
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return Machine(
         gpu=device.name,
         compute_capability=device.compute_capability,
@@ -153,7 +147,7 @@ def describe_machine() -> Machine:
         tensorrt={"flavor": flavor.name, "version": flavor.version},
         platform=platform.platform(),
         python=platform.python_version(),
-        packages=versions,
+        packages=package_versions(_PACKAGES),
     )
 
 

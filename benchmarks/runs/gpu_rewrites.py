@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -84,15 +85,11 @@ def pairs(model: LAVT, size: int, dtype: torch.dtype, device: str) -> Iterator[t
         fused, heads = FusedPWAM(pwam).to(device, dtype), config.fusion_heads[i]
         key, value = noise(1, words, channels), noise(1, heads * words, channels)
 
-        def published_pwam(pwam: Call = pwam, x: Tensor = rows[i]) -> object:
-            return pwam(x, language, column)  # type: ignore[call-arg]
-
-        def rewritten_pwam(
-            fused: FusedPWAM = fused, x: Tensor = rows[i], key: Tensor = key, value: Tensor = value
-        ) -> object:
-            return fused(x, key, value, torch.zeros_like(mask))
-
-        yield f"stage{i}.pwam", published_pwam, rewritten_pwam
+        yield (
+            f"stage{i}.pwam",
+            partial(pwam, rows[i], language, column),
+            partial(fused, rows[i], key, value, torch.zeros_like(mask)),
+        )
 
 
 @torch.inference_mode()

@@ -33,7 +33,6 @@ from ...data.shapes.words import ORDINALS
 from ...runtime.tokenizer import SentenceTokenizer, build_tokenizer
 
 ATTRIBUTE_SIZES = (len(COLOURS), len(SHAPES), len(TEXTURES), len(SIZES))
-HINT_GRID = 30  # cells on a side of the grid that carries attributes and hints
 NOTHING = -1
 HINTS = 3
 SAID = 8  # sentences of a scene that teach the text encoder
