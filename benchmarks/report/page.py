@@ -14,7 +14,6 @@ from .format import NOTHING, bytes_text, headline, machine_rows, ms, rate, verdi
 from .parts import estimate, kernels, layers, parts, roofline
 from .sections import fidelity, figures, latencies, ratios, splits, sweeps
 
-_STYLE = Path(__file__).with_name("style.css")
 _SECTIONS = (latencies, ratios, splits, parts, roofline, estimate, kernels, fidelity, layers, sweeps, figures)
 
 
@@ -27,10 +26,11 @@ def page(result: Result) -> str:
     """The report as HTML. Sections that the run did not measure are left out; all text from outside is escaped."""
     sections = [section for make in _SECTIONS if (section := make(result)) is not None]
     body = _verdict(result) + _warnings(result) + "".join(map(_section, sections)) + _environment(result)
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(headline(result))}</title><link rel="icon" href="data:,"><style>{_STYLE.read_text(encoding="utf-8")}</style></head>\n'
+        f'<title>{escape(headline(result))}</title><link rel="icon" href="data:,"><style>{style}</style></head>\n'
         f"<body><main>{body}</main></body></html>\n"
     )
 
