@@ -121,7 +121,7 @@ class TestAccuracyControl:
         assert switched().relative_error < 1e-5
         for on in (["decoder.level0.conv"], ["stage2.attn.qkv", "stage3.merge"]):
             kept = [product for product in products if product.group in on]
-            alone = evaluator.evaluate(quantized_graph(bundle, calibration, kept, ranges, rest), limit=2)
+            alone = evaluator.evaluate(quantized_graph(bundle, calibration, kept, ranges, rest), fused=True, limit=2)
             assert alone.relative_error > 1e-4
             assert switched(*on).relative_error == pytest.approx(alone.relative_error, rel=0.01)
 
