@@ -27,6 +27,7 @@ from lavt_edge.benchmarks.parts.roofline import (
 )
 from lavt_edge.benchmarks.timing.result import Ceilings, PartBound, TimedPart
 from lavt_edge.errors import LavtError
+from lavt_edge.runtime.backend import create_session
 
 ROUND = Device("round", "Round figures", 2e12, 4e12, 1e9, 10_000, "https://example.org", "none")
 
@@ -65,7 +66,7 @@ class TestRoofline:
     @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
     def test_the_product_is_a_product(self, precision: str) -> None:
         model = product_graph(precision, 32)
-        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = create_session(model.SerializeToString())
         left = np.random.default_rng(1).uniform(-2, 2, (32, 32)).astype("float16" if precision == "fp16" else "float32")
         constants = {one.name: onnx.numpy_helper.to_array(one).astype(np.float64) for one in model.graph.initializer}
         weight = constants["w"] if precision != "int8" else constants["w"] * constants["w_scale"]

@@ -154,7 +154,7 @@ SITUATIONS = {
     "a malformed record": Situation(
         {"max_batch": "1"},
         runs=GRAPHS,
-        warned=unused(f"lavt.json: engines.{ENGINE}.max_batch is missing or malformed: {REBUILD}"),
+        warned=unused(f"lavt.json: engines.{ENGINE}.max_batch: expected a whole number, found '1': {REBUILD}"),
     ),
     "never compared with its graph": Situation(
         {"verified": False},
