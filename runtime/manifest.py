@@ -25,7 +25,7 @@ _FILE = like(_FILE_NAME, "a file name")
 _TEXT = like(r".{0,4096}", "text of at most 4096 characters")
 _SHA256 = like(r"[0-9a-f]{64}", "a SHA-256")
 _WORD = r"[a-z0-9][a-z0-9_\-]{0,63}"
-_SIDE = within(1, 16384)
+_SIDE, _FRAME_SIDE = within(1, 16384), within(2, 16384)
 
 JsonObject: TypeAlias = Mapping[str, Any]
 
@@ -69,8 +69,8 @@ class FrameEntry:
     """Two graphs for a camera's frames of one size and layout, `frame` and `mask` by their files' names; `parity` is
     what was measured against the general path."""
 
-    height: int = field(metadata=_SIDE)
-    width: int = field(metadata=_SIDE)
+    height: int = field(metadata=_FRAME_SIDE)
+    width: int = field(metadata=_FRAME_SIDE)
     pixels: str = field(metadata=like("|".join(LAYOUTS), f"one of {', '.join(LAYOUTS)}"))
     frame: str = field(metadata=_FILE)
     mask: str = field(metadata=_FILE)

@@ -240,6 +240,7 @@ def manifest(bundle: Path) -> str:
     ("change", "said"),
     [
         ({"height": 1081}, "is an entry for 1081x"),
+        ({"height": 1}, "expected 2 to 16384, found 1"),
         ({"frame": "mask.64x96.onnx"}, "no such graph in files"),
         ({"mask": "../mask.onnx"}, "expected a file name"),
         ({"pixels": "yuyv"}, "expected one of rgb, bgr"),
