@@ -68,7 +68,7 @@ def _unfit(value: ir.Value | None, ranges: Mapping[str, Range]) -> str | None:
     """Why FP16 cannot hold a value well, or None."""
     if value is None or not is_float(value):
         return None
-    source = _moved_from(value)
+    source = _unbiased(_moved_from(value))
     if _is_word_bias(source):
         return None
     if source.const_value is not None:
@@ -99,16 +99,21 @@ def _largest_constant(value: ir.Value) -> float:
 
 
 def _moved_from(value: ir.Value) -> ir.Value:
-    """The value whose numbers these are, seen through movement, quantisation and back, and the sum with a word bias."""
-    while (node := value.producer()) is not None and (inputs := [one for one in node.inputs if one is not None]):
-        if node.op_type == "Add":
-            inputs = [one for one in inputs if not _is_word_bias(_moved_from(one))]
-            if len(inputs) != 1:
-                break
-        elif node.op_type not in MOVEMENT | _QDQ:
-            break
-        value = inputs[0]
+    """The value whose numbers these are, seen through movement, quantisation and back."""
+    through = MOVEMENT | _QDQ
+    while (node := value.producer()) is not None and node.op_type in through and node.inputs[0] is not None:
+        value = node.inputs[0]
     return value
+
+
+def _unbiased(value: ir.Value) -> ir.Value:
+    """What a word bias was added to, if `value` is such a sum: the scores, whose range is what counts."""
+    node = value.producer()
+    if node is None or node.op_type != "Add":
+        return value
+    terms = [_moved_from(term) for term in node.inputs if term is not None]
+    scores = [term for term in terms if not _is_word_bias(term)]
+    return scores[0] if len(scores) == 1 else value
 
 
 def _is_word_bias(value: ir.Value) -> bool:
