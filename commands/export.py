@@ -147,8 +147,6 @@ def export_quantize(
     with needs("export"):
         from ..calibration import CpuDevice, DataOptions, QuantizeOptions, quantize_bundle
         from ..data.sentences import GENERATED
-    from ..export.engines.device import EngineDevice
-    from ..export.engines.options import EngineOptions
 
     data = DataOptions(
         dataset=GENERATED if calibration_data is None else dataset,
@@ -164,6 +162,9 @@ def export_quantize(
         if tune and rest == "fp32":
             device = CpuDevice()
         elif tune:
+            from ..export.engines.device import EngineDevice
+            from ..export.engines.options import EngineOptions
+
             device = EngineDevice(bundle, EngineOptions(precision="int8"), _phases(report, progress))
         result = quantize_bundle(
             bundle, precision, options, device=device, replace=force, report=report, progress=progress

@@ -74,8 +74,7 @@ class OpenVINOBackend(Backend):
             raise BundleError(
                 f"{path} is not a graph that OpenVINO can load ({reason_of(error, 300)}): {EXPORT_AGAIN}"
             ) from error
-        int8 = any(operation.type_info.name == "FakeQuantize" for operation in model.get_ops())
-        if int8 and DEVICES[device] == "CPU" and _saturates():
+        if DEVICES[device] == "CPU" and _saturates() and _is_int8(model):
             _LOGGER.warning(
                 "%s: this CPU has no VNNI, without which OpenVINO's INT8 products saturate and ONNX Runtime's do not: "
                 "use backend='onnxruntime', or compare the masks with FP32's",
@@ -106,6 +105,10 @@ def _import_openvino() -> Any:
     except ImportError as error:
         raise BackendError(f"OpenVINO cannot be imported ({error}): pip install lavt-edge[openvino]") from error
     return openvino
+
+
+def _is_int8(model: Any) -> bool:
+    return any(operation.type_info.name == "FakeQuantize" for operation in model.get_ops())
 
 
 def _saturates() -> bool:
