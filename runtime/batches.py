@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from .prompt import Prompt
 
+MAX_DYNAMIC_BATCH = 8
+"""Rows that run at once, if the bundle's batch is dynamic."""
+
 _Row = TypeVar("_Row")
 _Array = npt.NDArray[Any]
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .._base.callers import warn_caller
 from ..errors import BackendError, InputError, PromptError
 from .backend import Backend, Placement
-from .batches import PromptBatch, in_batches, stack_prompts, text_feeds
+from .batches import MAX_DYNAMIC_BATCH, PromptBatch, in_batches, stack_prompts, text_feeds
 from .bundle import Bundle, open_bundle
 from .graphs import FrameKind, Graphs, open_graphs
 from .images import ImageLike, PreparedImage, Result, as_frame, check_pixels, prepare, result_of, result_of_frame
@@ -24,8 +24,6 @@ from .streaming import worked_ahead
 PromptLike: TypeAlias = str | Prompt
 PromptLikes: TypeAlias = list[PromptLike] | list[str] | list[Prompt] | tuple[PromptLike, ...]
 _Row: TypeAlias = tuple[PreparedImage, Prompt]
-
-_MAX_DYNAMIC_BATCH = 8
 
 
 class Segmenter:
@@ -189,7 +187,7 @@ class Segmenter:
         for image, prompt in pairs:
             prepared = read(image)
             rows += [(prepared, one) for one in self._prompts(prompt, graphs.text)]
-        return self._start(rows, graphs, most=1 if graphs.image.device == "cpu" else _MAX_DYNAMIC_BATCH)()
+        return self._start(rows, graphs, most=1 if graphs.image.device == "cpu" else MAX_DYNAMIC_BATCH)()
 
     @overload
     def stream(
@@ -354,7 +352,7 @@ class Segmenter:
 
         return read
 
-    def _start(self, rows: list[_Row], graphs: Graphs, most: int = _MAX_DYNAMIC_BATCH) -> Callable[[], list[Result]]:
+    def _start(self, rows: list[_Row], graphs: Graphs, most: int = MAX_DYNAMIC_BATCH) -> Callable[[], list[Result]]:
         """Begins to run each prompt on its image; what is returned waits for the Results.
 
         A dynamic batch has `most` rows, a fixed one is filled.

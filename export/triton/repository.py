@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..._base.files import whole_folder, write_whole
 from ...errors import ExportError
+from ...runtime.batches import MAX_DYNAMIC_BATCH
 from ...runtime.bundle import Bundle, open_bundle
 from ...runtime.manifest import MANIFEST_NAME, Manifest
 from ...runtime.signature import segmenter_signature, text_signature
@@ -20,7 +21,6 @@ from .config import Config, graph_config, lavt_config, to_text
 BACKENDS = ("python", "onnxruntime", "tensorrt")
 MODEL = Path(__file__).with_name("model.py")
 MOST_INSTANCES = 64
-_MAX_DYNAMIC_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _has_content(folder: Path) -> bool:
 def _lavt(bundle: Bundle, manifest: bytes, version: int, options: TritonOptions) -> TritonModel:
     files: dict[str, Path | bytes] = {"model.py": MODEL.read_bytes(), f"bundle/{MANIFEST_NAME}": manifest}
     files |= {f"bundle/{name}": bundle.verified(name) for name in bundle.manifest.files}
-    max_batch = bundle.manifest.input.batch or _MAX_DYNAMIC_BATCH
+    max_batch = bundle.manifest.input.batch or MAX_DYNAMIC_BATCH
     return TritonModel("lavt", lavt_config(version, bundle.selected or "", max_batch, options.instances), files)
 
 
@@ -115,7 +115,7 @@ def _graphs(bundle: Bundle, version: int, options: TritonOptions) -> list[Triton
     if options.backend == "tensorrt":
         graphs = [(engine.name, engine.max_batch) for engine in _engines(bundle)]
     else:
-        graphs = [(name, _MAX_DYNAMIC_BATCH) for name in _onnx_files(bundle)]
+        graphs = [(name, MAX_DYNAMIC_BATCH) for name in _onnx_files(bundle)]
     named = (("lavt_text", text_signature(spec)), ("lavt_segmenter", segmenter_signature(spec)))
     return [
         TritonModel(
