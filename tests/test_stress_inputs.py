@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import io
 import json
 import os
@@ -83,8 +84,10 @@ def test_what_hangs_is_found_though_the_alarm_is_caught(monkeypatch: pytest.Monk
         with suppress(Exception):
             time.sleep(20)
 
-    monkeypatch.setattr(cases, "LIMIT", 1.5)  # at four times as much the process ends
-    with pytest.raises(AssertionError, match=r"case 0: AssertionError: no answer after 1\.5 seconds"):
+    monkeypatch.setattr(cases, "LIMIT", 0.5)
+    # It would end this process where a busy machine is four times as late.
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *args, **options: None)
+    with pytest.raises(AssertionError, match=r"case 0: AssertionError: no answer after 0\.5 seconds"):
         try_cases("kind", case, 1, 0)
 
 
@@ -195,7 +198,7 @@ def test_an_infinite_number_in_a_manifest_is_refused_when_it_is_read(tmp_path: P
     with pytest.raises(BundleError, match="1e999 is not a JSON number"):
         open_bundle(bundle)
     (bundle / "lavt.json").write_text(text.replace('"segmenter": {\n   "rel', '"x": 5, "segmenter": {\n   "rel'))
-    with pytest.raises(BundleError, match=r"parity\.'x': expected an object"):
+    with pytest.raises(BundleError, match=r"parity\.x: expected an object"):
         open_bundle(bundle)
 
 
