@@ -167,9 +167,10 @@ class TestMarkdown:
         assert (tmp_path / "benchmarks.md").read_text(encoding="utf-8") == text == markdown(read)
 
 
-def test_the_docs_are_the_rendering_of_what_was_measured() -> None:
-    measured = json.loads((DOCS / "benchmarks.json").read_bytes())
-    assert (DOCS / "benchmarks.md").read_text(encoding="utf-8") == markdown(from_plain(Standing, measured))
+@pytest.mark.parametrize("folder", [DOCS, DOCS / "avx2"], ids=lambda folder: folder.name)
+def test_the_docs_are_the_rendering_of_what_was_measured(folder: Path) -> None:
+    measured = json.loads((folder / "benchmarks.json").read_bytes())
+    assert (folder / "benchmarks.md").read_text(encoding="utf-8") == markdown(from_plain(Standing, measured))
     assert to_plain(from_plain(Standing, measured)) == measured
     base, demo = measured["models"]
     assert base["size"] == [480, 480]
