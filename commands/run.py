@@ -26,16 +26,19 @@ run_app = typer.Typer(add_completion=False)
 
 @run_app.command()
 def run(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, or a segmenter .onnx inside one.")],
+    bundle: Annotated[Path, typer.Argument(help="A bundle, or one of its image graphs (.engine, .onnx).")],
     image: Annotated[Path, typer.Argument(help="The image, in any format that Pillow reads, or a folder of images.")],
     text: Annotated[list[str], typer.Argument(help="What to segment, such as 'the man in red'; or several sentences.")],
-    more: Annotated[list[Path] | None, typer.Option("--image", help="Another image; may be given repeatedly.")] = None,
+    more: Annotated[list[Path] | None, typer.Option("--image", help="Another image; may be repeated.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The PNG to write; of several images the folder.", show_default="lavt.png"),
+        typer.Option(
+            "--output", "-o", help="The PNG to write; for several images, the folder.", show_default="lavt.png"
+        ),
     ] = None,
     mask: Annotated[
-        bool, typer.Option("--mask", help="Write masks alone, one for each sentence: 255 for the object, 0 elsewhere.")
+        bool,
+        typer.Option("--mask", help="Write only the masks, one for each sentence: 255 for the object, 0 elsewhere."),
     ] = False,
     json_file: Annotated[
         Path | None,
@@ -43,11 +46,11 @@ def run(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Segment what each TEXT refers to in IMAGE, and write an overlay as a PNG, the masks alone, or COCO's JSON.
+    """Segment what each TEXT refers to in IMAGE, and write an overlay (PNG), only the masks, or COCO's JSON.
 
-    Of several sentences the overlay has each in its colour, and the masks of out.png are out.1.png, out.2.png, and so
-    on. Of several images PNGs lie in a folder, under the images' names; images that cannot be read are named on stderr,
-    and the others are done.
+    With several sentences the overlay shows each in its own colour, and the masks for out.png are out.1.png, out.2.png
+    and so on. With several images the PNGs go into a folder, under the images' names; images that cannot be read are
+    reported on stderr, and the rest are still done.
     """
     from .._base.files import write_whole
     from ..runtime import Segmenter, coco_dataset, coco_entry

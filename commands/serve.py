@@ -31,17 +31,21 @@ def serve(
         typer.Option(help="A camera's number, a video, a URL, a GStreamer pipeline, or a folder of images."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="The address to listen on; 0.0.0.0 for the network, which needs a token.")
+        str, typer.Option(help="The address to listen on; 0.0.0.0 for the whole network, which needs a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any that is free.")] = 7860,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")
+    ] = 7860,
     token: Annotated[
         str | None,
-        typer.Option(envvar="LAVT_TOKEN", help="What who asks must know; better in the environment's LAVT_TOKEN."),
+        typer.Option(
+            envvar="LAVT_TOKEN", help="The secret that clients must send; safer in the environment, as LAVT_TOKEN."
+        ),
     ] = None,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; by default what suits the device.")] = None,
 ) -> None:
-    """Serve a page that segments what sentences refer to, live, and an HTTP API; Ctrl-C ends it."""
+    """Serve a live page that segments what sentences refer to, and an HTTP API; Ctrl-C stops it."""
     with needs("serve"):
         from ..serving.app import make_app
         from ..serving.engine import Limits

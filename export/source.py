@@ -30,7 +30,7 @@ class Source:
     """The demo model's weights, a checkpoint's, or random ones of a bundle's configuration.
 
     `path` is the file of the weights; of random ones, the bundle. The rest is for checkpoints that do not hold it:
-    `fusion_heads`, the PWAM heads; `bert`, the words' encoder, and `words`, its vocabulary, as files or folders of
+    `fusion_heads`, the PWAM heads; `bert`, the text encoder, and `words`, its vocabulary, as files or folders of
     Hugging Face's. `ema` takes a checkpoint's averaged parameters. Only `info` and `identity` of the demo model need no
     torch.
     """
@@ -113,7 +113,7 @@ class Source:
     def info(self) -> CheckpointInfo:
         """Name and SHA-256 of the file, and what was assumed, for the manifest.
 
-        Raises CheckpointError if there is no such file, or it is no checkpoint.
+        Raises CheckpointError if there is no such file, or it is not a checkpoint.
         """
         sha256 = self._sha256
         assumed = self.kind == "checkpoint" and self._described.heads_assumed

@@ -89,7 +89,7 @@ def load_checkpoint(
 
     The file is torch.save's or safetensors'; the forms are listed in docs/checkpoints.md. Swin type, window and
     vocabulary size come from the shapes, the PWAM heads from the file's own `args.mha`, of a Namespace or a dict;
-    `fusion_heads` says them if the file does not. `bert` is the words' encoder of a `lavt` that was saved without it: a
+    `fusion_heads` says them if the file does not. `bert` is the text encoder of a `lavt` that was saved without it: a
     folder in Hugging Face's layout, or a state dict. `ema` takes the averaged parameters, `model_ema`. The file is
     memory-mapped, so optimizer state costs no memory.
 
@@ -133,9 +133,9 @@ def _entries(content: object) -> dict[str, Any]:
         raise CheckpointError("key 'model' is missing; expected an official LAVT checkpoint")
     entries = dict(content)
     for name, others in _ENTRIES.items():
-        found = next((other for other in (name, *others) if other in content), None)
-        if found is not None:
-            entries[name] = content[found]
+        given = next((other for other in (name, *others) if other in content), None)
+        if given is not None:
+            entries[name] = content[given]
     if not {"model", "model_ema"} & entries.keys():
         if not any(isinstance(value, Tensor) for value in content.values()):
             raise CheckpointError("key 'model' is missing; expected an official LAVT checkpoint")
@@ -162,7 +162,7 @@ def _model_state(
     bert = next((part for part in (f"bert_{name}", "bert_model") if part in entries), None)
     variant: Variant = "lavt_one" if any(key.startswith(_TEXT) for key in state) else "lavt"
     if words is not None and (bert is not None or variant == "lavt_one"):
-        raise CheckpointError("it has its words' encoder, trained with it; leave --bert out")
+        raise CheckpointError("it holds the text encoder that was trained with it; leave --bert out")
     if variant == "lavt" and bert is not None:
         words = state_dict(bert, entries[bert])
     return {**state, **{_TEXT + key: value for key, value in (words or {}).items()}}, variant
@@ -243,7 +243,7 @@ def _checked(state: Mapping[str, Tensor], config: LAVTConfig) -> dict[str, Tenso
         raise CheckpointError(_difference(missing, foreign, len(required), config))
     if not with_words:
         raise CheckpointError(
-            "key 'bert_model' is missing, and 'model' holds no text_encoder: a LAVT without its words' encoder; give "
+            "key 'bert_model' is missing, and 'model' holds no text_encoder: a LAVT without its text encoder; give "
             "the BERT that was trained with it with --bert"
         )
     wrong = [(key, reason) for key, parameter in own.items() if (reason := _mismatch(state[key], parameter))]

@@ -1,4 +1,4 @@
-"""The words' encoder of a LAVT that was saved without one: BERT's weights, and the vocabulary that belongs to it."""
+"""The text encoder of a LAVT that was saved without one: BERT's weights, and the vocabulary that belongs to it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def words_tokenizer(vocabulary: Path | Sequence[str], text: TextConfig) -> Token
     if len(tokens) != text.vocab_size:
         name = "bert-base-uncased's vocabulary" if vocabulary == BERT_VOCABULARY else "the vocabulary"
         raise CheckpointError(
-            f"the words' encoder has {text.vocab_size} words and {name} {len(tokens)}; give its own with --vocabulary"
+            f"the text encoder has {text.vocab_size} words and {name} {len(tokens)}; give its own with --vocabulary"
         )
     tokenizer = build_tokenizer(tokens)
     if isinstance(vocabulary, Path) and vocabulary != BERT_VOCABULARY and is_cased(vocabulary, tokens):

@@ -121,7 +121,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, export: Callable[..
     (line,) = export(tmp_path / "a", wrong)
     assert line == f"error: {wrong}: args.img_size is 'large'; say the size with --image-size"
     (line,) = export(tmp_path / "a", saved(tmp_path / "b.pth", NO_BERT))
-    assert line.endswith("a LAVT without its words' encoder; give the BERT that was trained with it with --bert")
+    assert line.endswith("a LAVT without its text encoder; give the BERT that was trained with it with --bert")
     assert not (tmp_path / "a").exists()
 
 
@@ -144,7 +144,7 @@ def test_the_demo_model_is_asked_at_its_own_size() -> None:
     assert open_source("demo").choose_size((480, 480)) == ((480, 480), "--image-size; trained at 240x240")
 
 
-# the words' encoder and its vocabulary
+# the text encoder and its vocabulary
 
 
 def test_the_vocabulary_of_berts_own_folder_is_taken(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_vocabulary_of_another_length_is_refused(tmp_path: Path, export: Calla
     path, short = saved(tmp_path / "a.pth", one()), tmp_path / "short.txt"
     short.write_text("\n".join(TOKENS[:-1]) + "\n", encoding="utf-8")
     (line,) = export(tmp_path / "bundle", path, "--vocabulary", short)
-    assert line == ("error: the words' encoder has 60 words and the vocabulary 59; give its own with --vocabulary")
+    assert line == ("error: the text encoder has 60 words and the vocabulary 59; give its own with --vocabulary")
     with pytest.raises(CheckpointError, match=r"has 60 words and bert-base-uncased's vocabulary 30522; give its own"):
         words_tokenizer(open_source(path).vocabulary, SMALL_TEXT)
     assert not (tmp_path / "bundle").exists()
