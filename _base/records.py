@@ -70,7 +70,7 @@ def _read(kind: Any, value: Any, name: str) -> Any:
     if kind is Any:
         return value
     if origin in (Union, types.UnionType):
-        (inner_kind,) = (one for one in inner if one is not types.NoneType)
+        (inner_kind,) = (part for part in inner if part is not types.NoneType)
         return None if value is None else _read(inner_kind, value, name)
     if is_dataclass(kind):
         return _read_fields(kind, _checked(dict, value, name), name)
@@ -80,7 +80,7 @@ def _read(kind: Any, value: Any, name: str) -> Any:
         if len(kinds) != len(values):
             raise ValueError(f"{name} has {len(values)} values, not {len(kinds)}")
         return tuple(
-            _read(one, content, f"{name}[{i}]") for i, (one, content) in enumerate(zip(kinds, values, strict=True))
+            _read(part, content, f"{name}[{i}]") for i, (part, content) in enumerate(zip(kinds, values, strict=True))
         )
     if origin is Mapping:
         entries = _checked(dict, value, name)

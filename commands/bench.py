@@ -291,7 +291,9 @@ def _measure_fidelity(
     )
     rows = measure_fidelity(
         options.engine,
-        [one for one in data.sentences if not one.target.no_target][: asked["limit"] or DEFAULT_SENTENCES],
+        [sentence for sentence in data.sentences if not sentence.target.no_target][
+            : asked["limit"] or DEFAULT_SENTENCES
+        ],
         source=None if source.kind == "random" else source,
         report=report,
         progress=progress,

@@ -171,7 +171,7 @@ class _Ref(NamedTuple):
 
 
 def layout_of(dataset: str) -> Layout:
-    """The layout of a published data set, or of one's own. Raises DatasetError if it is no name of a folder."""
+    """The layout of a published data set, or of one's own. Raises DatasetError if it is not the name of a folder."""
     if not is_plain_name(dataset):
         raise DatasetError(f"data set {dataset!r}: give the name of its folder")
     own = Path("images", dataset)
@@ -206,19 +206,15 @@ def _image_folder(root: Path, dataset: str, images: str | Path | None) -> Path:
 
 
 def _read_refs(path: Path, dataset: str, split: str) -> list[_Ref]:
-    records = read_json(path) if path.suffix == ".json" else read_plain_pickle(path)
+    records: Any = read_json(path) if path.suffix == ".json" else read_plain_pickle(path)
     try:
         refs = _parse_refs(records, split, generalised=dataset == GENERALISED)
     except ValueError as reason:
         raise DatasetError(f"{path}: {reason}; is it {dataset}'s file?") from None
     if not refs:
-        there = sorted(_splits(records))
+        there = sorted({record["split"] for record in records if record["split"].isprintable()})
         raise DatasetError(f"{path}: no refs of split {split!r}; it has {', '.join(there)[:80] or 'none'}")
     return refs
-
-
-def _splits(records: Any) -> set[str]:
-    return {record["split"] for record in records if record["split"].isprintable()}
 
 
 def _items(refs: list[_Ref], instances_path: Path, folder: Path) -> list[ReferredObject]:

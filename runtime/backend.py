@@ -65,8 +65,8 @@ class Backend(Protocol):
     ) -> tuple[list[npt.NDArray[Any]], dict[str, float]]:
         """`run`, and the seconds of "copy_in", "image" and "copy_out"; all are "image" where that copies by itself."""
         start = time.perf_counter()
-        found = self.run(feeds, outputs)
-        return found, {"copy_in": 0.0, "image": time.perf_counter() - start, "copy_out": 0.0}
+        made = self.run(feeds, outputs)
+        return made, {"copy_in": 0.0, "image": time.perf_counter() - start, "copy_out": 0.0}
 
 
 def create_session(

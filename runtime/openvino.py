@@ -53,7 +53,7 @@ class OpenVINOBackend(Backend):
         self._path, self.device = path, "cpu" if device == "auto" else device
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}"
         listed = core.available_devices
-        if not any(one.split(".")[0] == DEVICES[device] for one in listed):
+        if not any(name.split(".")[0] == DEVICES[device] for name in listed):
             raise BackendError(
                 f"OpenVINO lists no {DEVICES[device]} here ({', '.join(listed) or 'nothing'}): give device='cpu', or "
                 "install its driver"

@@ -59,15 +59,12 @@ def overlay_of(image: ImageLike, found: Sequence[tuple[_Mask, str]]) -> Image.Im
     for index, (mask, _) in enumerate(found):
         _draw(drawn, bright, _enlarged(mask.astype(bool), factor), _TINTS[index % len(_TINTS)])
     width = max(drawn.shape[1], _SMALLEST_SIDE)
-    caption = _caption([_said(mask, sentence) if len(found) > 1 else sentence for mask, sentence in found], width)
+    said = [sentence if len(found) == 1 or mask.any() else f"(not found) {sentence}" for mask, sentence in found]
+    caption = _caption(said, width)
     canvas = Image.new("RGB", (width, drawn.shape[0] + caption.height), _CAPTION_PAPER)
     canvas.paste(Image.fromarray(drawn), ((width - drawn.shape[1]) // 2, 0))
     canvas.paste(caption, (0, drawn.shape[0]))
     return canvas
-
-
-def _said(mask: _Mask, sentence: str) -> str:
-    return sentence if mask.any() else f"(not found) {sentence}"
 
 
 def _enlarged(array: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:

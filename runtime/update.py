@@ -108,6 +108,6 @@ def _without(manifest: Manifest, names: set[str]) -> Manifest:
     return replace(
         manifest,
         files={name: entry for name, entry in manifest.files.items() if name not in names},
-        frames={name: one for name, one in manifest.frames.items() if names.isdisjoint((one.frame, one.mask))},
+        frames={name: entry for name, entry in manifest.frames.items() if names.isdisjoint((entry.frame, entry.mask))},
         engines={name: engine for name, engine in manifest.engines.items() if name not in names},
     )

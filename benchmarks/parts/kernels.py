@@ -51,23 +51,19 @@ def compile_layers(graph: Path, batch: int = 1, target: str = TARGET) -> tuple[l
     return [layer for layer in layers if layer.is_kernel], plan.describe()
 
 
-def is_large_move(layer: EngineLayer) -> bool:
-    """Whether a kernel moves over 5 MB and computes nothing."""
-    return _MOVES.match(layer.name) is not None and (layer.moved or 0) > _LEAST
-
-
 def measure_kernels(graph: Path, precision: str, batch: int = 1) -> Kernels:
     """The kernels of an image graph by part, those that only move numbers, and what both floors are on each device."""
     layers, compiler = compile_layers(graph, batch)
     macs = count_macs(graph)
     moved = sum((layer.moved or 0) + (layer.constants or 0) for layer in layers)
+    only_moving = [layer for layer in layers if _MOVES.match(layer.name) and (layer.moved or 0) > _LEAST]
     compute = {device.key: estimate(cost_rows(graph, batch), device, precision).compute_seconds for device in DEVICES}
     return Kernels(
         compiler=compiler,
         parts=tuple(_rows(layers, macs, batch)),
         moves=tuple(
-            PureMoves(part, len(found), sum(layer.moved or 0 for layer in found))
-            for part, found in _by_part(layer for layer in layers if is_large_move(layer)).items()
+            PureMoves(part, len(kernels), sum(layer.moved or 0 for layer in kernels))
+            for part, kernels in _by_part(only_moving).items()
         ),
         fused_attentions=sum("_mha_" in layer.name for layer in layers if _part(layer).endswith(".attention")),
         floors=tuple(
@@ -79,13 +75,13 @@ def measure_kernels(graph: Path, precision: str, batch: int = 1) -> Kernels:
 
 def _rows(layers: Iterable[EngineLayer], macs: dict[str, int], batch: int) -> Iterable[PartKernels]:
     """In the order of the first kernel of each part."""
-    for part, found in _by_part(layers).items():
-        products = {name for layer in found for name in layer.onnx if product_type(name)}
+    for part, kernels in _by_part(layers).items():
+        products = {name for layer in kernels for name in layer.onnx if product_type(name)}
         yield PartKernels(
             part=part,
-            kernels=len(found),
-            moved_bytes=sum(layer.moved or 0 for layer in found),
-            constant_bytes=sum(layer.constants or 0 for layer in found),
+            kernels=len(kernels),
+            moved_bytes=sum(layer.moved or 0 for layer in kernels),
+            constant_bytes=sum(layer.constants or 0 for layer in kernels),
             macs=batch * sum(macs.get(name, 0) for name in products),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..timing.result import LayerError, PartCost, Result, TextCost
+from ..timing.result import LayerError, PartCost, Result
 from . import charts
 from .content import Bar, Bars, Block, Drawing, Section, Table, Text
 from .format import bytes_text, ms, percent, scaled
@@ -36,19 +36,15 @@ def parts(result: Result) -> Section | None:
     for side, total in zip(sides, totals, strict=True):
         amounts = _amounts(sum(part.macs for part in side.parts), sum(part.bytes for part in side.parts))
         blocks.append(Text(f"{side.side}, all parts: {ms(total)}, {amounts}."))
-    if result.text is not None:
-        blocks.append(_text_encoder(result.text))
+    if (text := result.text) is not None:
+        facts = f"{ms(text.seconds)}, {scaled(text.macs, 'MACs')}, {bytes_text(text.weight_bytes)} of weights"
+        blocks.append(Text(f"Not in this sum: text encoder, once a sentence: {facts}."))
     note = "From the backend's own profiler, by the graph's node names; with what each part computes and moves."
     return Section("Where the time goes", note, blocks)
 
 
 def _amounts(macs: int, size: int) -> str:
     return f"{scaled(macs, 'MACs')}, {bytes_text(size)}"
-
-
-def _text_encoder(text: TextCost) -> Text:
-    facts = f"{ms(text.seconds)}, {scaled(text.macs, 'MACs')}, {bytes_text(text.weight_bytes)} of weights"
-    return Text(f"Not in this sum: text encoder, once a sentence: {facts}.")
 
 
 def roofline(result: Result) -> Section | None:

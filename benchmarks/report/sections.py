@@ -47,7 +47,7 @@ def ratios(result: Result) -> Section | None:
     if not result.ratios:
         return None
     names = [side.name for side in result.sides]
-    scale = charts.spread([1.0, *(value for one in result.ratios for value in (one.ratio, one.low, one.high))])
+    scale = charts.spread([1.0, *(value for ratio in result.ratios for value in (ratio.ratio, ratio.low, ratio.high))])
     rows = []
     for ratio in result.ratios:
         marks = charts.interval(ratio.ratio, ratio.low, ratio.high, scale, charts.colour(names.index(ratio.name)))
@@ -78,8 +78,8 @@ def figures(result: Result) -> Section:
     blocks: list[Block] = [Table(columns, rows)]
     if result.ratios:
         compared = [
-            [f"{one.name} over {one.against}", *(f"{value:.4f}" for value in (one.ratio, one.low, one.high))]
-            for one in result.ratios
+            [f"{ratio.name} over {ratio.against}", *(f"{value:.4f}" for value in (ratio.ratio, ratio.low, ratio.high))]
+            for ratio in result.ratios
         ]
         blocks.append(Table(["side over side", "ratio", "low", "high"], compared, "Ratios of medians"))
     return Section("All figures", "", blocks)
@@ -98,11 +98,14 @@ def splits(result: Result) -> Section | None:
         bar = charts.stacked([times[step] / most for step in PER_CALL])
         rows.append(charts.row(side.name, bar, ms(side.call), note=f"steps add up to {ms(whole)}"))
     cells = [
-        [step, *(f"{ms(one[step])}, {percent(one[step] / all_)}" for one, all_ in zip(steps, sums, strict=True))]
+        [
+            step,
+            *(f"{ms(times[step])}, {percent(times[step] / whole)}" for times, whole in zip(steps, sums, strict=True)),
+        ]
         for step in PER_CALL
     ]
     around = [
-        f"{ms(one.seconds)}, {percent(one.share)}" if one else NOTHING for one in (side.overhead for side in sides)
+        f"{ms(side.overhead.seconds)}, {percent(side.overhead.share)}" if side.overhead else NOTHING for side in sides
     ]
     cells += [["all steps", *map(ms, sums)], ["a call, measured whole", *(ms(side.call) for side in sides)]]
     cells.append(["all but the image graph, median of rounds", *around])
@@ -200,7 +203,9 @@ def sweeps(result: Result) -> Section | None:
     if not result.sweeps:
         return None
     names = [side.name for side in result.sides]
-    plots = "".join(_sweep_plot([one for one in result.sweeps if one.sweep == kind], kind, names) for kind in _SWEPT)
+    plots = "".join(
+        _sweep_plot([point for point in result.sweeps if point.sweep == kind], kind, names) for kind in _SWEPT
+    )
     rows, skipped = [], []
     for point in result.sweeps:
         if point.summary is None:

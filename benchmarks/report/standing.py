@@ -182,7 +182,7 @@ def _parts(parts: Sequence[Part]) -> list[str]:
     names = list(dict.fromkeys(name for row in parts for name in row.sides))
     columns = {name: [row.sides[name] for row in parts if name in row.sides] for name in names}
     whole = {
-        name: PartTime(sum(one.seconds for one in times), sum(one.macs for one in times))
+        name: PartTime(sum(time.seconds for time in times), sum(time.macs for time in times))
         for name, times in columns.items()
     }
     rows = [

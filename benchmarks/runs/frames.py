@@ -32,6 +32,6 @@ def measure_frames(root: Path, rounds: int) -> tuple[FrameCost, ...]:
                     with nullcontext() if opencv else patch(_WITHOUT, return_value=None):
                         parts.append(measure_split(segmenter, frame, "the circle", rounds=1).parts)
             for opencv, parts in splits.items():
-                medians = (float(np.median([one[part] for one in parts])) for part in _PARTS)
+                medians = (float(np.median([split[part] for split in parts])) for part in _PARTS)
                 costs.append(FrameCost(size, opencv, *(round(seconds, 6) for seconds in medians)))
     return tuple(costs)

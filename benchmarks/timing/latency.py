@@ -63,7 +63,7 @@ def measure_split(
     rows = [prompt] * (1 if path.takes_frames else segmenter.manifest.input.batch or 1)
     for number in range(-warmup, rounds):
         seconds: dict[str, float] = {}
-        _timed(seconds, "decode", _decode, jpeg)
+        _timed(seconds, "decode", lambda: to_rgb_array(Image.open(io.BytesIO(jpeg))))
         segmenter.encode(other)
         _timed(seconds, "text_cold", segmenter.encode, sentence)
         _timed(seconds, "text_cached", segmenter.encode, sentence)
@@ -73,7 +73,7 @@ def measure_split(
         steps["copy_in"] += seconds["copy_in"]
         seconds |= steps
         _timed(seconds, "postprocess", path.mask, outputs)
-        _timed(seconds, "call", _call, segmenter, path.image, prompt, path.pixels)
+        _timed(seconds, "call", lambda: segmenter.segment(path.image, prompt, pixels=path.pixels).mask)
         if number >= 0:
             calls.append(seconds.pop("call"))
             for part in PARTS:
@@ -131,14 +131,6 @@ def _timed(seconds: dict[str, float], part: str, work: Callable[..., Any], *argu
     result = work(*arguments)
     seconds[part] = time.perf_counter() - start
     return result
-
-
-def _decode(jpeg: bytes) -> npt.NDArray[np.uint8]:
-    return to_rgb_array(Image.open(io.BytesIO(jpeg)))
-
-
-def _call(segmenter: Segmenter, image: npt.NDArray[np.uint8], prompt: Prompt, pixels: str) -> npt.NDArray[np.bool_]:
-    return segmenter.segment(image, prompt, pixels=pixels).mask
 
 
 def _jpeg(image: npt.NDArray[np.uint8]) -> bytes:

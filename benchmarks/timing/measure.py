@@ -113,7 +113,7 @@ def measure_sides(
         seconds = interleave(sides, warmup, rounds, progress)
         described = [_describe(side, values) for side, values in zip(sides, seconds, strict=True)]
         if split:
-            described = [_with_split(side, one, report) for side, one in zip(sides, described, strict=True)]
+            described = [_with_split(side, result, report) for side, result in zip(sides, described, strict=True)]
     return described
 
 

@@ -18,12 +18,12 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 def image_files(folder: Path) -> list[Path]:
     """A folder's image files by their names' endings, sorted. Raises ImageError if there are none."""
     try:
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+        images = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     except OSError as error:
         raise ImageError(f"{folder}: the folder cannot be read ({error.strerror})") from error
-    if not found:
+    if not images:
         raise ImageError(f"{folder} has no images: {', '.join(_SUFFIXES)}")
-    return found
+    return images
 
 
 def coco_mask(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:

@@ -181,9 +181,9 @@ class TensorRTBackend:
         with self._in_turn():
             rows = validate_feeds(self._plan, feeds, outputs)
             start = time.perf_counter()
-            found = self._enqueue_piece(feeds, slice(0, rows), outputs, passed)()
+            arrays = self._enqueue_piece(feeds, slice(0, rows), outputs, passed)()
             passed("copy_out")
-        return found, seconds
+        return arrays, seconds
 
     def close(self) -> None:
         """Free the device, after the call under way in another thread. May be called twice."""

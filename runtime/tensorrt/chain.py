@@ -29,15 +29,20 @@ class FrameChain(TensorRTBackend):
         )
         self._segmenter, self._changes_seen = segmenter, 0
         self.signatures = self._frame.signature, self.signature
-        given = [*self._frame._plan.inputs, *(one for one in segmenter._plan.inputs if one.spec.name != "image")]
+        given = [
+            *self._frame._plan.inputs,
+            *(tensor for tensor in segmenter._plan.inputs if tensor.spec.name != "image"),
+        ]
         made = [tensor for tensor in self._plan.tensors if not tensor.is_input]
-        self._plan = BufferPlan(tuple(replace(one, largest=one.at(1)) for one in (*given, *made)), 1, dynamic=False)
+        self._plan = BufferPlan(
+            tuple(replace(tensor, largest=tensor.at(1)) for tensor in (*given, *made)), 1, dynamic=False
+        )
         self.signature = self._plan.signature
         self._held.buffers |= {
-            one.spec.name: owner._held.buffers[one.spec.name]
+            tensor.spec.name: owner._held.buffers[tensor.spec.name]
             for owner in (self._frame, segmenter)
-            for one in given
-            if one in owner._plan.inputs
+            for tensor in given
+            if tensor in owner._plan.inputs
         }
 
     def close(self) -> None:

@@ -76,10 +76,6 @@ class EngineRecord:
         """The record as it stands in a manifest."""
         return {key: value for key, value in to_plain(self).items() if key not in ("name", "rebuild")}
 
-    @property
-    def made_with(self) -> str:
-        return f"{DISPLAY_NAMES[self.flavor]} {self.version}"
-
 
 def rebuild_command(root: Path, precision: str | None) -> str:
     """The command that builds a bundle's engines of a precision again."""
@@ -111,7 +107,7 @@ def check_header(data: bytes, record: EngineRecord, path: Path) -> None:
     """
     magic = bytes(data[:4])
     flavor = _MAGIC.get(magic)
-    if flavor is None and _is_newer_than_known(record):
+    if flavor is None and numbers(record.version)[0] > _LAST_KNOWN_MAJOR[record.flavor]:
         return
     if flavor is None or len(data) < _HEADER_BYTES:
         raise BundleError(f"{path} is not a TensorRT engine (it begins with {magic!r}): {record.rebuild}")
@@ -128,10 +124,6 @@ def check_header(data: bytes, record: EngineRecord, path: Path) -> None:
         raise BundleError(f"{path} was built with {version}, {MANIFEST_NAME} says {record.version}: {record.rebuild}")
 
 
-def _is_newer_than_known(record: EngineRecord) -> bool:
-    return numbers(record.version)[0] > _LAST_KNOWN_MAJOR[record.flavor]
-
-
 def numbers(version: str) -> tuple[int, ...]:
     """The leading numeric components of a version: (10, 13, 3, 9) of "10.13.3.9.post1"."""
     match = re.match(r"[0-9]+(\.[0-9]+)*", version)
@@ -140,9 +132,9 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def flavor_misfit(record: EngineRecord, flavor: str, version: str) -> str | None:
     """Why this TensorRT cannot run the engine, or None."""
-    here = f"{DISPLAY_NAMES[flavor]} {version}"
+    here, there = f"{DISPLAY_NAMES[flavor]} {version}", f"{DISPLAY_NAMES[record.flavor]} {record.version}"
     if record.flavor != flavor or not _version_fits(record, version):
-        return f"{record.name} was built with {record.made_with}, this machine has {here}: {record.rebuild}"
+        return f"{record.name} was built with {there}, this machine has {here}: {record.rebuild}"
     return None
 
 
