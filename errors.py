@@ -6,13 +6,13 @@ code of this table; `exits` maps what Python, the system and other packages rais
 | code | name | when |
 | --- | --- | --- |
 | 0 | `DONE` | it is done |
-| 1 | `REFUSED` | the input, a file, a package, the disk, memory or the device do not allow it; see the line on stderr |
-| 2 | `USAGE` | the command line is not understood: an unknown option, a missing argument, a value out of range |
-| 3 | `SLOWER` | `lavt-bench --baseline`: surely slower than `--max-slowdown` allows |
+| 1 | `REFUSED` | the input, a file, a package, the disk, memory or the device does not allow it; the line says which |
+| 2 | `USAGE` | the command line is wrong: an unknown option, a missing argument, a value out of range |
+| 3 | `SLOWER` | `lavt-bench --baseline`: certainly slower than `--max-slowdown` allows |
 | 70 | `BUG` | an error of lavt-edge itself; the line names it |
-| 130 | `INTERRUPTED` | Ctrl-C (SIGINT); nothing half-written stays |
-| 141 | `PIPE_CLOSED` | what read the output went away, as in `lavt-bench ... | head -1`; nothing is printed |
-| 143 | `TERMINATED` | a polite kill (SIGTERM); nothing half-written stays |
+| 130 | `INTERRUPTED` | Ctrl-C (SIGINT); no half-written file is left |
+| 141 | `PIPE_CLOSED` | the program that read the output ended, as in `lavt-bench ... | head -1`; nothing is printed |
+| 143 | `TERMINATED` | terminated by SIGTERM; no half-written file is left |
 
 With LAVT_EDGE_TRACEBACK=1 in the environment the traceback of whatever ended a command comes before its line.
 """

@@ -33,7 +33,7 @@ class Session:
             raise BundleError(f"a graph that ONNX Runtime cannot load ({reason_of(error)})") from error
 
     def run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """The named outputs. Raises BundleError where the graph does not take these inputs."""
+        """The named outputs. Raises BundleError if the graph does not take these inputs."""
         try:
             return [np.asarray(one) for one in self._session.run(list(outputs), feeds)]
         except Exception as error:

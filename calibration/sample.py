@@ -33,13 +33,13 @@ class DataOptions:
     """The sentences and images to calibrate on. Raises ExportError for a value out of range."""
 
     dataset: str = GENERATED
-    """The data set: "refcoco", "refcoco+", "refcocog", "refclef", "rrsisd", "grefcoco", the folder of one's own, or
+    """The data set: "refcoco", "refcoco+", "refcocog", "refclef", "rrsisd", "grefcoco", the folder of your own, or
     "shapes" for generated scenes."""
     root: str | os.PathLike[str] | None = None
     """The folder with the data sets; None is for generated scenes alone, which are then in the user's cache."""
     split: str = "train"
     split_by: str | None = None
-    """Whose splits: "unc", "umd", "google", one's own; None is the usual one of the data set."""
+    """Whose splits: "unc", "umd", "google" or your own; None is the data set's usual one."""
     images: str | os.PathLike[str] | None = None
     """The folder of the images, if it is not the data set's usual one."""
     samples: int = 512
@@ -82,7 +82,7 @@ def draw_sample(options: DataOptions, progress: Progress = ignore) -> Sample:
     A quarter as many sentences again are held out, 8 to MAX_HELD_OUT, about images of their own. Those that refer to
     nothing (gRefCOCO) are not held out: their IoU is 0 in any precision, and would hide what a precision loses.
 
-    Raises DatasetError where the data is missing, of another layout, or has too few images.
+    Raises DatasetError if the data is missing, of another layout, or has too few images.
     """
     root = None if options.root is None else Path(options.root)
     split = open_split(

@@ -111,7 +111,7 @@ def bench(
         Path | None,
         typer.Option(help="The folder of the images, if it is not the usual one; COCO 2017's works too."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first sentences of the file, this many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences of the file.")] = None,
     shard: Annotated[
         str | None, typer.Option(help="Only one part of the sentences: 3/8 is the third of eight; see --merge.")
     ] = None,
@@ -146,7 +146,7 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure a bundle's latency beside its peers; or, with --dataset, the accuracy of a bundle or a checkpoint."""
+    """Compare a bundle's latency with peers; or, with --dataset, measure the accuracy of a bundle or a checkpoint."""
     if merge or files:
         bench_merge(context, context.params)
         return
@@ -192,7 +192,7 @@ def _latency_options(asked: dict[str, Any]) -> Options:
 
     frame = parse_size(asked["frame"], "--frame")
     if frame is not None and asked["image"] is not None:
-        raise LavtError("--frame is for noise of a size, and --image has its own; leave one out")
+        raise LavtError("--frame gives the size of random noise, and --image has its own; leave one out")
     if frame is not None and not all(0 < side <= _MOST_SIDE for side in frame):
         raise LavtError(f"--frame {asked['frame']}: each side must be 1 to {_MOST_SIDE} pixels")
     same = ("checkpoint", "image", "text", "warmup", "rounds", "batch", "threads", "device")

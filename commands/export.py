@@ -52,12 +52,12 @@ def export_onnx(
     ] = None,
     bert: Annotated[
         Path | None,
-        typer.Option(help="The BERT of a checkpoint without it: a state dict, or a folder of Hugging Face's."),
+        typer.Option(help="The BERT of a checkpoint without one: a state dict, or a Hugging Face folder."),
     ] = None,
     vocabulary: Annotated[
-        Path | None, typer.Option(help="The words of a BERT other than bert-base-uncased: a vocab.txt.")
+        Path | None, typer.Option(help="The vocabulary of a BERT other than bert-base-uncased: a vocab.txt.")
     ] = None,
-    ema: Annotated[bool, typer.Option("--ema", help="Take a checkpoint's averaged parameters, model_ema.")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="Use a checkpoint's averaged parameters, model_ema.")] = False,
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 20.")] = 20,
     winograd: Annotated[
         bool,
@@ -90,11 +90,11 @@ def export_onnx(
         f"pixel agreement {100 * parity['pixel_agreement']:.3f} %, {parity['cases']} cases",
     )
     if source.leaves_ema:
-        out.print(f"{source.path.name} has model_ema, too, which --ema takes")
+        out.print(f"{source.path.name} also has averaged parameters, model_ema: --ema uses them")
     if manifest.checkpoint.note is not None:
         out.print(
-            f"{manifest.checkpoint.note}: nothing in {source.path.name} says them, and shapes do not show them; "
-            f"lavt-bench --engine {output} --dataset NAME is the proof, --fusion-heads gives others"
+            f"{manifest.checkpoint.note}: {source.path.name} does not say them, and shapes do not show them; check "
+            f"with lavt-bench --engine {output} --dataset NAME, or give others with --fusion-heads"
         )
 
 
@@ -115,7 +115,7 @@ def export_quantize(
         ),
     ] = "refcoco",
     split_by: Annotated[
-        str | None, typer.Option(help="Whose splits: unc, umd, google, your own; default: the usual.")
+        str | None, typer.Option(help="Whose splits: unc, umd, google or your own; default: the data set's usual ones.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="The folder of the images, if it is not the usual one.")] = None,
     samples: Annotated[
@@ -131,7 +131,7 @@ def export_quantize(
     tune: Annotated[
         bool,
         typer.Option(
-            "--tune", help="Time placements of INT8 on this machine, its CPU for --rest fp32; keep the fastest."
+            "--tune", help="Time placements of INT8 on this machine (on its CPU for --rest fp32); keep the fastest."
         ),
     ] = False,
     force: Force = False,
@@ -238,7 +238,7 @@ def export_frame(
     pixels: Annotated[str, typer.Option(help="Their layout: rgb, bgr (OpenCV's), rgbx, bgrx, grey or nv12.")] = "rgb",
     force: Force = False,
 ) -> None:
-    """Add graphs that take a camera's frames as they are and give their masks, for the device to run."""
+    """Add graphs that take a camera's frames as they are and return masks of their size, all on the device."""
     height, width = parse_size(size, "--size")
     with needs("export"):
         from ..export.frames import FrameOptions, add_frame_graphs
@@ -259,7 +259,7 @@ def export_trt(
     bundle: Bundle,
     fp16: Annotated[bool, typer.Option("--fp16", help="Build FP16 engines (default).")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Build bfloat16 engines.")] = False,
-    fp32: Annotated[bool, typer.Option("--fp32", help="Build FP32 engines: slow, and nothing is rounded.")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="Build FP32 engines: slow, but nothing is rounded.")] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="Build an INT8 image engine; the text encoder's is FP16.")
     ] = False,
@@ -285,14 +285,14 @@ def export_trt(
     ] = None,
     version_compatible: Annotated[
         bool,
-        typer.Option("--version-compatible", help="Engines that later TensorRT of the same major version runs, too."),
+        typer.Option("--version-compatible", help="Engines that later TensorRT of the same major version can run too."),
     ] = False,
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="Engines for all GPUs since Ampere; slower.")
     ] = False,
     tune: Annotated[
         bool,
-        typer.Option("--tune", help="For --int8: time placements on this GPU and make the graph of the fastest first."),
+        typer.Option("--tune", help="For --int8: first time placements on this GPU, and make the fastest one's graph."),
     ] = False,
     max_drop: Annotated[float, typer.Option(help="For --tune: points of mean IoU that INT8 may lose.")] = 0.5,
 ) -> None:
@@ -331,18 +331,18 @@ def export_trt(
 
 @export_app.command("triton")
 def export_triton(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder, or the graph or engine in it that is to run.")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder, or one of its image graphs (.engine, .onnx).")],
     output: Annotated[Path, typer.Option(help="The model repository: a new folder, or one to add this bundle to.")],
     instances: Annotated[int, typer.Option(help="Copies of each model, per GPU for bare graphs.")] = 1,
     backend: Annotated[
         str,
         typer.Option(
-            help="python: sentences and an image to masks, the model lavt; onnxruntime or tensorrt: the bare graphs, "
-            "lavt_text and lavt_segmenter."
+            help="python: the model lavt, which turns sentences and an image into masks; onnxruntime or tensorrt: the "
+            "bare graphs, lavt_text and lavt_segmenter."
         ),
     ] = "python",
 ) -> None:
-    """Write a model repository for NVIDIA Triton, or add a bundle to one, which is served from then on."""
+    """Write a model repository for NVIDIA Triton, or add a bundle to one as the version to serve."""
     from ..export.triton.repository import TritonOptions, write_repository
 
     version, names = write_repository(bundle, output, TritonOptions(backend, instances))
@@ -363,7 +363,7 @@ def _quantize(bundle: Path, precision: str, report: Report) -> None:
 
 
 def _tune(bundle: Path, options: EngineOptions, max_drop: float, report: Report, progress: Progress) -> QuantizeResult:
-    """Makes the INT8 graph again, of the placement that is the fastest here, on the data of the one that is there."""
+    """Makes the INT8 graph again, with the placement that is the fastest here, on the data of the present one."""
     with needs("export"):
         from ..calibration import QuantizeOptions, quantize_bundle
         from ..calibration.calibrate import recorded_data

@@ -214,6 +214,6 @@ PUBLISHED = (
 
 
 def published_rows(dataset: str, split_by: str, split: str) -> tuple[PublishedRow, ...]:
-    """The published rows for a split; none where there are none to compare with."""
+    """The published rows for a split; empty if there are none."""
     wanted = (dataset, split_by, split)
     return tuple(row for row in PUBLISHED if (row.dataset, row.split_by, row.split) == wanted)

@@ -122,9 +122,9 @@ class RefCOCO:
 
     Args:
         root: the folder that holds the data sets and `images`.
-        dataset: `refcoco`, `refcoco+`, `refcocog`, `refclef`, `rrsisd`, `grefcoco`, or the folder of one's own.
+        dataset: `refcoco`, `refcoco+`, `refcocog`, `refclef`, `rrsisd`, `grefcoco`, or the folder of your own.
         split_by: whose splits, as in the refs file's name: `unc` (all but refcocog), `umd` (refcocog), `google`
-            (refcoco, refcocog), `berkeley` (refclef), or one's own.
+            (refcoco, refcocog), `berkeley` (refclef), or your own.
         split: `train` and `val` take the refs of exactly that split; `test` those whose split contains "test"; `testA`,
             `testB` and `testC` those whose split contains that letter (a ref can be in several).
         images: the folder of the images, if it is not the usual one. If an image of the annotations' name is not in

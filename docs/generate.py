@@ -1,7 +1,7 @@
 """Writes what in the documentation is not written by hand: `python docs/generate.py`.
 
 docs/api.md, and between the markers `<!-- NAME: generated -->` and `<!-- NAME: end -->` the measured table of README.md
-(from docs/benchmarks.json) and the costs in docs/rewrites.md. `--check` writes nothing, and fails where a page is old.
+(from docs/benchmarks.json) and the costs in docs/rewrites.md. `--check` writes nothing, and fails if a page is old.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def costs_table() -> str:
 
 
 def _by_part(counts: dict[str, float], patterns: list[str]) -> list[float]:
-    """GMACs of the names that each pattern is the first to match. Raises StopIteration where none matches."""
+    """GMACs of the names that each pattern is the first to match. Raises StopIteration if none matches."""
     sums = [0.0] * len(patterns)
     for name, macs in counts.items():
         sums[next(i for i, pattern in enumerate(patterns) if re.search(pattern, name))] += macs / 1e9
@@ -157,7 +157,7 @@ def pages() -> dict[Path, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is old")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is old")
     check = parser.parse_args().check
     old = {path: text for path, text in pages().items() if not path.is_file() or path.read_text("utf-8") != text}
     if check and old:

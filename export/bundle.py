@@ -72,7 +72,7 @@ def export_bundle(
     replace: bool = False,
     report: Report = ignore,
 ) -> Manifest:
-    """Exports `model`, proves the result against it and writes the bundle `output`, whole or not at all.
+    """Exports `model`, checks the result against it and writes the bundle `output`, whole or not at all.
 
     `model` is left in float64. `report` is told each step as it begins. Raises ExportError if the output exists,
     cannot be written, or is further from PyTorch than the tolerance; CheckpointError if `vocabulary` is not its BERT's.

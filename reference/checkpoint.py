@@ -89,7 +89,7 @@ def load_checkpoint(
 
     The file is torch.save's or safetensors'; the forms are listed in docs/checkpoints.md. Swin type, window and
     vocabulary size come from the shapes, the PWAM heads from the file's own `args.mha`, of a Namespace or a dict;
-    `fusion_heads` says them if the file does not. `bert` is the text encoder of a `lavt` that was saved without it: a
+    `fusion_heads` gives them if the file does not. `bert` is the text encoder of a `lavt` that was saved without it: a
     folder in Hugging Face's layout, or a state dict. `ema` takes the averaged parameters, `model_ema`. The file is
     memory-mapped, so optimizer state costs no memory.
 

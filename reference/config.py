@@ -61,7 +61,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class LAVTConfig:
-    """What fixes a LAVT's parameters and function.
+    """What determines a LAVT's parameters and function.
 
     `variant` is "lavt" (BERT saved beside the model) or "lavt_one" (BERT saved inside it); both compute the same.
     `fusion_heads` are the PWAM attention heads of the four stages. `max_words` counts BERT's word pieces.
@@ -108,5 +108,5 @@ class LAVTConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LAVTConfig:
-        """Inverse of `to_dict`; other keys are passed over. Raises ValueError for values of another type or range."""
+        """Inverse of `to_dict`; other keys are ignored. Raises ValueError for values of another type or range."""
         return from_plain(cls, data)

@@ -20,7 +20,7 @@ class TruncationWarning(UserWarning):
 
 
 class UnknownWordsWarning(UserWarning):
-    """A sentence has words that the model's vocabulary does not have: the mask is that of the others, or of none."""
+    """A sentence has words that the model's vocabulary does not have: the mask may miss the object."""
 
 
 @dataclass(frozen=True, eq=False)

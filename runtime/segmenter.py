@@ -70,9 +70,8 @@ class Segmenter:
     ) -> Segmenter:
         """Load a bundle; its files are verified first.
 
-        Of a folder the best engine that fits this machine is taken: verified ones before unverified ones, then fp16,
-        bf16, int8, fp32. It must be for this TensorRT, version and GPU. If none fits, or on the CPU, it is the ONNX
-        graph.
+        From a folder the best engine that fits this machine is taken: verified ones before unverified ones, then fp16,
+        bf16, int8, fp32. It must be for this TensorRT, version and GPU. If none fits, or on the CPU, the ONNX graph is.
 
         Args:
             path: the bundle's folder, or one of the image graphs (.engine, .onnx) inside it.
@@ -83,12 +82,12 @@ class Segmenter:
                 has the same if the bundle has one, else fp32.
             prompt_cache: how many encoded sentences are kept (80 bytes per prompt channel each; 0: none).
             spinning: whether ONNX Runtime's threads spin when they have no work. On cores that nothing else needs they
-                may start sooner; on shared ones, or right after `encode`, they are in each other's way.
+                may start sooner; on shared ones, or right after `encode`, they get in each other's way.
             backend: "onnxruntime", "openvino" or "tensorrt". By default an engine if one fits, else ONNX Runtime, or
-                OpenVINO where that is installed alone or the device is one of its own; `runtime` says which.
+                OpenVINO if only that is installed or the device is one of its own; `runtime` says which.
 
         Warns of an engine that was never compared with its graph (UnverifiedEngineWarning), of one that was built in
-        another power mode (PowerModeWarning), and of each that is there and not used (UnusedEngineWarning).
+        another power mode (PowerModeWarning), and of each that is not used (UnusedEngineWarning).
 
         Raises:
             BundleError: not a bundle, or one that is damaged, incomplete or of another format version.
@@ -107,14 +106,14 @@ class Segmenter:
     def frame_sizes(self) -> list[FrameKind]:
         """Height, width and layout of the frames that the device takes as they are and gives masks for.
 
-        Those of `lavt-export frame` whose engines run here. `segment` and `stream` use them by themselves for arrays of
+        Those of `lavt-export frame` whose engines run here. `segment` and `stream` use them automatically for arrays of
         that size and layout, one sentence and `size="frame"`; every other image is resized on the CPU. At most 0.1 % of
-        a mask's pixels, where the probability is about 0.5, differ from what they would be there.
+        a mask's pixels, where the probability is about 0.5, differ from those of the CPU's path.
         """
         return sorted(self._open_graphs().frames)
 
     def encode(self, sentence: str, *, blank: bool = False) -> Prompt:
-        """Encode a sentence, for any number of images. The prompts used last are cached.
+        """Encode a sentence, for any number of images. The most recently used prompts are cached.
 
         A sentence of more tokens than the model reads is cut, with a TruncationWarning. Words that the vocabulary does
         not have are named once, when the sentence is encoded, in an UnknownWordsWarning.
@@ -176,10 +175,10 @@ class Segmenter:
     ) -> list[Result]:
         """A Result for each (image, prompt), in order, as `segment` gives it: several images in one run of the graph.
 
-        Of several prompts for an image each has its own. As many as the bundle's batch at once, or 8 if that is
-        dynamic; but a dynamic batch on the CPU is run image by image, since ONNX Runtime's means over pixels round
-        otherwise in larger ones, which gain little there. On ONNX Runtime results so equal those of `segment` exactly.
-        The arguments are those of `segment`, and so is what it raises, before the graph is run.
+        Each of several prompts for an image has its own Result. A run takes as many as the bundle's batch, or 8 if that
+        is dynamic. On the CPU a dynamic batch is run image by image: larger ones gain little there, and ONNX Runtime
+        would round means over pixels otherwise, so that results would not equal those of `segment` exactly.
+        Arguments and errors are those of `segment`; all errors in the input come before the graph is run.
         """
         read = self._reader(pixels, orient, size)
         graphs = self._open_graphs()
@@ -222,8 +221,8 @@ class Segmenter:
     ) -> Generator[Any, None, None]:
         """`segment` on one frame after another; a thread reads and resizes the next frames meanwhile.
 
-        A GPU is given the next frame before the last one's Result is handed out, if it is there by then: it runs while
-        mask and probability are made of the last one, which never waits for the next.
+        A GPU starts on the next frame, if it has arrived, before the previous frame's Result is returned, so that it
+        runs while mask and probability of that Result are computed. A Result never waits for the next frame.
 
         At most two frames are taken ahead, each is read before the next is taken. What a frame, or `frames`, raises is
         raised in that frame's place and ends the stream. Close the generator to stop taking frames.
@@ -262,7 +261,7 @@ class Segmenter:
         return logits
 
     def close(self) -> None:
-        """Let go of the graphs, the device's memory and the cached prompts; calls in other threads still finish first.
+        """Free the graphs, the device's memory and the cached prompts; calls in other threads still finish first.
 
         May be called twice.
         """

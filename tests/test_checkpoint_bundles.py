@@ -108,8 +108,8 @@ def test_what_the_training_said_and_what_was_assumed_is_told(
     assert told == [f"{path}: heads assumed 1-1-1-1: no training arguments inside say them"]
     assert "lavt_one demo, 64x64 (args.img_size), " in first
     assert open_bundle(bundle).manifest.input.height == 64
-    assert averages == "a.pth has model_ema, too, which --ema takes"
-    assert last.startswith("heads assumed 1-1-1-1: nothing in a.pth says them")
+    assert averages == "a.pth also has averaged parameters, model_ema: --ema uses them"
+    assert last.startswith("heads assumed 1-1-1-1: a.pth does not say them")
     assert f"lavt-bench --engine {bundle} --dataset NAME" in last
     checkpoint = open_bundle(bundle).manifest.checkpoint
     assert checkpoint.note == "heads assumed 1-1-1-1"

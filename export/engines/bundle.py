@@ -63,8 +63,8 @@ def build_engines(
     and enters them in its manifest.
 
     `report` is told each step, `progress` the build's phase with the share done (0 to 1), `warn` a line that the user
-    should see. Stopped or killed, it leaves the bundle as it was; only a kill in the moment in which new engines take
-    the place of old ones can leave it with neither. Raises BundleError for a damaged bundle, BackendError if no
+    should see. If it is stopped or killed, the bundle stays as it was; only a kill at the moment when new engines
+    replace old ones can leave it with neither. Raises BundleError for a damaged bundle, BackendError if no
     TensorRT can be imported, ExportError if an option or a graph cannot be built, or the bundle lacks a typed graph.
     """
     options = options or EngineOptions()

@@ -16,7 +16,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """A folder's image files by their names' endings, sorted. Raises ImageError if there are none."""
+    """The image files of a folder, by file extension, sorted. Raises ImageError if there are none."""
     try:
         images = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     except OSError as error:

@@ -25,7 +25,7 @@ _LOWEST = np.float32(-87)
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a sentence refers to in an image. Mask, probability and score are made when they are read, and kept.
+    """What a sentence refers to in an image. Mask, probability and score are computed when they are first read.
 
     Attributes:
         sentence: the text.

@@ -36,7 +36,7 @@ class UnusedEngineWarning(UserWarning):
 
 
 class PowerModeWarning(UserWarning):
-    """An engine that was built with another number of multiprocessors than are on now, as power modes decide."""
+    """An engine was built with more or fewer multiprocessors than are on now: power modes switch them."""
 
 
 @dataclass(frozen=True)
