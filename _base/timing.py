@@ -102,13 +102,13 @@ def paired_ratio(seconds: Seconds, against: Seconds, period: int = 2, draws: int
     return _interval(float(np.log(np.median(first) / np.median(second))), logs, len(first) / length)
 
 
-def unpaired_ratio(seconds: Seconds, against: Seconds, draws: int = DRAWS) -> Ratio:
+def unpaired_ratio(seconds: Seconds, against: Seconds) -> Ratio:
     """As `paired_ratio`, of two runs at different times: each is resampled by itself. Raises ValueError alike."""
     parts, blocks = [], []
     for number, run in enumerate((seconds, against)):
         values = _checked(run)
         length = block_length(len(values), 1)
-        parts.append(np.log(np.median(values[_blocks(len(values), length, draws, seed=number)], axis=1)))
+        parts.append(np.log(np.median(values[_blocks(len(values), length, DRAWS, seed=number)], axis=1)))
         blocks.append(len(values) / length)
     return _interval(float(np.log(np.median(seconds) / np.median(against))), parts[0] - parts[1], min(blocks))
 

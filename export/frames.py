@@ -38,6 +38,7 @@ from .samples import sample_frame, sample_logits
 # Against the general path: the share of prepared bytes that may differ, by 1, and of the mask's pixels that must agree.
 MOST_BYTES, LEAST_PIXELS = 0.02, 0.999
 _MOST_SIDE = 16384
+_CASES = 2  # frames and logits that are compared
 _ONE = 1 << 22  # 1 as a weight of Pillow's sums over bytes
 
 
@@ -231,15 +232,13 @@ def export_models(options: FrameOptions, size: tuple[int, int]) -> tuple[ir.Mode
     )
 
 
-def _measure(
-    change: BundleUpdate, options: FrameOptions, entry: FrameEntry, spec: InputSpec, cases: int = 2
-) -> FrameParity:
+def _measure(change: BundleUpdate, options: FrameOptions, entry: FrameEntry, spec: InputSpec) -> FrameParity:
     frame_graph = OnnxRuntimeBackend(change.path(entry.frame), device="cpu")
     mask_graph = OnnxRuntimeBackend(change.path(entry.mask), device="cpu")
     check_signature(frame_graph.signature, frame_signature(entry, spec), entry.frame)
     check_signature(mask_graph.signature, mask_signature(entry, spec), entry.mask)
     differing, steps, agreement = [], [], []
-    for seed in range(cases):
+    for seed in range(_CASES):
         frame, logits = sample_frame(options.shape, seed), sample_logits((2, spec.height, spec.width), seed)
         (image,) = frame_graph.run({"frame": frame[None]}, ["image"])
         wanted = prepare(frame, spec.height, spec.width, pixels=options.pixels).pixels
@@ -249,7 +248,7 @@ def _measure(
         (mask,) = mask_graph.run({"logits": logits[None]}, ["mask"])
         result = result_of(logits, "", (options.height, options.width))
         agreement.append(float((mask[0].astype(bool) == result.mask).mean()))
-    return FrameParity(max(differing), max(steps), min(agreement), cases)
+    return FrameParity(max(differing), max(steps), min(agreement), _CASES)
 
 
 def _check(parity: FrameParity, entry: FrameEntry) -> None:

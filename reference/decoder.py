@@ -17,7 +17,7 @@ class Decoder(nn.Module):
 
     levels = (4, 3, 2)  # named after the map that each starts from, counted from 1
 
-    def __init__(self, channels: tuple[int, int, int, int], num_classes: int = 2) -> None:
+    def __init__(self, channels: tuple[int, int, int, int]) -> None:
         super().__init__()
         hidden = channels[3] // 2
         for level in self.levels:
@@ -26,7 +26,7 @@ class Decoder(nn.Module):
             self.add_module(f"bn1_{level}", nn.BatchNorm2d(hidden))
             self.add_module(f"conv2_{level}", nn.Conv2d(hidden, hidden, 3, padding=1, bias=False))
             self.add_module(f"bn2_{level}", nn.BatchNorm2d(hidden))
-        self.conv1_1 = nn.Conv2d(hidden, num_classes, 1)
+        self.conv1_1 = nn.Conv2d(hidden, 2, 1)
 
     def _conv(self, step: int, level: int, x: Tensor) -> Tensor:
         conv, bn = self.get_submodule(f"conv{step}_{level}"), self.get_submodule(f"bn{step}_{level}")

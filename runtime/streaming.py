@@ -12,6 +12,7 @@ _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 _Done = TypeVar("_Done")
 _PATIENCE_SECONDS = 5.0
+_AHEAD = 2
 _END: Any = object()
 
 
@@ -19,9 +20,8 @@ def worked_ahead(
     items: Iterable[_Given],
     prepare: Callable[[_Given], _Made],
     start: Callable[[_Made], Callable[[], _Done]],
-    ahead: int = 2,
 ) -> Generator[_Done, None, None]:
-    """`start(prepare(item))()` for every item, in order; a thread takes and prepares up to `ahead` items in advance.
+    """`start(prepare(item))()` for every item, in order; a thread takes and prepares up to two items in advance.
 
     The next item is started before a result is handed out, if it is prepared by then: its work goes on while the caller
     is busy with the result, which never waits for the next item.
@@ -30,7 +30,7 @@ def worked_ahead(
     generator stops the thread after the item that it is at; one that takes longer than five seconds is not waited for.
     """
     done: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-    slots = threading.Semaphore(ahead)
+    slots = threading.Semaphore(_AHEAD)
     stopped = threading.Event()
 
     def work() -> None:

@@ -30,7 +30,7 @@ _MOVES = re.compile(r"__my[a-z]*_(?:Tran|Resh|Move|Conc|Slic|Cast|Gath|Pad)+_")
 _LEAST = 5_000_000
 
 
-def compile_layers(graph: Path, batch: int = 1, target: str = TARGET) -> tuple[list[EngineLayer], str]:
+def compile_layers(graph: Path, batch: int = 1) -> tuple[list[EngineLayer], str]:
     """The kernels of a typed image graph for `batch` images, and what compiled them.
 
     Raises LavtError if TensorRT for RTX is not installed, ExportError if it cannot build the graph.
@@ -38,8 +38,8 @@ def compile_layers(graph: Path, batch: int = 1, target: str = TARGET) -> tuple[l
     with needs("rtx"):
         import tensorrt_rtx  # noqa: F401
     flavor = find_flavor("tensorrt_rtx")
-    options = EngineOptions(targets=(target,))
-    plan = BuildPlan(options, flavor.name, flavor.version, None, (target,), batch, None)
+    options = EngineOptions(targets=(TARGET,))
+    plan = BuildPlan(options, flavor.name, flavor.version, None, (TARGET,), batch, None)
     with TemporaryDirectory() as folder:
         static = Path(folder) / graph.name
         model = ir.load(graph)

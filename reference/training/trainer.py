@@ -25,6 +25,7 @@ from .curve import draw_loss_curve
 from .step import Crew, Phase, Trainee
 
 _LOG_EVERY, _EVALUATE_EVERY, _SAVE_EVERY = 25, 100, 50
+_GROUP = 8  # images that are segmented at once
 _EVALUATED, _EVALUATION_SEED = 120, 1  # seed 0 is the data set that figures are published for
 
 
@@ -145,13 +146,13 @@ def load(run: Run, path: Path) -> None:
 
 
 @torch.no_grad()
-def predict(model: LAVT, chosen: list[Example], texts: list[str] | None = None, group: int = 8) -> list[float]:
+def predict(model: LAVT, chosen: list[Example], texts: list[str] | None = None) -> list[float]:
     """IoU of each example's mask, segmented for its own sentence or for those given."""
     ious: list[float] = []
     texts = [example.text for example in chosen] if texts is None else texts
-    for start in range(0, len(chosen), group):
-        part = chosen[start : start + group]
-        tokens = [demo_tokenizer().encode(text)[:2] for text in texts[start : start + group]]
+    for start in range(0, len(chosen), _GROUP):
+        part = chosen[start : start + _GROUP]
+        tokens = [demo_tokenizer().encode(text)[:2] for text in texts[start : start + _GROUP]]
         ids, attention = (torch.from_numpy(np.stack(column)) for column in zip(*tokens, strict=True))
         images = torch.from_numpy(np.stack([example.image for example in part]))
         masks = model(normalise(images), ids, attention).argmax(1).bool().numpy()
