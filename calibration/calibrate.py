@@ -19,12 +19,12 @@ import numpy as np
 from .._base.files import write_whole
 from .._base.progress import Progress, ignore
 from ..data.sentences import GENERATED, Sentence
-from ..errors import BundleError, ExportError
+from ..errors import ExportError
 from ..runtime.batches import in_batches
 from ..runtime.bundle import Bundle
 from .passes import HistogramPass, Pass, RangePass, State, Targets
 from .qdq import operands
-from .record import Calibration, read_calibration
+from .record import Calibration, kept_calibration
 from .sample import DataOptions, Sample, cases
 from .smoothing import apply_smoothing, choose_strength, factors, weight_of
 
@@ -48,10 +48,7 @@ def recorded_data(bundle: Bundle) -> DataOptions:
 
     Raises ExportError if that is not of generated scenes: a bundle does not say where other data lies.
     """
-    recorded = None
-    if bundle.has("calibration"):
-        with suppress(BundleError):  # one that is damaged is made again
-            recorded = read_calibration(bundle.file("calibration", None))
+    recorded = kept_calibration(bundle)
     try:
         data = {} if recorded is None else recorded.key["data"]
         dataset = str(data.get("dataset", GENERATED))

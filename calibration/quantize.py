@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as replaced
 from functools import cache
@@ -15,7 +14,7 @@ import onnx_ir as ir
 
 from .. import __version__
 from .._base.progress import Progress, Report, ignore
-from ..errors import BundleError, ExportError
+from ..errors import ExportError
 from ..export.edits import LOW, load_graph, save_graph
 from ..export.rewrites.gpu import lay_out_for_gpu
 from ..runtime.bundle import Bundle, file_entry, open_bundle
@@ -29,7 +28,7 @@ from .passes import Targets
 from .placement import GroupLoss, Placement, draw_ranking, losses_alone, rank_groups, select_int8_groups
 from .products import POLICIES, RESTS, Product, candidates, image_macs, image_products
 from .qdq import quantize_products
-from .record import RECORD_NAME, Calibration, read_calibration
+from .record import RECORD_NAME, Calibration, kept_calibration
 from .sample import DataOptions, Sample, draw_sample
 from .smoothing import apply_smoothing
 from .thresholds import METHODS
@@ -153,11 +152,7 @@ def _calibration(
     bundle: Bundle, sample: Sample, change: BundleUpdate, report: Report, progress: Progress
 ) -> Calibration:
     """The bundle's own calibration if it is of these graphs and data, else a new one, which it then keeps."""
-    calibration = None
-    if bundle.has("calibration"):
-        with suppress(BundleError):  # one that is damaged is made again
-            calibration = read_calibration(bundle.file("calibration", None))
-    key = calibration_key(bundle, sample)
+    calibration, key = kept_calibration(bundle), calibration_key(bundle, sample)
     if calibration is not None and calibration.key == key and Targets(bundle).are_in(calibration):
         report("using the calibration that the bundle holds")
     else:

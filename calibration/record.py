@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from .._base import strict_json
 from ..errors import BundleError
+from ..runtime.bundle import Bundle
 from .half import Range
 from .smoothing import ChannelStatistics
 from .thresholds import BINS, Histogram, clipped_range
@@ -76,6 +78,13 @@ def read_calibration(path: Path) -> Calibration | None:
         raise BundleError(f"{path}: damaged ({type(error).__name__}: {str(error)[:80]}); delete it") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def kept_calibration(bundle: Bundle) -> Calibration | None:
+    """The bundle's own; None if it has none, or one that is damaged or old: it is made again."""
+    with suppress(BundleError):
+        return read_calibration(bundle.file("calibration", None)) if bundle.has("calibration") else None
+    return None
 
 
 def _numbers(values: object, low: float, high: float) -> list[float]:
