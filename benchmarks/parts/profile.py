@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ _KERNEL = "_kernel_time"
 Event = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class PartProfile:
-    """The parts of a graph, and the seconds of a whole run in the same profile."""
-
-    rows: tuple[TimedPart, ...]
-    run_seconds: float
-
-
 def part_times(
     onnx_path: Path, feeds: Mapping[str, npt.NDArray[Any]], threads: int | None = None, rounds: int = 5
 ) -> tuple[TimedPart, ...]:
@@ -43,13 +34,13 @@ def part_times(
         BackendError: ONNX Runtime cannot load the graph or run it on `feeds`.
         InputError: fewer than one round.
     """
-    return profile_parts(onnx_path, feeds, threads, rounds).rows
+    return profile_parts(onnx_path, feeds, threads, rounds)[0]
 
 
 def profile_parts(
     onnx_path: Path, feeds: Mapping[str, npt.NDArray[Any]], threads: int | None = None, rounds: int = 5
-) -> PartProfile:
-    """`part_times`, and the time of the whole run as the profiler saw it."""
+) -> tuple[tuple[TimedPart, ...], float]:
+    """`part_times`, and the seconds of the whole run as the profiler saw it."""
     if rounds < 1:
         raise InputError(f"rounds {rounds}: give 1 or more")
     events, operations = _profile(onnx_path, feeds, threads, rounds)
@@ -60,7 +51,7 @@ def profile_parts(
     parts = {part for i in kept for part in runs[i]}
     seconds = {part: float(np.mean([runs[i].get(part, 0.0) for i in kept])) for part in parts}
     costs = cost_rows(onnx_path, max(len(array) for array in feeds.values()))
-    return PartProfile(timed_parts(costs, seconds), float(np.mean([totals[i] for i in kept])))
+    return timed_parts(costs, seconds), float(np.mean([totals[i] for i in kept]))
 
 
 def _profile(
