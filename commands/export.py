@@ -30,11 +30,6 @@ Bundle = Annotated[Path, typer.Argument(help="The folder of the bundle to add to
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists already.")]
 
 
-@export_app.callback()
-def _export() -> None:
-    """Turn a LAVT checkpoint into graphs and engines for an edge device."""
-
-
 @export_app.command("onnx")
 def export_onnx(
     output: Annotated[Path, typer.Option(help="The folder to write the bundle to.")],

@@ -5,7 +5,6 @@ Numbers from a file are checked before pycocotools' C code sees them: it trusts 
 """
 
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -119,17 +118,12 @@ def _parse_run_lengths(value: dict[str, object]) -> RunLengths:
     size, counts = value.get("size"), value.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)):
         raise ValueError("a run-length encoding without size")
+    if not isinstance(counts, (str, list)):
+        raise ValueError("a run-length encoding without counts")
     try:
-        runs = _decompress(counts) if isinstance(counts, str) else array("q", _as_list(counts))
+        return RunLengths(_decompress(counts) if isinstance(counts, str) else array("q", counts), *size)
     except (TypeError, OverflowError):
         raise ValueError("a run-length encoding without counts") from None
-    return RunLengths(runs, *size)
-
-
-def _as_list(value: object) -> Sequence[int]:
-    if not isinstance(value, list):
-        raise TypeError
-    return value
 
 
 def _decompress(text: str) -> "array[int]":

@@ -76,7 +76,8 @@ def read_weights(path: Path) -> Any:
         with path.open("rb") as file:
             head = file.read(512)
         _refuse_text(head)
-        if _is_safetensors(head) or path.suffix == ".safetensors":
+        is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MOST_HEADER
+        if is_safetensors or path.suffix == ".safetensors":
             form = "safetensors file"
             return safetensors.torch.load_file(path)
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
@@ -109,10 +110,6 @@ def _refuse_text(head: bytes) -> None:
     if len(begin) > 16 and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in begin):
         text = " ".join(begin[:60].decode().split())
         raise CheckpointError(f"a text, not a checkpoint (it begins with {text!r}); is the download complete?")
-
-
-def _is_safetensors(head: bytes) -> bool:
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MOST_HEADER
 
 
 def _offender(error: BaseException) -> str:

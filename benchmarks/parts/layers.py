@@ -132,15 +132,12 @@ def _smoothed(model: ir.Model) -> set[str]:
     found: set[ir.Value] = set()
     for node in model.graph:
         scaled = node.op_type == "LayerNormalization" and any(
-            ".smoothed" in str(value.name) for value in _constants(node)
+            value is not None and value.const_value is not None and ".smoothed" in str(value.name)
+            for value in node.inputs
         )
         if scaled or (node.op_type in {*MOVEMENT, "Pad", "Cast"} and node.inputs[0] in found):
             found.update(node.outputs)
     return {str(value.name) for value in found}
-
-
-def _constants(node: ir.Node) -> Iterator[ir.Value]:
-    return (value for value in node.inputs if value is not None and value.const_value is not None)
 
 
 def _sizes(model: ir.Model, names: Iterable[str]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from html import escape
 
 from ..._base.timing import Ratio
 from ..timing.latency import PER_CALL
-from ..timing.result import FidelityFigures, FidelityRow, Overlay, Result, SideResult, SweepPoint
+from ..timing.result import FidelityFigures, FidelityRow, Overlay, Result, SweepPoint
 from . import charts
 from .content import Block, Drawing, Section, Table, Text
 from .format import NOTHING, bytes_text, ms, number, percent, rate, ratio_text
@@ -158,9 +158,10 @@ def _accuracy_plot(result: Result, rows: Sequence[FidelityRow]) -> str:
     """Mean IoU over median time, for precisions that were timed as well."""
     points = []
     for row in rows:
-        timed = (i for i, side in enumerate(result.sides) if _is_of(side, row.name))
-        if (i := next(timed, None)) is not None:
-            points.append((row.name, i, 1e3 * result.sides[i].summary.median, row.mean_iou))
+        for i, side in enumerate(result.sides):
+            if row.name in (side.name, side.precision) and side.kind in ("bundle", "onnx"):
+                points.append((row.name, i, 1e3 * side.summary.median, row.mean_iou))
+                break
     if len(points) < 2:
         return ""
     x = charts.Axis("median time of the image graph, ms", 0.0, 1.15 * max(point[2] for point in points))
@@ -170,10 +171,6 @@ def _accuracy_plot(result: Result, rows: Sequence[FidelityRow]) -> str:
         for name, i, time, accuracy in points
     )
     return "<h3>Accuracy over time</h3>" + charts.plot(x, y, marks, "mean IoU of each precision over its median time")
-
-
-def _is_of(side: SideResult, precision: str) -> bool:
-    return precision in (side.name, side.precision) and side.kind in ("bundle", "onnx")
 
 
 def _overlays(rows: Sequence[FidelityRow], reference: str) -> str:

@@ -11,9 +11,8 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..rewrites.names import product_type
 
@@ -86,25 +85,20 @@ def layers_from_inspector(text: str) -> list[EngineLayer]:
         if isinstance(entry, str):  # names alone: it was built with another verbosity
             layers.append(EngineLayer(entry, "", "other", ()))
             continue
-        types = [_json_type(tensor) for tensor in entry.get("Inputs") or entry.get("Outputs") or []]
+        types = [
+            str(tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype") or "")
+            for tensor in entry.get("Inputs") or entry.get("Outputs") or []
+        ]
         layers.append(
             _layer(str(entry.get("Name", "")), str(entry.get("LayerType", "")), types, str(entry.get("Metadata", "")))
         )
     return layers
 
 
-def _json_type(tensor: Mapping[str, Any]) -> str:
-    return str(tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype") or "")
-
-
 def _layer(name: str, kind: str, types: Iterable[str], metadata: str) -> EngineLayer:
-    return EngineLayer(name, kind, _lowest(types), tuple(_ONNX_LAYER.findall(metadata)))
-
-
-def _lowest(types: Iterable[str]) -> str:
-    """The lowest precision among the types that a layer reads; a product of INT8 operands reads INT8 alone."""
-    text = " ".join(types)
-    return next((precision for precision, pattern in _PRECISIONS if pattern.search(text)), "other")
+    text = " ".join(types)  # the lowest counts: a product of INT8 operands reads INT8 alone
+    precision = next((precision for precision, pattern in _PRECISIONS if pattern.search(text)), "other")
+    return EngineLayer(name, kind, precision, tuple(_ONNX_LAYER.findall(metadata)))
 
 
 def count_precisions(layers: Iterable[EngineLayer]) -> dict[str, int]:
