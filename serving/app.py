@@ -177,7 +177,7 @@ class _App:
     async def watch(self, socket: WebSocket) -> None:
         """Frames and the sentences' state out, sentences and acknowledgements in; see `Live.take_message`."""
         if len(self._live.watchers) >= self._limits.watchers:
-            await socket.send_denial_response(JSONResponse({"error": "too many watch: close another page"}, 503))
+            await socket.send_denial_response(JSONResponse({"error": "too many pages are open: close one"}, 503))
             return
         watcher = Watcher()
         self._live.join(watcher)

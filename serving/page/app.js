@@ -215,7 +215,7 @@ async function connect() {
     if (typeof data === "string") takeState(JSON.parse(data));
     else inOrder = inOrder.then(() => takeFrame(data)).catch((error) => complain(error.message));
   };
-  socket.onclose = () => lost($("link").dataset.state === "up" ? undefined : "too many pages watch: close one");
+  socket.onclose = () => lost($("link").dataset.state === "up" ? undefined : "too many pages are open: close one");
 }
 
 async function lost(text = "reconnecting") {
@@ -317,7 +317,7 @@ async function segmentStill() {
 }
 
 async function runWebcam() {
-  if (!navigator.mediaDevices) return complain("browsers give their camera to https and localhost pages alone: forward the port with ssh -L");
+  if (!navigator.mediaDevices) return complain("browsers give their camera only to https and localhost pages: forward the port with ssh -L");
   try {
     camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
   } catch (error) { return complain(`no camera: ${error.message}`); }
@@ -380,7 +380,7 @@ function save(blob, name) {
 
 function saveMask(chip) {
   const result = shown?.results.find((one) => one.sentence === chip.text);
-  if (!result) return complain("there is no mask of it yet");
+  if (!result) return complain("it has no mask yet");
   const [height, width] = result.rle.size;
   const data = new ImageData(width, height);
   const pixels = new Uint32Array(data.data.buffer);
@@ -426,7 +426,7 @@ $("add").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("sentence").value.trim();
   const twice = chips.some((chip) => chip.text === text);
-  $("hint").textContent = !text ? `Type what to find, such as: ${$("sentence").placeholder}` : twice ? "It is there already" : "";
+  $("hint").textContent = !text ? `Type what to find, such as: ${$("sentence").placeholder}` : twice ? "It is in the list already" : "";
   if (!text || twice) return;
   addChip(text);
   $("sentence").value = "";
