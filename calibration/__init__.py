@@ -42,8 +42,4 @@ _MODULES = {
     "quantize_bundle": "quantize",
 }
 
-__getattr__ = lazy_names(__name__, _MODULES)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
