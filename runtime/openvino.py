@@ -67,8 +67,8 @@ class OpenVINOBackend(Backend):
             model = core.read_model(str(path))
             self._compiled = core.compile_model(model, DEVICES[device], properties)
             self.signature = Signature(
-                inputs=tuple(_tensor_spec(port) for port in self._compiled.inputs),
-                outputs=tuple(_tensor_spec(port) for port in self._compiled.outputs),
+                inputs=tuple(tensor_spec(port) for port in self._compiled.inputs),
+                outputs=tuple(tensor_spec(port) for port in self._compiled.outputs),
             )
         except (RuntimeError, UnicodeDecodeError) as error:
             raise BundleError(
@@ -120,6 +120,7 @@ def _saturates() -> bool:
     return flags is not None and "vnni" not in flags[1]
 
 
-def _tensor_spec(port: Any) -> TensorSpec:
+def tensor_spec(port: Any) -> TensorSpec:
+    """An input or output of a compiled model."""
     shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
     return TensorSpec(port.get_any_name(), np.dtype(port.get_element_type().to_dtype()).name, shape)

@@ -27,6 +27,7 @@ from lavt_edge.benchmarks.timing.machine import (
 from lavt_edge.benchmarks.timing.measure import measure, prepare_sides
 from lavt_edge.benchmarks.timing.result import Options
 from lavt_edge.errors import ExitCode, LavtError
+from lavt_edge.runtime.signature import TensorSpec
 from lavt_edge.tests.report_pages import read
 from lavt_edge.tests.runtime_bundle import write_bundle
 
@@ -134,13 +135,13 @@ def test_tensorrt_is_refused_without_a_device(demo_bundle: Path) -> None:
 
 
 def test_only_the_batch_may_be_dynamic() -> None:
-    feeds = feeds_for([("image", "uint8", (None, 8, 8, 3)), ("word_mask", "float32", (None, 4))], 3)
+    feeds = feeds_for([TensorSpec("image", "uint8", (None, 8, 8, 3)), TensorSpec("word_mask", "float32", (None, 4))], 3)
     assert feeds["image"].shape == (3, 8, 8, 3)
     assert feeds["word_mask"].min() == 1
     with pytest.raises(LavtError, match="only the batch"):
-        feeds_for([("image", "uint8", (1, None, 8, 3))], 1)
+        feeds_for([TensorSpec("image", "uint8", (1, None, 8, 3))], 1)
     with pytest.raises(LavtError, match="for batches of 1, not 2"):
-        feeds_for([("image", "uint8", (1, 8, 8, 3))], 2)
+        feeds_for([TensorSpec("image", "uint8", (1, 8, 8, 3))], 2)
 
 
 def test_a_baseline_is_gone_through_a_common_peer(result: dict[str, Any]) -> None:

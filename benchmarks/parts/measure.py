@@ -20,8 +20,6 @@ from ..peers.sides import batch_of, feeds_for
 from ..timing.measure import prepare_sides
 from ..timing.result import Estimate, Kernels, LayerError, Options, Result, Roofline, SideParts, TextCost, TimedPart
 
-NO_LAYERS = "--layers compares a graph with the FP32 one: give --engine BUNDLE/segmenter.PRECISION.onnx"
-
 
 def check(options: Options, *, parts: bool, estimate: str | None, layers: bool, kernels: bool) -> None:
     """Refuses before anything is measured what could not be done afterwards. Raises LavtError."""
@@ -38,7 +36,9 @@ def check(options: Options, *, parts: bool, estimate: str | None, layers: bool, 
     if layers or kernels or estimate is not None:
         _, precision = image_graph(options.engine)
         if layers and precision == "fp32":
-            raise LavtError(NO_LAYERS)
+            raise LavtError(
+                "--layers compares a graph with the FP32 one: give --engine BUNDLE/segmenter.PRECISION.onnx"
+            )
     if estimate is not None:
         from .devices import find_device
 
@@ -132,13 +132,8 @@ def _kernels(path: Path, precision: str, batch: int) -> Kernels:
 
 
 def add_layers(result: Result, options: Options, report: Report) -> Result:
-    """With `layers`: the image graph's tensors against the FP32 graph's.
-
-    Raises LavtError if the FP32 graph itself was given, or the graphs cannot be compared.
-    """
-    path, precision = image_graph(options.engine)
-    if precision == "fp32":
-        raise LavtError(NO_LAYERS)
+    """With `layers`: the image graph's tensors against FP32's. Raises LavtError if they cannot be compared."""
+    path, _ = image_graph(options.engine)
     report("comparing layers")
     reference = open_bundle(options.engine).file("segmenter")
     return replace(result, layers=tuple(run_in_subprocess(_layers, reference, path, options)))
@@ -156,6 +151,4 @@ def _layers(reference: Path, other: Path, options: Options) -> list[LayerError]:
 
 def _feeds(bundle: Bundle, options: Options) -> dict[str, Any]:
     """Inputs of the image graph as the manifest has them, which needs no runtime: time does not depend on values."""
-    inputs = segmenter_signature(bundle.manifest.input).inputs
-    batch = batch_of(bundle, options.batch)
-    return feeds_for([(tensor.name, tensor.dtype, tensor.shape) for tensor in inputs], batch)
+    return feeds_for(segmenter_signature(bundle.manifest.input).inputs, batch_of(bundle, options.batch))

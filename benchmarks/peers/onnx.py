@@ -64,8 +64,7 @@ class OnnxSide:
         path = spec.plain or spec.path
         assert path is not None
         self._backend = backend = OnnxRuntimeBackend(path, device=spec.device, threads=spec.threads)
-        inputs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in backend.signature.inputs]
-        self._feeds = feeds_for(inputs, spec.batch)
+        self._feeds = feeds_for(backend.signature.inputs, spec.batch)
         outputs = [tensor.name for tensor in backend.signature.outputs]
         self._outputs = ["logits"] if "logits" in outputs else outputs
         self.size, self.batch = image_size(self._feeds), spec.batch

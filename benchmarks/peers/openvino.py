@@ -8,6 +8,8 @@ from typing import Any
 
 from ...errors import BackendError, reason_of
 from ...runtime.bundle import open_bundle
+from ...runtime.openvino import tensor_spec
+from ...runtime.signature import TensorSpec
 from .sides import SideSpec, feeds_for, image_size
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8-cpu": "f32"}
@@ -37,10 +39,8 @@ class OpenVINOSide:
         return self._request.infer(self._feeds)
 
 
-def _compile(
-    core: Any, path: Path, spec: SideSpec, properties: dict[str, str]
-) -> tuple[Any, list[tuple[str, str, tuple[int, ...]]]]:
-    """A request, and its inputs as `feeds_for` takes them; a dynamic batch becomes `spec.batch`."""
+def _compile(core: Any, path: Path, spec: SideSpec, properties: dict[str, str]) -> tuple[Any, list[TensorSpec]]:
+    """A request, and its inputs; a dynamic batch becomes `spec.batch`."""
     try:
         model = core.read_model(str(path))
         shapes = {}
@@ -53,8 +53,4 @@ def _compile(
         compiled = core.compile_model(model, "CPU", properties)
     except RuntimeError as error:
         raise BackendError(f"{spec.name}: OpenVINO refuses {path} ({reason_of(error)})") from error
-    inputs = [
-        (port.get_any_name(), str(port.get_element_type().to_dtype()), tuple(port.get_shape()))
-        for port in compiled.inputs
-    ]
-    return compiled.create_infer_request(), inputs
+    return compiled.create_infer_request(), [tensor_spec(port) for port in compiled.inputs]

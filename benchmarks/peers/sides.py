@@ -18,6 +18,7 @@ from ...errors import BackendError, BundleError, LavtError
 from ...export.source import Source
 from ...runtime.bundle import Bundle, open_bundle
 from ...runtime.manifest import MANIFEST_NAME
+from ...runtime.signature import TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -152,14 +153,15 @@ def batch_of(bundle: Bundle, batch: int) -> int:
     return fixed or batch
 
 
-def feeds_for(inputs: Sequence[tuple[str, str, Sequence[int | None]]], batch: int) -> dict[str, Array]:
-    """Arrays for inputs (name, dtype, shape): noise, with every word real; a dynamic batch becomes `batch`.
+def feeds_for(inputs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
+    """Arrays for a graph's inputs: noise, with every word real; a dynamic batch becomes `batch`.
 
     Raises LavtError if another size is dynamic, or a fixed batch is not `batch`.
     """
     rng = np.random.default_rng(0)
     feeds: dict[str, Array] = {}
-    for name, dtype, shape in inputs:
+    for tensor in inputs:
+        name, dtype, shape = tensor.name, tensor.dtype, tensor.shape
         sizes = [batch if number == 0 and size is None else size for number, size in enumerate(shape)]
         if any(size is None for size in sizes):
             raise BackendError(f"input {name} has dynamic sizes {list(shape)}; only the batch may be dynamic")

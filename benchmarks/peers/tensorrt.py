@@ -8,6 +8,7 @@ import numpy as np
 
 from ...errors import BackendError, reason_of
 from ...runtime.cuda import cuda_device_count
+from ...runtime.signature import TensorSpec
 from .sides import SideSpec, feeds_for, image_size
 
 
@@ -30,7 +31,9 @@ class TensorRTSide:
         except Exception as error:  # polygraphy's errors derive from Exception alone
             raise BackendError(f"{spec.name} could not be built ({reason_of(error)})") from error
         metadata: Any = self._runner.get_input_metadata()
-        inputs = [(name, str(np.dtype(tensor.dtype)), tuple(tensor.shape)) for name, tensor in metadata.items()]
+        inputs = [
+            TensorSpec(name, str(np.dtype(tensor.dtype)), tuple(tensor.shape)) for name, tensor in metadata.items()
+        ]
         self._feeds = feeds_for(inputs, spec.batch)
         self.size, self.batch = image_size(self._feeds), spec.batch
         self.precision, self.device = "fp16", "cuda"

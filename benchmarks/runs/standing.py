@@ -150,7 +150,7 @@ def parts_of(root: Path, threads: int | None) -> tuple[Part, ...]:
     for name, folder in ((REWRITTEN, root), (WINOGRAD, winograd_bundle(root))):
         bundle = open_bundle(folder)
         path, inputs = bundle.file("segmenter"), segmenter_signature(bundle.manifest.input).inputs
-        feeds = feeds_for([(tensor.name, tensor.dtype, tensor.shape) for tensor in inputs], 1)
+        feeds = feeds_for(inputs, 1)
         for row in part_times(path, feeds, threads):
             parts.setdefault(row.part, {})[name] = PartTime(round(row.seconds, 6), row.macs)
     return tuple(Part(part, sides) for part, sides in parts.items())
