@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -30,9 +30,6 @@ class Figures:
     """The share of mask pixels that are FP32's, 0 to 1."""
     relative_error: float
     """norm(difference) / norm(FP32) of the logits of the object less those of the background."""
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 class Evaluator:

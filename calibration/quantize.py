@@ -186,7 +186,7 @@ class _Work:
     def commit(self, precision: str, entries: Mapping[str, FileEntry], figures: Figures, **more: object) -> Manifest:
         """Gives the new files their names, and enters in the manifest how the precision was made."""
         data = {key: self.calibration.key["data"][key] for key in ("dataset", "split", "samples", "held_out", "seed")}
-        about = {"generator": __version__, "data": data, "against_fp32": figures.to_dict(), **more}
+        about = {"generator": __version__, "data": data, "against_fp32": asdict(figures), **more}
         return self.change.commit(
             entries, lambda manifest: replaced(manifest, precisions={**manifest.precisions, precision: about})
         )

@@ -25,8 +25,8 @@ def bench_accuracy(context: typer.Context, asked: dict[str, Any]) -> None:
             ("checkpoint", *MODEL_OPTIONS),
             "is for a checkpoint and says nothing of a bundle; leave it or --engine out",
         )
-    size, heads = parse_size(asked["image_size"]), parse_heads(asked["fusion_heads"])
-    shard = parse_shard(asked["shard"])
+    size = None if asked["image_size"] is None else parse_size(asked["image_size"])
+    heads, shard = parse_heads(asked["fusion_heads"]), parse_shard(asked["shard"])
     from ..benchmarks.evaluation.evaluate import evaluate
     from ..benchmarks.evaluation.predictors import Predictor, load_bundle
     from ..data.sentences import open_split

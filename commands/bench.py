@@ -190,7 +190,7 @@ def _check_outputs(json_file: Path | None, report: Path | None) -> None:
 def _latency_options(asked: dict[str, Any]) -> Options:
     from ..benchmarks.timing.result import Options
 
-    frame = parse_size(asked["frame"], "--frame")
+    frame = None if asked["frame"] is None else parse_size(asked["frame"], "--frame")
     if frame is not None and asked["image"] is not None:
         raise LavtError("--frame gives the size of random noise, and --image has its own; leave one out")
     if frame is not None and not all(0 < side <= _MOST_SIDE for side in frame):

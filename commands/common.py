@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, overload
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -24,18 +24,8 @@ err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: CUDA if it can be used, else the CPU.")]
 
 
-@overload
-def parse_size(text: str, option: str = "--image-size") -> tuple[int, int]: ...
-
-
-@overload
-def parse_size(text: str | None, option: str = "--image-size") -> tuple[int, int] | None: ...
-
-
-def parse_size(text: str | None, option: str = "--image-size") -> tuple[int, int] | None:
+def parse_size(text: str, option: str = "--image-size") -> tuple[int, int]:
     """Height and width of `480` or `480x640`. Raises ExportError."""
-    if text is None:
-        return None
     sizes = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.lower())
     if sizes is None:
         raise ExportError(f"{option} {text!r}: give a number such as 480, or HEIGHTxWIDTH such as 480x640")

@@ -61,7 +61,8 @@ def export_onnx(
     force: Force = False,
 ) -> None:
     """Export a bundle: ONNX graphs, checked against PyTorch, the tokenizer and the manifest."""
-    size, count, heads = parse_size(image_size), parse_batch(batch), parse_heads(fusion_heads)
+    size = None if image_size is None else parse_size(image_size)
+    count, heads = parse_batch(batch), parse_heads(fusion_heads)
     with needs("export"):
         from ..export import ExportOptions
         from ..export.bundle import check_output

@@ -53,10 +53,10 @@ def run(
     reported on stderr, and the rest are still done.
     """
     from .._base.files import write_whole
-    from ..runtime import Segmenter, coco_dataset, coco_entry
+    from ..runtime import Segmenter, coco_dataset, coco_entry, image_files
 
     several = bool(more) or image.is_dir()
-    images = [path for given in (image, *(more or ())) for path in _images(given)]
+    images = [path for given in (image, *(more or ())) for path in (image_files(given) if given.is_dir() else [given])]
     wanted = output or (Path("lavt" if several else "lavt.png") if mask or json_file is None else None)
     files = _files(images, wanted, several, len(text) if mask else 0)
     _check_outputs(images, [*(name for names in files for name in names), *([json_file] if json_file else [])])
@@ -82,12 +82,6 @@ def run(
         out.print(one_line(f"{json_file}: images: {len(entries)}, sentences: {len(text)}"))
     if len(entries) < len(images):
         raise LavtError(f"{len(images) - len(entries)} of {len(images)} images could not be read; the others are done")
-
-
-def _images(given: Path) -> list[Path]:
-    from ..runtime import image_files
-
-    return image_files(given) if given.is_dir() else [given]
 
 
 def _files(images: list[Path], output: Path | None, several: bool, masks: int) -> list[list[Path]]:
