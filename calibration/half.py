@@ -118,8 +118,9 @@ def _unbiased(value: ir.Value) -> ir.Value:
 
 def _is_word_bias(value: ir.Value) -> bool:
     node = value.producer()
-    constants = [] if node is None or node.op_type != "Mul" else [one for one in node.inputs if one and one.const_value]
-    return any(array_of(one).size == 1 and array_of(one).item() == WORD_BIAS for one in constants)
+    terms = node.inputs if node is not None and node.op_type == "Mul" else ()
+    constants = [array_of(term) for term in terms if term and term.const_value]
+    return any(array.size == 1 and array.item() == WORD_BIAS for array in constants)
 
 
 def to_half(model: ir.Model, islands: Mapping[str, str], low: ir.DataType = HALF) -> None:

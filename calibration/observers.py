@@ -35,7 +35,7 @@ class Session:
     def run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> list[Array]:
         """The named outputs. Raises BundleError if the graph does not take these inputs."""
         try:
-            return [np.asarray(one) for one in self._session.run(list(outputs), feeds)]
+            return [np.asarray(output) for output in self._session.run(list(outputs), feeds)]
         except Exception as error:
             raise BundleError(f"a graph that cannot run ({reason_of(error)})") from error
 

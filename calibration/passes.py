@@ -53,7 +53,7 @@ class Targets:
             all(set(names) <= calibration.ranges.get(role, {}).keys() for role, names in self.tensors.items())
             and set(self.counted) <= calibration.histograms.keys()
             and calibration.strengths.keys() <= calibration.channels.keys() == widths.keys()
-            and all(one.amax.shape == one.square.shape == widths[norm] for norm, one in calibration.channels.items())
+            and all(seen.amax.shape == seen.square.shape == widths[norm] for norm, seen in calibration.channels.items())
         )
 
 

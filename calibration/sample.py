@@ -107,7 +107,7 @@ def draw_sample(options: DataOptions, progress: Progress = ignore) -> Sample:
         raise DatasetError(f"{split.name} has {usable} images with objects; calibration needs three or more")
     held_out = _take([_with_target(sentences) for sentences in images[:held_images]], wanted_held, rng)
     calibrated = _take(images[held_images:], options.samples, rng)
-    ids = [[one.sentence_id for one in part] for part in (calibrated, held_out)]
+    ids = [[sentence.sentence_id for sentence in part] for part in (calibrated, held_out)]
     origin = {
         **split.describe(),
         "seed": options.seed,

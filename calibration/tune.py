@@ -147,15 +147,15 @@ def tune(
                 without, alone = interleave([plain, side], WARMUP, PART_ROUNDS, progress)
             ratio = paired_ratio(alone, without)
             times.append(TimedPart(part, ratio.ratio, ratio.low, ratio.high))
-        found = _placements(products, policy, times, select, evaluate)
+        by_name = _placements(products, policy, times, select, evaluate)
         sides = [plain]
-        for name, placement in list(found.items())[1:]:
+        for name, placement in list(by_name.items())[1:]:
             report(f"loading the placement {name!r}")
             sides.append(stack.enter_context(load(placement.products)))
         report(f"timing {len(sides)} placements")
         seconds = interleave(sides, WARMUP, ROUNDS, progress)
-    medians = dict(zip(found, (float(np.median(values)) for values in seconds), strict=True))
-    kept = fastest(medians, {name: placement.figures.drop for name, placement in found.items()}, max_drop, device)
+    medians = dict(zip(by_name, (float(np.median(values)) for values in seconds), strict=True))
+    kept = fastest(medians, {name: placement.figures.drop for name, placement in by_name.items()}, max_drop, device)
     placements = [
         TimedPlacement(
             name,
@@ -165,9 +165,9 @@ def tune(
             placement.figures.drop,
             name == kept,
         )
-        for (name, placement), values in zip(found.items(), seconds, strict=True)
+        for (name, placement), values in zip(by_name.items(), seconds, strict=True)
     ]
-    return found[kept], Tuning(device, ROUNDS, times, placements)
+    return by_name[kept], Tuning(device, ROUNDS, times, placements)
 
 
 def fastest(medians: Mapping[str, float], drops: Mapping[str, float], max_drop: float, device: str) -> str:
@@ -197,22 +197,22 @@ def _placements(
     evaluate: Callable[[Sequence[Product]], Figures],
 ) -> dict[str, Placement]:
     """The placements to choose from, by name, each set of groups once; the first has nothing in INT8."""
-    found = {"none": Placement([], evaluate([])), policy: select(products, None)}
+    by_name = {"none": Placement([], evaluate([])), policy: select(products, None)}
     for name in ("attention", "decoder"):
-        members = candidates(found[policy].products, name)
-        found.setdefault(name, Placement(members, evaluate(members)))
+        members = candidates(by_name[policy].products, name)
+        by_name.setdefault(name, Placement(members, evaluate(members)))
     saved = _time_saved(products, times)
     slow = {
-        "not surely slower": {one.part for one in times if one.low > 1},
-        "faster": {one.part for one in times if one.ratio >= 1},
-        "surely faster": {one.part for one in times if one.high >= 1},
+        "not surely slower": {timed.part for timed in times if timed.low > 1},
+        "faster": {timed.part for timed in times if timed.ratio >= 1},
+        "surely faster": {timed.part for timed in times if timed.high >= 1},
     }
     for name, parts in slow.items():
-        found[name] = select([product for product in products if part_of(product.group) not in parts], saved)
+        by_name[name] = select([product for product in products if part_of(product.group) not in parts], saved)
     first: dict[frozenset[str], str] = {}
-    for name, placement in found.items():
+    for name, placement in by_name.items():
         first.setdefault(frozenset(group_macs(placement.products)), name)
-    return {name: found[name] for name in first.values()}
+    return {name: by_name[name] for name in first.values()}
 
 
 def _time_saved(products: Sequence[Product], times: Sequence[TimedPart]) -> dict[str, float]:
@@ -220,7 +220,7 @@ def _time_saved(products: Sequence[Product], times: Sequence[TimedPart]) -> dict
     macs, of_part = group_macs(products), Counter[str]()
     for group, count in macs.items():
         of_part[part_of(group)] += count
-    saved = {one.part: 1 - one.ratio for one in times}
+    saved = {timed.part: 1 - timed.ratio for timed in times}
     return {group: saved[part_of(group)] * count / of_part[part_of(group)] for group, count in macs.items()}
 
 

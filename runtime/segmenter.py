@@ -162,7 +162,7 @@ class Segmenter:
         read = self._reader(pixels, orient, size, () if _several(prompt) else graphs.frames)
         prompts = self._prompts(prompt, graphs.text)
         prepared = read(image)
-        results = self._start([(prepared, one) for one in prompts], graphs)()
+        results = self._start([(prepared, item) for item in prompts], graphs)()
         return results if _several(prompt) else results[0]
 
     def segment_batch(
@@ -185,7 +185,7 @@ class Segmenter:
         rows: list[_Row] = []
         for image, prompt in pairs:
             prepared = read(image)
-            rows += [(prepared, one) for one in self._prompts(prompt, graphs.text)]
+            rows += [(prepared, item) for item in self._prompts(prompt, graphs.text)]
         return self._start(rows, graphs, most=1 if graphs.image.device == "cpu" else MAX_DYNAMIC_BATCH)()
 
     @overload
@@ -235,7 +235,7 @@ class Segmenter:
         del graphs
 
         def start(prepared: PreparedImage) -> Callable[[], Any]:
-            finish = self._start([(prepared, one) for one in prompts], self._open_graphs())
+            finish = self._start([(prepared, item) for item in prompts], self._open_graphs())
 
             def results() -> Any:
                 self._open_graphs()  # a segmenter that was closed meanwhile hands out nothing more
@@ -368,8 +368,8 @@ class Segmenter:
             for part in parts:
                 (logits,) = started.pop()() if started else graph.run(self._feeds(part), ["logits"])
                 results += [
-                    result_of(found, prompt.sentence, (image.height, image.width))
-                    for (image, prompt), found in zip(part, logits, strict=True)
+                    result_of(pair, prompt.sentence, (image.height, image.width))
+                    for (image, prompt), pair in zip(part, logits, strict=True)
                 ]
             return results[: len(rows)]
 

@@ -18,14 +18,14 @@ Described = dict[str, Any]
 def describe(result: Result, score: float, warning: str | None = None) -> Described:
     """The result as JSON; see `openapi.json`, Result."""
     mask = coco_mask(result.mask)
-    found = {
+    described = {
         "sentence": result.sentence,
         "rle": mask["segmentation"],
         "box": mask["bbox"] if mask["area"] else None,
         "area": mask["area"],
         "score": round(score, 4),
     }
-    return found if warning is None else {**found, "warning": warning}
+    return described if warning is None else {**described, "warning": warning}
 
 
 def png(mask: npt.NDArray[np.bool_]) -> bytes:

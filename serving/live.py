@@ -121,7 +121,7 @@ class Live:
             watcher.acknowledge()
             return
         sentences = message.get("sentences") if isinstance(message, dict) and len(message) == 1 else None
-        if not isinstance(sentences, list) or not all(isinstance(one, str) for one in sentences):
+        if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
             raise ValueError("expected an ack or a list of sentences")
         await self._take_sentences(watcher, list(dict.fromkeys(sentences))[: 2 * self._limits.sentences])
 
@@ -184,9 +184,9 @@ class Live:
         if (factor := _SHOWN_SIDE / max(height, width)) < 1:
             size = round(width * factor), round(height * factor)
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-        found = self._segmenter.segment(frame, prompts, pixels="bgr") if prompts else []
+        segmented = self._segmenter.segment(frame, prompts, pixels="bgr") if prompts else []
         model_ms = 1e3 * (time.perf_counter() - start)
-        jpeg, results = draw(frame, found)
+        jpeg, results = draw(frame, segmented)
         figures = {"width": frame.shape[1], "height": frame.shape[0], "model_ms": round(model_ms, 1)}
         figures["total_ms"] = round(1e3 * (time.perf_counter() - start), 1)
         return Picture(jpeg, figures, results)
@@ -210,12 +210,12 @@ class Live:
             self._loop.call_soon_threadsafe(call, *given)
 
 
-def draw(frame: Frame, found: Sequence[Result]) -> tuple[bytes, dict[str, Described]]:
+def draw(frame: Frame, segmented: Sequence[Result]) -> tuple[bytes, dict[str, Described]]:
     """A frame, BGR (H, W, 3), as JPEG, and its results described; their scores are of the model's own size."""
     import cv2
 
     results = {}
-    for result in found:
+    for result in segmented:
         rows, columns = result.logit.shape
         results[result.sentence] = describe(result, replace(result, height=rows, width=columns).score)
     return cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes(), results

@@ -52,7 +52,7 @@ def compile_layers(graph: Path, batch: int = 1) -> tuple[list[EngineLayer], str]
 
 
 def measure_kernels(graph: Path, precision: str, batch: int = 1) -> Kernels:
-    """The kernels of an image graph by part, those that only move numbers, and what both floors are on each device."""
+    """The kernels of an image graph by part, those that only move numbers, and both lower bounds on each device."""
     layers, compiler = compile_layers(graph, batch)
     macs = count_macs(graph)
     moved = sum((layer.moved or 0) + (layer.constants or 0) for layer in layers)

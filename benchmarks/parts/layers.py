@@ -129,15 +129,15 @@ def _shared(reference: ir.Model, other: ir.Model) -> dict[str, str]:
 
 def _smoothed(model: ir.Model) -> set[str]:
     """What stands between a LayerNorm that smoothing scaled and the product whose weights make up for it."""
-    found: set[ir.Value] = set()
+    smoothed: set[ir.Value] = set()
     for node in model.graph:
         scaled = node.op_type == "LayerNormalization" and any(
             value is not None and value.const_value is not None and ".smoothed" in str(value.name)
             for value in node.inputs
         )
-        if scaled or (node.op_type in {*MOVEMENT, "Pad", "Cast"} and node.inputs[0] in found):
-            found.update(node.outputs)
-    return {str(value.name) for value in found}
+        if scaled or (node.op_type in {*MOVEMENT, "Pad", "Cast"} and node.inputs[0] in smoothed):
+            smoothed.update(node.outputs)
+    return {str(value.name) for value in smoothed}
 
 
 def _sizes(model: ir.Model, names: Iterable[str]) -> dict[str, int]:

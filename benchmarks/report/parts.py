@@ -129,7 +129,7 @@ def estimate(result: Result) -> Section | None:
 
 
 def kernels(result: Result) -> Section | None:
-    """What a GPU runs for the graph: kernels and bytes by part, what only moves, both floors on each device."""
+    """What a GPU runs for the graph: kernels and bytes by part, what only moves, both lower bounds on each device."""
     data = result.kernels
     if data is None:
         return None

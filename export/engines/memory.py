@@ -30,10 +30,10 @@ def free_memory(device: CudaDevice) -> int | None:
     if not device.shares_memory:
         return free_device_memory()
     try:
-        found = dict(re.findall(r"^(MemAvailable|SwapFree):\s*(\d+) kB$", MEMINFO.read_text(), re.MULTILINE))
+        sizes = dict(re.findall(r"^(MemAvailable|SwapFree):\s*(\d+) kB$", MEMINFO.read_text(), re.MULTILINE))
     except OSError:
         return None
-    return 1024 * sum(map(int, found.values())) if "MemAvailable" in found else None
+    return 1024 * sum(map(int, sizes.values())) if "MemAvailable" in sizes else None
 
 
 @dataclass(frozen=True)

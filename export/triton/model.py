@@ -47,7 +47,9 @@ class TritonPythonModel:
             results = iter(self._segmenter.segment_batch(rows))
         except Exception as error:
             return [_refusal(refused.get(i, error)) for i in range(len(requests))]
-        return [_refusal(refused[i]) if i in refused else _answer(one, results) for i, one in enumerate(requests)]
+        return [
+            _refusal(refused[i]) if i in refused else _answer(request, results) for i, request in enumerate(requests)
+        ]
 
     def finalize(self) -> None:
         """Lets go of the graphs."""
@@ -63,7 +65,7 @@ class TritonPythonModel:
         images = [to_rgb_array(image) for image in (arrays if files is None else files[:, 0])]
         if len({image.shape for image in images}) > 1:
             raise InputError("the images of a request differ in size: send a request for each")
-        return [(image, [self._encode(one) for one in row]) for image, row in zip(images, sentences, strict=True)]
+        return [(image, [self._encode(text) for text in row]) for image, row in zip(images, sentences, strict=True)]
 
     def _encode(self, sentence: bytes) -> Prompt:
         text = sentence.decode()
@@ -83,8 +85,8 @@ def _answer(request: Any, results: Iterator[Result]) -> Any:
     own = [next(results) for _ in range(shape[0] * shape[1])]
     size = own[0].height, own[0].width
     made = {
-        "masks": lambda: np.stack([one.mask for one in own]).reshape(*shape, *size),
-        "scores": lambda: np.array([one.score for one in own], np.float32).reshape(shape),
+        "masks": lambda: np.stack([result.mask for result in own]).reshape(*shape, *size),
+        "scores": lambda: np.array([result.score for result in own], np.float32).reshape(shape),
     }
     try:
         tensors = [pb_utils.Tensor(name, made[name]()) for name in request.requested_output_names()]

@@ -142,9 +142,10 @@ def _onnx_files(bundle: Bundle) -> list[str]:
 def _engines(bundle: Bundle) -> list[EngineRecord]:
     """The text and the image engine for TensorRT: the file that was chosen, else the runtime's order decides."""
     entries = bundle.manifest.files.items()
-    records = [engine_record(bundle.root, bundle.manifest, name) for name, one in entries if one.role == "engine"]
+    records = [engine_record(bundle.root, bundle.manifest, name) for name, entry in entries if entry.role == "engine"]
     ours = [record for record in records if record.flavor == "tensorrt"]
-    chosen = [one for one in preferred(ours) if one.role == "segmenter" and bundle.selected in (None, one.name)]
+    images = [record for record in preferred(ours) if record.role == "segmenter"]
+    chosen = [record for record in images if bundle.selected in (None, record.name)]
     text = text_engine_for(chosen[0], ours) if chosen else None
     if text is None:
         what = f"{bundle.selected} is not one" if bundle.selected else f"{bundle.root} has none"

@@ -125,8 +125,8 @@ class Trainee(nn.Module):
         labels = batch.attributes[..., step // 2 :: step, step // 2 :: step].repeat_interleave(repeats, 0)
         truth = batch.hints[..., step // 2 :: step, step // 2 :: step].float()
         attribute_loss = sum(
-            (F.cross_entropy(one.flatten(0, 2), labels[:, i].flatten(), ignore_index=NOTHING))
-            for i, one in enumerate(attributes)
+            (F.cross_entropy(logits.flatten(0, 2), labels[:, i].flatten(), ignore_index=NOTHING))
+            for i, logits in enumerate(attributes)
         )
         weight = 1 + 3 * truth  # objects cover little of the picture
         hint_loss = F.binary_cross_entropy_with_logits(hints.permute(0, 3, 1, 2), truth, weight)
@@ -139,7 +139,7 @@ class Trainee(nn.Module):
         """
         features = self.model.encode_words(batch.said_ids, batch.said_mask).transpose(1, 2)
         said = self.meanings(features[:, 0]).float().split(MEANING_SIZES, dim=-1)
-        losses = [F.cross_entropy(one, batch.meanings[:, i]) for i, one in enumerate(said)]
+        losses = [F.cross_entropy(logits, batch.meanings[:, i]) for i, logits in enumerate(said)]
         real = batch.said_mask.bool()
         identity = F.cross_entropy(self.identity(features[real]).float(), batch.said_ids[real])
         return torch.stack(losses).sum() + identity
