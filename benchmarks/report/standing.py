@@ -96,7 +96,8 @@ def markdown(result: Standing) -> str:
         "# Benchmarks",
         "",
         f"Measured by `make bench` on {result.date} in {result.minutes:.0f} minutes, from",
-        "`benchmarks.json` beside it; no figure here is written by hand. Every side runs the image graph alone, one image",
+        "`benchmarks.json` beside it; no figure here is written by hand. "
+        "Every side runs the image graph alone, one image",
         "a call, in a process of its own; sides take turns round by round. A ratio is of medians, with its 95 %",
         "interval; below 1 the side is faster. Your machine will give other times: measure with `lavt-bench`.",
         "",
