@@ -296,7 +296,7 @@ def without_package(folder: Path, name: str) -> dict[str, str]:
         (("--report", "."), "cannot be written"),
         (("--limit", "3"), "--limit measures accuracy"),
         (("--frame", "0x3"), "--frame 0x3: each side must be 1 to 16384"),
-        (("--frame", "3", "--image", "x.png"), "--frame is for noise"),
+        (("--frame", "3", "--image", "x.png"), "--frame gives the size of random noise"),
     ],
 )
 def test_mistakes_end_in_one_line(bundle: Path, tmp_path: Path, options: tuple[str, ...], said: str) -> None:
