@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pty
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def watch(command: list[str], bundle: Path) -> CommandRun:
     return CommandRun(bundle, process.returncode, seconds, peak, b"".join(shown).decode(errors="replace"))
 
 
-def export_base(folder: Path) -> CommandRun:
+def export_base(folder: Path) -> None:
     """`lavt-export onnx` on an official-layout file for base with golden weights and BERT, optimizer state included."""
     checkpoint, bundle = folder / "official.pth", folder / "bundle"
     model = golden_lavt(LAVTConfig(swin="base", window=12, variant="lavt"))
@@ -73,4 +74,10 @@ def export_base(folder: Path) -> CommandRun:
     print(f"\nbase: {run.seconds:.0f} s, peak memory {run.peak / 1e9:.2f} GB\n{run.shown[-1000:]}")
     assert run.returncode == 0, run.shown
     checkpoint.unlink()
-    return run
+    (folder / "run.json").write_text(json.dumps(asdict(run), default=str))
+
+
+def recorded(folder: Path) -> CommandRun:
+    """The run that `export_base` made in a folder."""
+    run = json.loads((folder / "run.json").read_text())
+    return CommandRun(**{**run, "bundle": Path(run["bundle"])})

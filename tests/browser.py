@@ -104,4 +104,4 @@ class Browser:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=120)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,17 +24,73 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files that take longest, which begin first so that no worker is left with one at the end; of those that need the
+# export of base the second begins when the first has made it.
+LONGEST = (
+    "test_quantize_base",
+    "test_docs",
+    "test_export_onnx",
+    "test_bench_standing",
+    "test_demo_model",
+    "test_stress_faults",
+    "test_quantize",
+    "test_tune",
+    "test_export_trt",
+    "test_setup",
+    "test_jetson",
+    "test_checkpoint_bundles",
+    "test_quantize_overflow",
+    "test_export_golden",
+    "test_bench_source",
+    "test_bench_measure",
+    "test_serve_page",
+    "test_serve_safety",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def once(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Once:
+    """Fills a folder once a run, in the worker that needs it first; the others wait for it, and all only read it."""
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(pytestconfig, "workerinput"):
+        root = root.parent
+
+    def filled(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, ready = root / f"once-{name}", root / f"once-{name}.ready"
+        with ready.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not ready.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                ready.touch()
+        return folder
+
+    return filled
+
+
+@pytest.fixture(scope="session")
+def distributions(once: Once) -> tuple[Path, Path]:
     """The sdist, and the wheel that is built from it, as `python -m build` makes them."""
-    folder = tmp_path_factory.mktemp("distributions")
-    # A copy without build/: what an earlier build left there would get into the wheel.
-    source = folder / "source"
-    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "demo-output")
-    shutil.copytree(Path(__file__).parent.parent, source, ignore=ignored)
-    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+
+    def build(folder: Path) -> None:
+        # A copy without build/: what an earlier build left there would get into the wheel.
+        source = folder / "source"
+        ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "demo-output")
+        shutil.copytree(Path(__file__).parent.parent, source, ignore=ignored)
+        command = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
+        built = subprocess.run(command, capture_output=True, text=True)
+        assert built.returncode == 0, built.stderr
+
+    folder = once("distributions", build)
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return sdist, wheel
 
@@ -44,16 +101,17 @@ def wheel(distributions: tuple[Path, Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model's bundle, exported and checked as a user would, with a free batch."""
-    from lavt_edge.export import ExportOptions
-    from lavt_edge.export.source import open_source
+def demo_bundle(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's bundle, exported and checked as a user would, with a free batch; a copy for each worker."""
 
-    source = open_source(None)
-    output = tmp_path_factory.mktemp("demo") / "bundle"
-    options = ExportOptions(size=source.size, batch=None)
-    source.export(output, options)
-    return output
+    def export(folder: Path) -> None:
+        from lavt_edge.export import ExportOptions
+        from lavt_edge.export.source import open_source
+
+        source = open_source(None)
+        source.export(folder / "bundle", ExportOptions(size=source.size, batch=None))
+
+    return Path(shutil.copytree(once("demo", export) / "bundle", tmp_path_factory.mktemp("demo") / "bundle"))
 
 
 @pytest.fixture
@@ -84,11 +142,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandRun]:
+def base(once: Once) -> CommandRun:
     """The export of base with golden weights by the command; takes minutes and 1 GB of disk until the tests end."""
-    from lavt_edge.tests.base_export import export_base
+    from lavt_edge.tests.base_export import export_base, recorded
 
-    run = export_base(tmp_path_factory.mktemp("base"))
-    yield run
-    for path in run.bundle.glob("*.onnx*"):
-        path.unlink()
+    return recorded(once("base", export_base))

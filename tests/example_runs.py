@@ -33,7 +33,7 @@ def example() -> Iterator[Callable[[str], ModuleType]]:
 
 def run(name: str, *arguments: str | Path, cwd: Path, text: str = "") -> Run:
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, input=text, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, input=text, capture_output=True, text=True, timeout=300)
 
 
 def refusal(done: Run) -> str:

@@ -41,7 +41,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         try:
             connection.request(method, path, body, dict(headers or {}))
             answer = connection.getresponse()
@@ -91,5 +91,5 @@ def serve(bundle: Path, *options: str, port: int = 0, token: str | None = None, 
         raise
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
-    said, problems = process.communicate(timeout=30)
+    said, problems = process.communicate(timeout=120)
     assert (process.returncode, said, problems) == (0, "", ""), problems

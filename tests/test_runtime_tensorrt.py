@@ -300,7 +300,7 @@ def test_closing_waits_for_the_call_under_way(machine: Machine, bundle: Path, mo
         engine.close()
         assert machine.cuda.live
         go_on.set()
-        assert pending.result(timeout=60).mask.shape == (60, 90)
+        assert pending.result(timeout=300).mask.shape == (60, 90)
     del pending
     assert not machine.cuda.live
 

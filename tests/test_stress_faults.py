@@ -88,7 +88,7 @@ def test_commands_that_meet_at_one_bundle_are_refused_in_a_line(tmp_path: Path) 
             start("trt", old, "--flavor", "tensorrt_rtx", "--compute-capability", "sm86"): old,
         }
         for process, bundle in commands.items():
-            _, said = process.communicate(timeout=120)
+            _, said = process.communicate(timeout=300)
             assert said == f"error: {bundle}: another command is changing this bundle; wait for it to end\n"
             assert process.returncode == 1
         (partial / "done").write_text("")
@@ -161,7 +161,7 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, mon
     with pytest.raises(TimeoutError, match="no end after 1 seconds"):
         run_all._in_own_process(subprocess.run, ["sh", "-c", script])
     process = Path("/proc", (tmp_path / "pid").read_text().strip(), "status")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while process.exists() and "State:\tZ" not in process.read_text():
         assert time.monotonic() < deadline, "what the part started still runs"
         time.sleep(0.05)
