@@ -18,10 +18,23 @@ if TYPE_CHECKING:
     from lavt_edge.tests.command_runs import Run
 
 
-def pytest_configure() -> None:
+class FailuresAtOnce:
+    """Prints each failure when it happens: a run that is cut off has said what it saw."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\nFAILED {report.nodeid} ({report.when})\n{report.longreprtext[-3000:]}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """A shell that starts pytest in the background has it, and all it starts, ignore Ctrl-C, which tests send."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(FailuresAtOnce(config))
 
 
 # Files that take longest, which begin first so that no worker is left with one at the end; of those that need the

@@ -8,7 +8,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -30,13 +29,20 @@ LIMIT = 30.0
 """Seconds after which a case counts as hanging."""
 
 
-def try_cases(kind: str, case: Case, cases: int, seed: int, seconds: float = float("inf")) -> int:
-    """Tries up to `cases` cases until the time is up; how many. Raises AssertionError that says which one failed."""
+def try_cases(
+    kind: str, case: Case, cases: int, seed: int, seconds: float = float("inf"), *, watchdog: bool = False
+) -> int:
+    """Tries up to `cases` cases until the time is up; how many. Raises AssertionError that says which one failed.
+
+    With a watchdog, code in C that never returns ends the process after four times LIMIT, its stacks on stderr.
+    """
     begun = time.monotonic()
     for index in range(cases):
         if time.monotonic() - begun > seconds:
             return index
         try:
+            if watchdog:
+                faulthandler.dump_traceback_later(4 * LIMIT, exit=True)
             with limited(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 case(np.random.default_rng([seed, index]))
@@ -45,6 +51,9 @@ def try_cases(kind: str, case: Case, cases: int, seed: int, seconds: float = flo
                 f"{kind}: seed {seed}, case {index}: {type(error).__name__}: {str(error)[:1000]}\n"
                 f"again: python -m lavt_edge.tests.stress.inputs --kind {kind!r} --seed {seed} --case {index}"
             ) from error
+        finally:
+            if watchdog:
+                faulthandler.cancel_dump_traceback_later()
     return cases
 
 
@@ -52,8 +61,7 @@ def try_cases(kind: str, case: Case, cases: int, seed: int, seconds: float = flo
 def limited() -> Iterator[None]:
     """Raises AssertionError within what takes longer than LIMIT, and after it where that was caught there.
 
-    What cannot be interrupted (code in C that never returns) ends the process after four times LIMIT, with its stacks
-    on stderr. Only the main thread is watched.
+    Only the main thread is watched.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -67,13 +75,11 @@ def limited() -> Iterator[None]:
         raise AssertionError(late)
 
     before = signal.signal(signal.SIGALRM, hangs)
-    faulthandler.dump_traceback_later(4 * LIMIT, exit=True, file=sys.__stderr__)
     signal.setitimer(signal.ITIMER_REAL, LIMIT)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
     assert not fired, late
 

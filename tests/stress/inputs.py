@@ -41,7 +41,7 @@ def run(seconds: float, seed: int) -> dict[str, int]:
         turn = min(_TURN, seconds / len(KINDS))
         while time.monotonic() - begun < seconds:
             for kind, case in cases.items():
-                counts[kind] += try_cases(kind, case, 10**9, seed, turn)
+                counts[kind] += try_cases(kind, case, 10**9, seed, turn, watchdog=True)
             seed += 1
     return counts
 
@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         case = KINDS[given.kind](Path(folder))
         if given.case is None:
-            print(try_cases(given.kind, case, 10**9, given.seed, given.seconds))
+            print(try_cases(given.kind, case, 10**9, given.seed, given.seconds, watchdog=True))
         else:
             case(np.random.default_rng([given.seed, given.case]))
 
