@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,13 @@ class FailuresAtOnce:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell that starts pytest in the background has it, and all it starts, ignore Ctrl-C, which tests send."""
+    """One thread of torch for a worker and what it starts; Ctrl-C, which tests send, is heeded.
+
+    More threads than cores wait for each other longer than they work. A shell that starts pytest in the background has
+    it, and all it starts, ignore Ctrl-C.
+    """
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(FailuresAtOnce(config))

@@ -21,9 +21,9 @@ from lavt_edge.reference.training.trainer import Options, Run, load, predict, sa
 from lavt_edge.runtime.tokenizer import SentenceTokenizer, build_tokenizer
 from PIL import Image
 
-# All three phases within eight steps.
+# All three phases within five steps.
 SMALL = Options(
-    steps=8, warmup=2, coarse_from=2, fine_from=0.5, phases=(Phase(2, 2, 4), Phase(2, 2, 3), Phase(2, 2, 2))
+    steps=5, warmup=2, coarse_from=2, fine_from=0.6, phases=(Phase(2, 1, 4), Phase(2, 1, 3), Phase(2, 1, 2))
 )
 
 
@@ -118,8 +118,8 @@ def test_evaluation_uses_the_stored_jpeg():
 @pytest.mark.parametrize("half", [False, True])
 def test_a_few_steps_on_one_batch_lower_its_loss(half):
     run = Run(Options(steps=40, warmup=5, coarse_from=0, fine_from=0.0, half=half))
-    batch = make_batch(3, 0, 2, 2)
-    losses = [run.advance(batch) for _ in range(10)]
+    batch = make_batch(3, 0, 2, 1)
+    losses = [run.advance(batch) for _ in range(6)]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -127,12 +127,12 @@ def test_a_resumed_run_has_the_same_weights_as_one_that_ran_through(tmp_path):
     data = [SMALL.batch(step) for step in range(SMALL.steps)]
     through = Run(SMALL)
     for batch in data:
-        if through.step == 3:
+        if through.step == 2:
             save(through, tmp_path / "checkpoint.pt")
         through.advance(batch)
     resumed = Run(SMALL)
     load(resumed, tmp_path / "checkpoint.pt")
-    for batch in data[3:]:
+    for batch in data[2:]:
         resumed.advance(batch)
     assert resumed.step == SMALL.steps
     for part in ("trainee", "average"):
