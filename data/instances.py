@@ -14,6 +14,8 @@ from .masks import Segmentation, parse_segmentation
 
 MAX_BYTES = 2**30
 """Largest file read. RefCOCO's are near 120 MB."""
+NAME_BYTES = 255
+"""Longest name of a file: what Linux's file systems take."""
 
 
 class ImageRecord(NamedTuple):
@@ -97,14 +99,15 @@ def _image(image_id: int, record: _Record) -> ImageRecord:
     name, height, width = record.get("file_name"), record.get("height"), record.get("width")
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
         raise ValueError(f"image {image_id} has no height and width in pixels")
-    if not isinstance(name, str) or not all(map(is_plain_name, name.split("/"))):
+    if not isinstance(name, str) or len(name) > NAME_BYTES or not all(map(is_plain_name, name.split("/"))):
         raise ValueError(f"image {image_id} has file_name {name!r:.80}, refused: it is not a plain file name")
     return ImageRecord(name, height, width)
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name names a file inside its folder: no separators or drives, nothing that leaves it."""
-    return name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\:")
+    """Whether a name names a file inside its folder: no separators or drives, nothing that leaves it, no endless name."""
+    plain = name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\:")
+    return plain and len(name.encode()) <= NAME_BYTES
 
 
 def _annotation(annotation_id: int, record: _Record) -> Segmentation:

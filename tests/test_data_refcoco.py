@@ -149,8 +149,14 @@ def test_a_missing_annotation_or_image_record_is_named_with_its_ref(root: Path) 
     assert "instances.json: no image 581007, which ref 2 needs" in refusal(lambda: RefCOCO(root))
 
 
-@pytest.mark.parametrize("name", ["../../secret.jpg", "/etc/passwd", "..", "", "a\\b.jpg", "C:x.jpg", "a\nb.jpg", 7])
-def test_a_file_name_that_leaves_the_images_folder_is_refused(root: Path, name: object) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../secret.jpg", "/etc/passwd", "..", "", "a\\b.jpg", "C:x.jpg", "a\nb.jpg", 7),
+        *(pytest.param(name, id=f"{len(name)} long") for name in ("é" * 130, "a" * 252 + ".jpg", "a/" * 5000 + "b")),
+    ],
+)
+def test_a_file_name_that_is_none_in_the_images_folder_is_refused(root: Path, name: object) -> None:
     edit_instances(root, lambda content: content["images"][1].update(file_name=name))
     assert "instances.json: image 581007 has file_name" in refusal(lambda: RefCOCO(root))
 
