@@ -105,7 +105,7 @@ def _image(image_id: int, record: _Record) -> ImageRecord:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name names a file inside its folder: no separators or drives, nothing that leaves it, no longer one."""
+    """Whether a name names a file inside its folder: no separators or drives, nothing that leaves it or is too long."""
     plain = name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\:")
     return plain and len(name.encode()) <= NAME_BYTES
 
