@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ class Evaluator:
         self._batch = bundle.manifest.input.batch or 1
         self.cases: list[Case] = list(cases(bundle, sample.held_out))
         self._prompts = self.encode(load_graph(bundle, "text_encoder"))
-        self._truth = self._differences(Session(load_graph(bundle, "segmenter")), self._prompts, progress, {})
+        self._truth = self._differences(Session(load_graph(bundle, "segmenter")), self._prompts, progress)
         self.mean_iou = self._mean_iou(self._truth)
 
     def feeds(self) -> dict[str, Array]:
@@ -56,21 +56,19 @@ class Evaluator:
 
     def evaluate(
         self,
-        image: ir.Model | Session,
+        image: ir.Model,
         *,
         text: ir.Model | None = None,
         fused: bool = False,
         limit: int | None = None,
-        feeds: Mapping[str, Array] | None = None,
         progress: Progress = ignore,
     ) -> Figures:
         """What an image graph makes of the cases, with the prompts of FP32 or of a text graph; see `Session`.
 
-        `limit` takes the first cases alone; `feeds` are inputs besides those of every image graph.
+        `limit` takes the first cases alone.
         """
         prompts = self._prompts if text is None else self.encode(text)
-        session = image if isinstance(image, Session) else Session(image, fused=fused)
-        return self.compare(self._differences(session, prompts[:limit], progress, feeds or {}))
+        return self.compare(self._differences(Session(image, fused=fused), prompts[:limit], progress))
 
     def compare(self, differences: Sequence[Array]) -> Figures:
         """The figures of logit differences (H,W) of the first cases."""
@@ -83,14 +81,12 @@ class Evaluator:
         error = (squares / norm) ** 0.5 if norm else 0.0
         return Figures(len(differences), mean_iou, self._mean_iou(truth) - mean_iou, agreement, error)
 
-    def _differences(
-        self, session: Session, prompts: Sequence[Array], progress: Progress, feeds: Mapping[str, Array]
-    ) -> list[Array]:
+    def _differences(self, session: Session, prompts: Sequence[Array], progress: Progress) -> list[Array]:
         """Logit of the object less that of the background, (H,W) for each prompt's case."""
         differences: list[Array] = []
         progress(0, len(prompts))
         for batch in in_batches(list(zip(self.cases, prompts, strict=False)), self._batch):
-            (logits,) = session.run({**image_inputs(*zip(*batch, strict=True)), **feeds}, ["logits"])
+            (logits,) = session.run(image_inputs(*zip(*batch, strict=True)), ["logits"])
             # A mask of logits that are no numbers would look like a result.
             differences += list(np.nan_to_num(logits[:, 1] - logits[:, 0], nan=-np.inf).clip(-1e9, 1e9))
             progress(min(len(differences), len(prompts)), len(prompts))

@@ -19,7 +19,7 @@ from .sample import Array, Case, image_inputs, text_inputs
 from .smoothing import ChannelStatistics, Pair, find_pairs, weight_of
 from .thresholds import BINS, Histogram
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16  # of a tensor's values, which fit a core's cache
 _EMPTY_RANGE = np.array([[np.inf, -np.inf]])
 
 State = dict[str, Array]
@@ -156,7 +156,11 @@ class HistogramPass(Pass):
             _count(tensor, self._bounds[i], self.state["counts"][i], self.state["extent"][i])
 
     def histograms(self) -> dict[str, Histogram]:
-        parts = zip(self.state["extent"].tolist(), self._bounds, self.state["counts"], strict=True)
+        """By tensor. The ends are widened to the bound, which is of more sentences than were counted."""
+        extent, bounds = self.state["extent"], np.array(self._bounds)[:, None]
+        largest = np.abs(extent).max(axis=1, keepdims=True)
+        ends = np.where(largest > 0, extent / np.maximum(largest, 1e-300) * bounds, bounds * [-1, 1])
+        parts = zip(ends.tolist(), self._bounds, self.state["counts"], strict=True)
         histograms = [Histogram(low, high, bound, counts) for (low, high), bound, counts in parts]
         return dict(zip(self._targets.counted, histograms, strict=True))
 
@@ -164,9 +168,10 @@ class HistogramPass(Pass):
 def _count(tensor: Array, bound: float, counts: Array, extent: Array) -> None:
     """Adds a tensor's values to its histogram (BINS,) and its extent (2,), in place."""
     values = tensor.reshape(-1)
-    extent[0], extent[1] = min(extent[0], float(values.min())), max(extent[1], float(values.max()))
     scale = np.float32(BINS / (2 * bound) if bound else 0)
     for start in range(0, len(values), _CHUNK):
-        index = values[start : start + _CHUNK] * scale
+        chunk = values[start : start + _CHUNK]
+        extent[0], extent[1] = min(extent[0], chunk.min()), max(extent[1], chunk.max())
+        index = chunk * scale
         index += BINS / 2
         counts += np.bincount(index.astype(np.int32).clip(0, BINS - 1), minlength=BINS)

@@ -30,13 +30,11 @@ def quantize_products(
     *,
     unsigned: bool = False,
     half: bool = False,
-    switches: Mapping[str, str] | None = None,
 ) -> None:
     """Quantises both operands of each product, by node name, in place.
 
     `ranges` holds the clipped range of every activation operand by tensor name (and, if `unsigned`, of what
-    `convolution_outputs` names). With `half` all scales are numbers of FP16. `switches` gives the name of a boolean
-    input of the graph for each product: it is quantised where that is true, but for its bias.
+    `convolution_outputs` names). With `half` all scales are numbers of FP16.
     """
     nodes, quantizer = node_names(model), _Quantizer(model.graph, ranges, unsigned, half)
     chosen = list(products)
@@ -45,15 +43,13 @@ def quantize_products(
         for i, value in enumerate(node.inputs[:2]):
             assert value is not None
             quantized = quantizer.weight(node, i) if value.const_value is not None else quantizer.activation(value)
-            node.replace_input_with(i, quantizer.switched(value, quantized, switches[name]) if switches else quantized)
-        if unsigned and not switches and node.op_type == "MatMul":
+            node.replace_input_with(i, quantized)
+        if unsigned and node.op_type == "MatMul":
             quantizer.bias(node)
     if unsigned:
-        for name, value in convolution_outputs(model, chosen).items():
+        for value in convolution_outputs(model, chosen).values():
             readers = list(value.uses())
             quantized = quantizer.activation(value)
-            if switches:
-                quantized = quantizer.switched(value, quantized, switches[name])
             for reader, i in readers:
                 if reader.op_type != "QuantizeLinear" and reader is not quantized.producer():
                     reader.replace_input_with(i, quantized)
@@ -85,8 +81,6 @@ class _Quantizer:
     def __init__(self, graph: ir.Graph, ranges: Mapping[str, Range], unsigned: bool, half: bool) -> None:
         self._graph, self._ranges, self._unsigned, self._half = graph, ranges, unsigned, half
         self._made: dict[ir.Value, ir.Value] = {}
-        self._switches: dict[str, ir.Value] = {}
-        self._switched: dict[tuple[ir.Value, str], ir.Value] = {}
         self._scales: dict[ir.Value | None, npt.NDArray[np.float32]] = {}  # of what was made
 
     def activation(self, value: ir.Value) -> ir.Value:
@@ -120,17 +114,6 @@ class _Quantizer:
             rounded = np.rint(array / shaped).clip(-_LEVELS, _LEVELS).astype(np.int8)
             self._made[value] = self._constant(value, str(value.name), rounded, scale, axis)
         return self._made[value]
-
-    def switched(self, value: ir.Value, quantized: ir.Value, switch: str) -> ir.Value:
-        """`quantized` where the graph's input `switch` is true, else `value`."""
-        if switch not in self._switches:
-            self._switches[switch] = ir.val(switch, ir.DataType.BOOL, ())
-            self._graph.inputs.append(self._switches[switch])
-        if (value, switch) not in self._switched:
-            inputs = [self._switches[switch], quantized, value]
-            self._switched[value, switch] = new_output("Where", inputs, f"{value.name}/{switch}", FLOAT, value.shape)
-            insert_after(self._graph, quantized, self._switched[value, switch])
-        return self._switched[value, switch]
 
     def bias(self, node: ir.Node) -> None:
         """The bias that is added to a product of an activation with a weight, as int32."""

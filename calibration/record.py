@@ -31,7 +31,7 @@ class Calibration:
 
     `key` names the graphs and the data (see calibrate.py). `ranges` are those of the unchanged image and text graph;
     `channels` belong to LayerNorm nodes, `strengths` to those that are smoothed; `histograms` are of the
-    smoothed graph.
+    smoothed graph, over part of the sample.
     """
 
     key: Mapping[str, Any]

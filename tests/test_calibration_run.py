@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from lavt_edge.calibration import calibrate as calibrate_module
 from lavt_edge.calibration.calibrate import calibrate, calibration_key
 from lavt_edge.calibration.observers import expose_outputs
 from lavt_edge.calibration.record import Calibration, read_calibration
@@ -114,6 +115,20 @@ class TestMeasurement:
         expected = np.histogram(values, len(histogram.counts), (-histogram.bound, histogram.bound))[0]
         moved = np.abs(np.cumsum(expected) - np.cumsum(histogram.counts)).max()
         assert moved <= 1e-4 * values.size  # rounding at the edges of bins
+
+    def test_of_a_large_sample_a_part_is_counted_and_the_ends_are_those_of_all(
+        self, calibration: Calibration, sample: Sample, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(calibrate_module, "_LEAST_COUNTED", 3)
+        seen: list[tuple[int, int]] = []
+        partial = calibrate(bundle, sample, lambda *step: seen.append(step))
+        assert seen[-1] == (12 + 3, 12 + 3)
+        for name, whole in calibration.histograms.items():
+            part = partial.histograms[name]
+            assert part.bound == whole.bound
+            assert max(-part.low, part.high) == pytest.approx(whole.bound, rel=1e-6)
+            assert part.counts.sum() == whole.counts.sum() / 4
+        assert partial.ranges == calibration.ranges
 
     def test_no_value_lies_beyond_the_bound_of_its_histogram(self, calibration: Calibration) -> None:
         for tensor, one in calibration.histograms.items():

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lavt_edge._base.progress import ignore
 from lavt_edge.calibration.calibrate import calibrate
 from lavt_edge.calibration.evaluator import Evaluator, Figures
-from lavt_edge.calibration.observers import Session
 from lavt_edge.calibration.placement import Placement, losses_alone, rank_groups, select_int8_groups
-from lavt_edge.calibration.products import Product, candidates, image_products
-from lavt_edge.calibration.quantize import quantized_graph
+from lavt_edge.calibration.products import Product, image_macs, image_products
+from lavt_edge.calibration.quantize import _losses_alone, _Work, quantized_graph, smoothed_graph
 from lavt_edge.calibration.record import Calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, draw_sample
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.export.edits import load_graph
-from lavt_edge.export.rewrites.gpu import lay_out_for_gpu
 from lavt_edge.export.rewrites.names import WEIGHTS
 from lavt_edge.runtime.bundle import Bundle, open_bundle
+from lavt_edge.runtime.update import update_bundle
 from lavt_edge.tests.typed_bundle import copy_bundle
 
 
@@ -103,27 +103,24 @@ class TestAccuracyControl:
         assert seen == [4] * 4
 
     @pytest.mark.parametrize("rest", ["fp16", "fp32"])
-    def test_one_graph_with_switches_stands_for_the_graph_of_each_group(
+    def test_a_group_alone_costs_what_it_does_in_the_graph_that_is_written(
         self, rest: str, bundle: Bundle, sample: Sample, calibration: Calibration
     ) -> None:
         evaluator, ranges = Evaluator(bundle, sample), calibration.clipped("mse")
-        fp32 = load_graph(bundle, "segmenter")
-        if rest == "fp16":
-            lay_out_for_gpu(fp32)
-        products = candidates(image_products(bundle, fp32), "full")
-        groups = {product.group for product in products}
-        graph = Session(quantized_graph(bundle, calibration, products, ranges, rest, switched=True), fused=False)
-
-        def switched(*on: str) -> Figures:
-            feeds = {group: np.array(group in on) for group in groups}
-            return evaluator.evaluate(graph, feeds=feeds, limit=2)
-
-        assert switched().relative_error < 1e-5
-        for on in (["decoder.level0.conv"], ["stage2.attn.qkv", "stage3.merge"]):
-            kept = [product for product in products if product.group in on]
-            alone = evaluator.evaluate(quantized_graph(bundle, calibration, kept, ranges, rest), fused=True, limit=2)
-            assert alone.relative_error > 1e-4
-            assert switched(*on).relative_error == pytest.approx(alone.relative_error, rel=0.01)
+        graph = smoothed_graph(bundle, calibration, rest)
+        chosen = ("decoder.level0.conv", "decoder.level1.taps", "stage2.attn.qkv", "stage1.attn.proj", "stage3.merge")
+        products = [one for one in image_products(bundle, graph) if one.group in chosen]
+        with update_bundle(bundle.root) as change:
+            work = _Work(bundle, calibration, evaluator, change, ignore, ignore)
+            alone = _losses_alone(work, products, ranges, rest, sum(image_macs(bundle, graph).values()))
+        assert len(alone) > 3
+        for group, figures in alone.items():
+            kept = [product for product in products if product.group == group]
+            model = quantized_graph(bundle, calibration, kept, ranges, rest)
+            written = evaluator.evaluate(model, fused=rest == "fp32")
+            assert figures.sentences == written.sentences == 8
+            assert figures.relative_error == pytest.approx(written.relative_error, rel=0.01)
+            assert figures.relative_error > 1e-4
 
     def test_figures_of_fewer_cases_are_those_of_the_cases(
         self, bundle: Bundle, sample: Sample, calibration: Calibration
