@@ -12,8 +12,8 @@ from .._base.progress import Report, ignore
 from .evaluator import Figures
 from .products import Product, group_macs
 
-# A group is ranked on so many cases that its MACs stay below this: all of a small model's, 4 of base's.
-RANKING_MACS = 7e11
+# A group is ranked on so many cases that its MACs stay below this: all of a small model's, 2 of base's.
+RANKING_MACS = 3.2e11
 
 # The chart, in pixels and RGB.
 _ROW, _LABEL, _BARS, _MARGIN = 22, 210, 520, 16
@@ -57,7 +57,7 @@ def losses_alone(
     their logits but not by their masks. `total_macs` of the graph bounds how many.
     """
     groups = group_macs(products)
-    limit = max(4, int(RANKING_MACS / total_macs)) if total_macs else None
+    limit = max(2, int(RANKING_MACS / total_macs)) if total_macs else None
     alone: dict[str, Figures] = {}
     for i, group in enumerate(groups):
         report(f"error of {group} alone, {i + 1} of {len(groups)}")
