@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,9 @@ class MaskEvaluator(Evaluator):
     masks: Masks
 
     def _differences(
-        self,
-        session: Session,
-        prompts: Sequence[npt.NDArray[Any]],
-        progress: Progress,
-        feeds: Mapping[str, npt.NDArray[Any]],
+        self, session: Session, prompts: Sequence[npt.NDArray[Any]], progress: Progress
     ) -> list[npt.NDArray[Any]]:
-        differences = super()._differences(session, prompts, progress, feeds)
+        differences = super()._differences(session, prompts, progress)
         self._keep(differences)
         return differences
 
