@@ -43,7 +43,6 @@ def export_graph(
             tuple(inputs.values()),
             dynamo=True,
             verbose=False,
-            optimize=False,  # half of its time; `simplify` does it once the shapes are constants
             opset_version=opset,
             input_names=list(inputs),
             output_names=list(outputs),
@@ -51,9 +50,6 @@ def export_graph(
         )
     assert program is not None
     model = program.model
-    with _quiet():
-        passes.InlinePass()(model)
-        passes.ShapeInferencePass()(model)
     _constant_reshapes(model)
     simplify(model)
     _refuse_dynamic(model)
