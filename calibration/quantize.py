@@ -309,7 +309,7 @@ def _add_int8(work: _Work, options: QuantizeOptions, name: str, device: Device |
 def _losses_alone(
     work: _Work, products: Sequence[Product], ranges: Mapping[str, Range], rest: str, total: int
 ) -> dict[str, Figures]:
-    graphs = {layout: smoothed_graph(work.bundle, work.calibration, layout) for layout in ("fp32", rest)}
+    graphs = {layout: smoothed_graph(work.bundle, work.calibration, layout) for layout in {"fp32", rest}}
     for_cpu = node_names(graphs["fp32"]).keys()
 
     def evaluate_alone(group: str, limit: int | None) -> Figures:
