@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,7 +14,7 @@ import pytest
 from lavt_edge._base.cache import cache_folder
 from lavt_edge._base.records import from_plain, to_plain
 from lavt_edge._base.timing import Summary
-from lavt_edge.benchmarks.report.standing import PLAIN, FrameCost, Model, Part, PartTime, Side, Standing, markdown
+from lavt_edge.benchmarks.report.standing import PLAIN, FrameCost, GpuGraph, Model, Part, PartTime, Side, Standing, markdown
 from lavt_edge.benchmarks.runs import standing
 from lavt_edge.benchmarks.runs.frames import SIZES
 from lavt_edge.benchmarks.runs.standing import (
@@ -84,6 +85,10 @@ def standing_result(ratio: float = 0.7) -> Standing:
         ),
         accuracy=(FidelityFigures("int8-cpu", 520, 90.12, 0.34, 0.99912, 0.0123, 98.2, "PyTorch"),),
         frames=(FrameCost((1080, 1920), False, 0.0041, 0.05, 0.0072),),
+        gpu=(
+            GpuGraph("plain export, FP16", "TensorRT", 197_000_000_000, 391, 1_768_000_000, 232_000_000),
+            GpuGraph("FP16", "TensorRT", 153_000_000_000, 276, 1_427_000_000, 256_000_000),
+        ),
         warnings=("PyTorch | eager was left out:\nno torch",),
     )
     machine = Machine(
@@ -157,6 +162,11 @@ class TestMarkdown:
 
     def test_frames_have_what_they_cost_beside_the_graph(self) -> None:
         assert "| 1920x1080 | no | 4.1 | 7.2 | 50.0 |" in markdown(standing_result())
+
+    def test_a_gpu_has_its_kernels_and_bytes_beside_the_plain_exports(self) -> None:
+        text = markdown(standing_result())
+        assert "| plain export, FP16 | 197.0 | 391 | 1768 | 232 | 2000 | 1.000 |" in text
+        assert "| FP16 | 153.0 | 276 | 1427 | 256 | 1683 | 0.842 |" in text
 
     def test_it_is_written_from_the_json_beside_it(self, tmp_path: Path) -> None:
         text = write_standing(standing_result(), tmp_path)
@@ -262,6 +272,15 @@ def test_the_demo_model_is_made_and_measured_in_two_rounds(tmp_path: Path, monke
     assert (exact.name, exact.sentences, exact.against, int8.name) == ("fp32", 3, "PyTorch", "int8-cpu")
     assert exact.relative_error < 1e-4 < int8.relative_error < 1
     assert exact.pixel_agreement > 0.999
+    if find_spec("tensorrt_rtx"):  # for x86-64
+        assert model.gpu is not None
+        plain, half, int8_graph = model.gpu
+        assert (plain.name, half.name, int8_graph.name) == ("plain export, FP16", "FP16", "INT8, `attention`")
+        assert plain.macs > half.macs == int8_graph.macs
+        assert min(graph.kernels for graph in model.gpu) > 50
+        assert half.moved_bytes + half.constant_bytes < plain.moved_bytes + plain.constant_bytes
+        assert int8_graph.constant_bytes < half.constant_bytes
+        assert "TensorRT for RTX" in plain.compiler
     standing_of_it = replace(standing_result(), models=(model,))
     text = write_standing(standing_of_it, tmp_path)
     assert f"## Demo model, {model.size[0]}x{model.size[1]}" in text

@@ -57,6 +57,18 @@ class FrameCost:
 
 
 @dataclass(frozen=True)
+class GpuGraph:
+    """What TensorRT for RTX compiles a graph to, without a GPU; bytes as if there were no caches."""
+
+    name: str
+    compiler: str
+    macs: int
+    kernels: int
+    moved_bytes: int
+    constant_bytes: int
+
+
+@dataclass(frozen=True)
 class Model:
     """What was measured of a model, see `runs.standing.measure_subject`.
 
@@ -76,6 +88,7 @@ class Model:
     accuracy: tuple[FidelityFigures, ...] | None
     warnings: tuple[str, ...]
     frames: tuple[FrameCost, ...] | None = field(default=None, metadata=OPTIONAL)
+    gpu: tuple[GpuGraph, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,8 @@ def _model(model: Model) -> list[str]:
     if model.targets:
         lines += ["", *_targets(model)]
     lines += ["", *_parts(model.parts)]
+    if model.gpu:
+        lines += ["", *_gpu(model.gpu)]
     if model.accuracy:
         table = fidelity_table(model.accuracy)
         lines += ["", f"Accuracy over {model.accuracy[0].sentences} sentences of generated val:", ""]
@@ -202,6 +217,23 @@ def _part_cells(part: PartTime | None, total: float) -> tuple[str, str, str]:
     if part is None:
         return NOTHING, NOTHING, NOTHING
     return f"{1e3 * part.seconds:.1f}", percent(part.seconds / total, 1), f"{part.macs / 1e9:.2f}"
+
+
+def _gpu(graphs: Sequence[GpuGraph]) -> list[str]:
+    """Kernels and bytes, and the bytes over those of the first graph."""
+    total = {graph.name: graph.moved_bytes + graph.constant_bytes for graph in graphs}
+    rows = []
+    for graph in graphs:
+        megabytes = [f"{count / 1e6:.0f}" for count in (graph.moved_bytes, graph.constant_bytes, total[graph.name])]
+        share = f"{total[graph.name] / total[graphs[0].name]:.3f}"
+        rows.append((graph.name, f"{graph.macs / 1e9:.1f}", str(graph.kernels), *megabytes, share))
+    head = ("graph", "GMACs", "kernels", "activations, MB", "constants, MB", "all, MB", f"over {graphs[0].name}")
+    return [
+        f"What a GPU runs for it, counted and not timed: {graphs[0].compiler},",
+        "bytes of every tensor that a kernel reads or writes, as if there were no caches:",
+        "",
+        *_table(head, rows, "lrrrrrr"),
+    ]
 
 
 def _frames(costs: Sequence[FrameCost]) -> list[str]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -29,12 +30,12 @@ from ...errors import LavtError
 from ...runtime.bundle import open_bundle
 from ..peers.process import run_in_subprocess
 from ..peers.sides import SideSpec
-from ..report.standing import PLAIN, Model, Part, PartTime, Side, Standing, markdown
+from ..report.standing import PLAIN, GpuGraph, Model, Part, PartTime, Side, Standing, markdown
 from ..timing.machine import Ticks, describe_machine, machine_warnings, run_warnings
 from ..timing.measure import measure_sides, prepare_sides, try_sides
 from ..timing.result import FidelityFigures, Options, SideRatio, SideResult
 from .frames import measure_frames
-from .subjects import INT8_FILE, SUBJECTS, Subject, make_bundle, winograd_bundle
+from .subjects import INT8_FILE, SUBJECTS, Subject, make_bundle, make_gpu_graphs, winograd_bundle
 
 FORMAT_VERSION = 3
 OPENVINO_PLAIN, OPENVINO_INT8 = "OpenVINO, plain export", "OpenVINO, INT8"
@@ -95,6 +96,8 @@ def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: 
     sides = tuple(_rounded(side) for side in measured)
     report("where the time goes")
     parts = run_in_subprocess(parts_of, root, subject.threads)
+    report("counting a GPU's kernels")
+    gpu = run_in_subprocess(kernels_of, subject, root) if find_spec("tensorrt_rtx") else None
     report("judging")
     return Model(
         name=subject.name,
@@ -109,6 +112,7 @@ def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: 
         parts=parts,
         accuracy=accuracy(subject, root) if subject.sentences else None,
         frames=run_in_subprocess(measure_frames, root, subject.frames) if subject.frames else None,
+        gpu=gpu,
         warnings=tuple(warnings),
     )
 
@@ -154,6 +158,22 @@ def parts_of(root: Path, threads: int | None) -> tuple[Part, ...]:
         for row in part_times(path, feeds, threads):
             parts.setdefault(row.part, {})[name] = PartTime(round(row.seconds, 6), row.macs)
     return tuple(Part(part, sides) for part, sides in parts.items())
+
+
+def kernels_of(subject: Subject, root: Path) -> tuple[GpuGraph, ...]:
+    """The plain export and ours in FP16, and INT8 where it saves bytes, as TensorRT for RTX compiles them.
+
+    Raises LavtError.
+    """
+    from ...export.macs import count_macs
+    from ..parts.kernels import compile_layers
+
+    graphs = []
+    for name, path in make_gpu_graphs(subject, root).items():
+        layers, compiler = compile_layers(path)
+        moved, constants = (sum(getattr(layer, kind) or 0 for layer in layers) for kind in ("moved", "constants"))
+        graphs.append(GpuGraph(name, compiler, sum(count_macs(path).values()), len(layers), moved, constants))
+    return tuple(graphs)
 
 
 def accuracy(subject: Subject, root: Path) -> tuple[FidelityFigures, ...]:

@@ -101,3 +101,34 @@ def add_int8(root: Path, data: DataOptions) -> None:
     with update_bundle(root) as change:
         (path,) = save_graph(model, change.new(INT8_FILE))
         change.commit({INT8_FILE: file_entry(path, "segmenter", "int8-cpu")})
+
+
+def make_gpu_graphs(subject: Subject, root: Path) -> dict[str, Path]:
+    """Image graphs as a GPU gets them, by name: a plain export all in FP16, ours in FP16 and with attention in INT8.
+
+    They are written beside the bundle `root`. Raises LavtError.
+    """
+    import onnx_ir as ir
+
+    from ...calibration import DataOptions
+    from ...calibration.calibrate import calibrate
+    from ...calibration.half import to_half
+    from ...calibration.products import candidates, image_products
+    from ...calibration.quantize import half_graph, quantized_graph, smoothed_graph, type_rest
+    from ...calibration.sample import draw_sample
+    from ...export.edits import save_graph
+    from ...export.source import peer_source
+    from ..peers.plain import plain_export
+
+    bundle = open_bundle(root)
+    plain = ir.load(plain_export(root, peer_source(bundle, None)))
+    to_half(plain, {})
+    calibration = calibrate(bundle, draw_sample(DataOptions(samples=subject.samples)))
+    half, _ = half_graph(bundle, "segmenter", calibration)
+    products = candidates(image_products(bundle, smoothed_graph(bundle, calibration, "fp16")), "attention")
+    int8 = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp16")
+    type_rest(int8, calibration)
+    paths = {}
+    for name, graph in (("plain export, FP16", plain), ("FP16", half), ("INT8, `attention`", int8)):
+        (paths[name],) = save_graph(graph, root.with_name(f"gpu{len(paths)}.onnx"))
+    return paths
