@@ -14,7 +14,17 @@ import pytest
 from lavt_edge._base.cache import cache_folder
 from lavt_edge._base.records import from_plain, to_plain
 from lavt_edge._base.timing import Summary
-from lavt_edge.benchmarks.report.standing import PLAIN, FrameCost, GpuGraph, Model, Part, PartTime, Side, Standing, markdown
+from lavt_edge.benchmarks.report.standing import (
+    PLAIN,
+    FrameCost,
+    GpuGraph,
+    Model,
+    Part,
+    PartTime,
+    Side,
+    Standing,
+    markdown,
+)
 from lavt_edge.benchmarks.runs import standing
 from lavt_edge.benchmarks.runs.frames import SIZES
 from lavt_edge.benchmarks.runs.standing import (
