@@ -128,7 +128,7 @@ def make_gpu_graphs(subject: Subject, root: Path) -> dict[str, Path]:
     products = candidates(image_products(bundle, smoothed_graph(bundle, calibration, "fp16")), "attention")
     int8 = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp16")
     type_rest(int8, calibration)
-    paths = {}
+    paths: dict[str, Path] = {}
     for name, graph in (("plain export, FP16", plain), ("FP16", half), ("INT8, `attention`", int8)):
         (paths[name],) = save_graph(graph, root.with_name(f"gpu{len(paths)}.onnx"))
     return paths
