@@ -49,6 +49,17 @@ def benchmarks_table(result: dict[str, Any]) -> str:
         cells = [_cells(model, name) for model in result["models"]]
         if any(cells):
             lines.append(f"| {name} | " + " | ".join(cell or "– | –" for cell in cells) + " |")
+    base = result["models"][0]
+    counts = [
+        f"{graph['kernels']} and {(graph['moved_bytes'] + graph['constant_bytes']) / 1e6:.0f} MB ({graph['name']})"
+        for graph in base.get("gpu", ())
+    ]
+    if counts:
+        lines += [
+            "",
+            f"Kernels that a GPU runs for {_title(base)[:-1]}, and bytes",
+            f"that they move: {', '.join(counts)}.",
+        ]
     for model in result["models"]:
         judged = {row["name"]: row for row in model["accuracy"] or ()}
         if judged:
