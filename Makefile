@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.commands.demo demo-output
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 --hypothesis-seed 0
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --hypothesis-seed 0
 
 stress: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.tests.stress.run_all --output stress.json
