@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ DEVICES = {"auto": "CPU", "cpu": "CPU", "intel-gpu": "GPU", "intel-npu": "NPU"}
 
 _LOGGER = logging.getLogger("lavt_edge")
 _CPU_INFO = Path("/proc/cpuinfo")
+_LOADING = threading.Lock()
 
 
 class OpenVINOBackend(Backend):
@@ -49,7 +52,8 @@ class OpenVINOBackend(Backend):
             raise BackendError(f"OpenVINO has no device {device!r}: give one of {', '.join(DEVICES)}")
         check_threads(threads)
         openvino = _import_openvino()
-        core = openvino.Core()
+        with _LOADING:
+            core = _core(openvino)
         self._path, self.device = path, "cpu" if device == "auto" else device
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}"
         listed = core.available_devices
@@ -97,6 +101,16 @@ class OpenVINOBackend(Backend):
             raise BackendError(f"{self._path.name} could not run: {reason_of(error, 300)}") from error
         finally:
             self._idle.append(request)
+
+
+@cache
+def _core(openvino: Any) -> Any:
+    """One for the process, never freed.
+
+    The CPU plugin gives the thread that loads it a stack for signals (openvino#11894). Freed by another thread, that
+    stack is gone, and the next signal, Ctrl-C too, ends the process with a segmentation fault.
+    """
+    return openvino.Core()
 
 
 def _import_openvino() -> Any:

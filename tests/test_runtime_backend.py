@@ -249,6 +249,19 @@ class TestOpenVINO:
             with pytest.raises(BackendError, match=rf"OpenVINO lists no {name} here \(CPU\)"):
                 Segmenter.load(graph.parent, device=device)
 
+    def test_what_another_thread_frees_leaves_ctrl_c_as_it_was(self, graph: Path) -> None:
+        script = (
+            "import gc, signal, sys, threading\n"
+            "from pathlib import Path\n"
+            "from lavt_edge.runtime.openvino import OpenVINOBackend\n"
+            "loaded = [OpenVINOBackend(Path(sys.argv[1]))]\n"
+            "thread = threading.Thread(target=lambda: (loaded.clear(), gc.collect()))\n"
+            "thread.start(), thread.join()\n"
+            "signal.raise_signal(signal.SIGINT)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script, str(graph)], capture_output=True, text=True, timeout=300)
+        assert done.stderr.endswith("KeyboardInterrupt\n"), done.returncode
+
     def test_without_it_the_message_names_the_extra(self, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "openvino", None)
         with pytest.raises(BackendError, match=r"pip install lavt-edge\[openvino\]"):
