@@ -262,6 +262,22 @@ def test_sentences_are_tried_on_a_frozen_picture(page: Page) -> None:
     page.until("shown.bitmap !== window.before")
 
 
+def test_a_photo_that_comes_before_the_servers_answer_waits_for_it(page: Page) -> None:
+    held = "{const real = fetch; const held = new Promise((resolve) => { answer = resolve; });"
+    held += "fetch = async (...given) => { await held; return real(...given); };}"
+    script = page.browser.call("Page.addScriptToEvaluateOnNewDocument", source=held)["identifier"]
+    try:
+        page.browser.show(f"{page.served.url}/", 1280, False)
+        page.give("drop")
+        time.sleep(0.5)
+        assert page.browser.value("mode !== 'photo' && banner.hidden") is True
+        page.browser.value("answer()")
+        page.until("mode === 'photo' && shown?.width === 240")
+        assert page.browser.value("banner.hidden") is True
+    finally:
+        page.browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+
+
 def test_what_is_no_image_is_said_until_there_is_one(page: Page) -> None:
     page.open()
     page.give("drop")

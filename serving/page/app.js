@@ -13,7 +13,8 @@ const shade = document.createElement("canvas");
 let chips = []; // {text, colour, item}
 let said = { ready: [], problems: {}, source_problem: null }; // by the server, of the sentences
 let draws = { fill: true, outline: true, labels: true };
-let info = null;
+let info = null, informed;
+const knowsLimits = new Promise((resolve) => { informed = resolve; });
 let socket = null;
 let owed = 0; // frames that are not acknowledged: while none is wanted, the server sends none
 let mode = null; // live, photo, webcam
@@ -231,6 +232,7 @@ function link(state, text) {
 
 function showInfo(found) {
   info = found;
+  informed();
   $("device").textContent = info.device === "cuda" ? "GPU (CUDA)" : "CPU";
   $("precision").textContent = info.precision.toUpperCase();
   $("engine").textContent = $("engine").title = `${info.runtime} · ${info.files.at(-1)}`;
@@ -281,6 +283,7 @@ async function ask(blob) {
 
 async function takePhoto(file) {
   if (!file) return;
+  await knowsLimits;
   try {
     photo = { file, bitmap: await createImageBitmap(file) };
     const { width, height } = photo.bitmap;
