@@ -130,7 +130,7 @@ def quantize_bundle(
     sample = draw_sample(options.data, progress)
     with update_bundle(root) as change:
         opened = _open_without(root, name, replace)  # another command may have been faster
-        calibration = _calibration(opened, sample, change, report, progress)
+        calibration = bundle_calibration(opened, sample, change, report, progress)
         report("segmenting the held-out sentences in FP32")
         work = _Work(opened, calibration, Evaluator(opened, sample, progress), change, report, progress)
         return _add_half(work, precision) if precision in LOW else _add_int8(work, options, name, device)
@@ -146,8 +146,8 @@ def _open_without(root: Path, precision: str, replace_it: bool) -> Bundle:
     return bundle
 
 
-def _calibration(
-    bundle: Bundle, sample: Sample, change: BundleUpdate, report: Report, progress: Progress
+def bundle_calibration(
+    bundle: Bundle, sample: Sample, change: BundleUpdate, report: Report = ignore, progress: Progress = ignore
 ) -> Calibration:
     """The bundle's own calibration if it is of these graphs and data, else a new one, which it then keeps."""
     calibration, key = kept_calibration(bundle), calibration_key(bundle, sample)

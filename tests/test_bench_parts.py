@@ -181,9 +181,10 @@ class TestTimes:
         assert sum(row.seconds for row in rows if row.part == "other") < 0.02 * seconds
 
     def test_time_goes_where_the_work_is(self, demo_bundle: Path) -> None:
-        rows = {row.part: row for row in part_times(demo_bundle / "segmenter.onnx", image_feeds(demo_bundle), 5)}
+        rows = {row.part: row for row in part_times(demo_bundle / "segmenter.onnx", image_feeds(demo_bundle), 1)}
+        assert rows["decoder.level0"].macs == max(row.macs for row in rows.values())
         assert rows["decoder.level0"].macs > 10 * rows["decoder.level2"].macs
-        assert rows["decoder.level0"].seconds > rows["decoder.level2"].seconds
+        assert rows["decoder.level0"].seconds > 3 * rows["decoder.level2"].seconds
 
     def test_a_batch_counts_as_often_as_it_runs(self, demo_bundle: Path) -> None:
         rows = part_times(demo_bundle / "segmenter.onnx", image_feeds(demo_bundle, batch=2), rounds=1)

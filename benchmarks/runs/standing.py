@@ -97,7 +97,9 @@ def measure_subject(subject: Subject, root: Path, peers: Sequence[str], report: 
     report("where the time goes")
     parts = run_in_subprocess(parts_of, root, subject.threads)
     report("counting a GPU's kernels")
-    gpu = run_in_subprocess(kernels_of, subject, root) if find_spec("tensorrt_rtx") else None
+    gpu = run_in_subprocess(kernels_of, root) if find_spec("tensorrt_rtx") else None
+    if gpu is None:
+        warnings.append("a GPU's kernels were not counted: TensorRT for RTX is not installed")
     report("judging")
     return Model(
         name=subject.name,
@@ -160,7 +162,7 @@ def parts_of(root: Path, threads: int | None) -> tuple[Part, ...]:
     return tuple(Part(part, sides) for part, sides in parts.items())
 
 
-def kernels_of(subject: Subject, root: Path) -> tuple[GpuGraph, ...]:
+def kernels_of(root: Path) -> tuple[GpuGraph, ...]:
     """The plain export and ours in FP16, and INT8 where it saves bytes, as TensorRT for RTX compiles them.
 
     Raises LavtError.
@@ -169,7 +171,7 @@ def kernels_of(subject: Subject, root: Path) -> tuple[GpuGraph, ...]:
     from ..parts.kernels import compile_layers
 
     graphs = []
-    for name, path in make_gpu_graphs(subject, root).items():
+    for name, path in make_gpu_graphs(root).items():
         layers, compiler = compile_layers(path)
         moved, constants = (sum(getattr(layer, kind) or 0 for layer in layers) for kind in ("moved", "constants"))
         graphs.append(GpuGraph(name, compiler, sum(count_macs(path).values()), len(layers), moved, constants))

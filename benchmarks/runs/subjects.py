@@ -86,36 +86,33 @@ def add_int8(root: Path, data: DataOptions) -> None:
 
     Raises LavtError.
     """
-    from ...calibration.calibrate import calibrate
     from ...calibration.products import candidates, image_products
-    from ...calibration.quantize import quantized_graph
+    from ...calibration.quantize import bundle_calibration, quantized_graph
     from ...calibration.sample import draw_sample
     from ...export.edits import load_graph, save_graph
     from ...runtime.bundle import file_entry
     from ...runtime.update import update_bundle
 
-    bundle = open_bundle(root)
-    calibration = calibrate(bundle, draw_sample(data))
-    products = candidates(image_products(bundle, load_graph(bundle, "segmenter")), "full")
-    model = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp32")
     with update_bundle(root) as change:
+        bundle = open_bundle(root)
+        calibration = bundle_calibration(bundle, draw_sample(data), change)
+        products = candidates(image_products(bundle, load_graph(bundle, "segmenter")), "full")
+        model = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp32")
         (path,) = save_graph(model, change.new(INT8_FILE))
         change.commit({INT8_FILE: file_entry(path, "segmenter", "int8-cpu")})
 
 
-def make_gpu_graphs(subject: Subject, root: Path) -> dict[str, Path]:
+def make_gpu_graphs(root: Path) -> dict[str, Path]:
     """Image graphs as a GPU gets them, by name: a plain export all in FP16, ours in FP16 and with attention in INT8.
 
-    They are written beside the bundle `root`. Raises LavtError.
+    By the calibration of the bundle `root`, beside which they are written. Raises LavtError.
     """
     import onnx_ir as ir
 
-    from ...calibration import DataOptions
-    from ...calibration.calibrate import calibrate
     from ...calibration.half import to_half
     from ...calibration.products import candidates, image_products
-    from ...calibration.quantize import half_graph, quantized_graph, smoothed_graph, type_rest
-    from ...calibration.sample import draw_sample
+    from ...calibration.quantize import half_graph, quantized_graph, type_rest
+    from ...calibration.record import kept_calibration
     from ...export.edits import save_graph
     from ...export.source import peer_source
     from ..peers.plain import plain_export
@@ -123,9 +120,10 @@ def make_gpu_graphs(subject: Subject, root: Path) -> dict[str, Path]:
     bundle = open_bundle(root)
     plain = ir.load(plain_export(root, peer_source(bundle, None)))
     to_half(plain, {})
-    calibration = calibrate(bundle, draw_sample(DataOptions(samples=subject.samples)))
+    calibration = kept_calibration(bundle)
+    assert calibration is not None  # of `make_bundle`
     half, _ = half_graph(bundle, "segmenter", calibration)
-    products = candidates(image_products(bundle, smoothed_graph(bundle, calibration, "fp16")), "attention")
+    products = candidates(image_products(bundle, half), "attention")
     int8 = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp16")
     type_rest(int8, calibration)
     paths: dict[str, Path] = {}
