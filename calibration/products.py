@@ -16,7 +16,7 @@ from ..export.macs import count_macs
 from ..export.rewrites.names import WEIGHTS, place_of
 from ..runtime.bundle import Bundle
 
-POLICIES = ("auto", "full", "decoder", "attention")
+POLICIES = ("auto", "full", "decoder", "bytes")
 RESTS = ("fp16", "fp32")
 
 
@@ -53,15 +53,15 @@ def candidates(products: Iterable[Product], policy: str, rest: str = "fp16") -> 
 
     `decoder`: the decoder's convolutions, the part that quantises best. `full`: every product with a weight. `auto`:
     attention products besides, which accuracy control must let pass (see placement.py), but not beside FP32:
-    activations times activations gain nothing in a CPU's INT8 kernels. `attention`: attention and patch merging, where
-    INT8 moves fewer bytes in as many kernels; an INT8 product elsewhere writes FP16 or FP32, and one kernel more reads
-    it, adds the bias and quantises (TensorRT for RTX 1.7).
+    activations times activations gain nothing in a CPU's INT8 kernels. `bytes`: where INT8 moves fewer bytes on a GPU:
+    attention, patch merging, the taps and the MLPs of the last stage, which are mostly weights. An INT8 product
+    elsewhere writes FP16 or FP32, and one kernel more reads it, adds the bias and quantises (TensorRT for RTX 1.7).
     """
-    parts = {"decoder": re.compile(r"decoder\."), "attention": re.compile(r".*\.(attn|merge)\b")}
+    parts = {"decoder": re.compile(r"decoder\."), "bytes": re.compile(r".*\.(attn|merge|taps)\b|stage3\.mlp\b")}
     return [
         product
         for product in products
-        if (product.kind == WEIGHTS or (policy in ("auto", "attention") and rest == "fp16"))
+        if (product.kind == WEIGHTS or (policy in ("auto", "bytes") and rest == "fp16"))
         and (policy not in parts or parts[policy].match(product.group))
     ]
 

@@ -1,7 +1,7 @@
 """Explicit quantisation: QuantizeLinear and DequantizeLinear around the operands of chosen products.
 
-Activations per tensor, weights per output channel, both symmetric with zero point 0, as TensorRT wants them. Biases
-and what stands between the products stay as they are.
+Activations per tensor, weights per output channel (see `_Quantizer.weight`), both symmetric with zero point 0, as
+TensorRT wants them. Biases and what stands between the products stay as they are.
 
 CPUs do better with `unsigned`: uint8 activations with a zero point, and two things without which ONNX Runtime runs a
 product in FP32: quantised outputs of convolutions, and int32 biases of matrix products, in steps of (step of the
@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..export.edits import FLOAT, array_of, constant, drop_unused, insert_after, new_output, node_names
+from ..export.edits import FLOAT, MOVEMENT, array_of, constant, drop_unused, insert_after, new_output, node_names
+from ..export.rewrites.names import place_of
 from .half import Range, fits_half
 
 _LEVELS = 127
@@ -34,7 +35,8 @@ def quantize_products(
     """Quantises both operands of each product, by node name, in place.
 
     `ranges` holds the clipped range of every activation operand by tensor name (and, if `unsigned`, of what
-    `convolution_outputs` names). With `half` all scales are numbers of FP16.
+    `convolution_outputs` names). With `half` all scales are numbers of FP16, and the decoder's taps, which a GPU reads
+    several times, are quantised as well: their ranges are needed too.
     """
     nodes, quantizer = node_names(model), _Quantizer(model.graph, ranges, unsigned, half)
     chosen = list(products)
@@ -46,13 +48,15 @@ def quantize_products(
             node.replace_input_with(i, quantized)
         if unsigned and node.op_type == "MatMul":
             quantizer.bias(node)
-    if unsigned:
-        for value in convolution_outputs(model, chosen).values():
-            readers = list(value.uses())
-            quantized = quantizer.activation(value)
-            for reader, i in readers:
-                if reader.op_type != "QuantizeLinear" and reader is not quantized.producer():
-                    reader.replace_input_with(i, quantized)
+    outputs = list(convolution_outputs(model, chosen).values()) if unsigned else []
+    if half:
+        outputs = [nodes[name].outputs[0] for name in chosen if str(place_of(name).group).endswith(".taps")]
+    for value in outputs:
+        readers = list(value.uses())
+        quantized = quantizer.activation(value)
+        for reader, i in readers:
+            if reader.op_type != "QuantizeLinear" and reader is not quantized.producer():
+                reader.replace_input_with(i, quantized)
     drop_unused(model)
 
 
@@ -73,6 +77,10 @@ def operands(model: ir.Model, products: Iterable[str]) -> list[str]:
     nodes = node_names(model)
     values = [value for name in products for value in nodes[name].inputs[:2]]
     return list(dict.fromkeys(str(v.name) for v in values if v is not None and v.const_value is None))
+
+
+def _is_only_moved(value: ir.Value) -> bool:
+    return all(reader.op_type in MOVEMENT for reader, _ in value.uses())
 
 
 class _Quantizer:
@@ -103,14 +111,20 @@ class _Quantizer:
         return self._made[value]
 
     def weight(self, node: ir.Node, i: int) -> ir.Value:
-        """A constant operand as INT8 with a scale for each output channel."""
+        """A constant operand as INT8 with a scale for each output channel.
+
+        With `half`, one scale if the product's output is only moved: nothing follows that could scale each channel in
+        its own kernel.
+        """
         value = node.inputs[i]
         assert value is not None
         if value not in self._made:
             array = array_of(value)
             axis = array.ndim - 1 if node.op_type != "Conv" and i == 1 else 0
             scale = self._scale(np.abs(array).max(axis=tuple(j for j in range(array.ndim) if j != axis)) / _LEVELS)
-            shaped = scale.reshape([-1 if j == axis else 1 for j in range(array.ndim)])
+            if self._half and _is_only_moved(node.outputs[0]):
+                scale = scale.max()
+            shaped = scale if scale.ndim == 0 else scale.reshape([-1 if j == axis else 1 for j in range(array.ndim)])
             rounded = np.rint(array / shaped).clip(-_LEVELS, _LEVELS).astype(np.int8)
             self._made[value] = self._constant(value, str(value.name), rounded, scale, axis)
         return self._made[value]

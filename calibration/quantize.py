@@ -15,7 +15,7 @@ from .. import __version__
 from .._base.progress import Progress, Report, ignore
 from ..errors import ExportError
 from ..export.edits import LOW, load_graph, node_names, save_graph
-from ..export.rewrites.gpu import lay_out_for_gpu
+from ..export.rewrites.gpu import known_ranges, lay_out_for_gpu
 from ..runtime.bundle import Bundle, file_entry, open_bundle
 from ..runtime.manifest import FileEntry, Manifest
 from ..runtime.update import BundleUpdate, update_bundle
@@ -46,7 +46,7 @@ class QuantizeOptions:
     """
 
     policy: str = "auto"
-    """Which products may be INT8: "auto", "full" (no attention products), "decoder" or "attention" (and merging)."""
+    """Which products may be INT8: "auto", "full" (no attention products), "decoder" or "bytes" (for GPUs)."""
     method: str = "mse"
     """How ranges are clipped: "mse", "entropy", "percentile" or "minmax"."""
     rest: str = "fp16"
@@ -240,7 +240,7 @@ def half_graph(
     model, low = load_graph(bundle, role), LOW[precision]
     if role == "segmenter":
         lay_out_for_gpu(model)
-    islands = find_islands(model, calibration.ranges[role], low)
+    islands = find_islands(model, known_ranges(model, calibration.ranges[role]), low)
     to_half(model, islands, low)
     return model, islands
 
@@ -309,14 +309,15 @@ def _add_int8(work: _Work, options: QuantizeOptions, name: str, device: Device |
 def _losses_alone(
     work: _Work, products: Sequence[Product], ranges: Mapping[str, Range], rest: str, total: int
 ) -> dict[str, Figures]:
-    graphs = {layout: smoothed_graph(work.bundle, work.calibration, layout) for layout in {"fp32", rest}}
-    for_cpu = node_names(graphs["fp32"]).keys()
+    graphs = {layout: smoothed_graph(work.bundle, work.calibration, layout, ranges) for layout in {"fp32", rest}}
+    for_cpu = node_names(graphs["fp32"][0]).keys()
 
     def evaluate_alone(group: str, limit: int | None) -> Figures:
         names = [product.name for product in products if product.group == group]
         # A CPU takes half the time for a graph as CPUs want it; where that has these products it gives the same.
-        graph = graphs["fp32" if for_cpu >= set(names) else rest].clone()
-        quantize_products(graph, names, ranges, unsigned=rest == "fp32", half=rest == "fp16")
+        plain, its_ranges = graphs["fp32" if for_cpu >= set(names) else rest]
+        graph = plain.clone()
+        quantize_products(graph, names, its_ranges, unsigned=rest == "fp32", half=rest == "fp16")
         return work.evaluator.evaluate(graph, limit=limit)
 
     return losses_alone(products, evaluate_alone, work.report, total_macs=total)
@@ -333,17 +334,21 @@ def quantized_graph(
 
     The rest is FP32; see `type_rest`. `ranges` are what `Calibration.clipped` gives.
     """
-    model = smoothed_graph(bundle, calibration, rest)
+    model, ranges = smoothed_graph(bundle, calibration, rest, ranges)
     names = [product.name for product in products]
     quantize_products(model, names, ranges, unsigned=rest == "fp32", half=rest == "fp16")
     return model
 
 
-def smoothed_graph(bundle: Bundle, calibration: Calibration, rest: str) -> ir.Model:
-    """The FP32 image graph for this rest, smoothed."""
-    model = _graph_of(bundle, rest)
+def smoothed_graph(
+    bundle: Bundle, calibration: Calibration, rest: str, ranges: Mapping[str, Range]
+) -> tuple[ir.Model, dict[str, Range]]:
+    """The FP32 image graph for this rest, a GPU's or a CPU's, smoothed, and the ranges of its tensors."""
+    model = load_graph(bundle, "segmenter")
     apply_smoothing(model, calibration.channels, calibration.strengths)
-    return model
+    if rest == "fp16":
+        lay_out_for_gpu(model)
+    return model, known_ranges(model, {**calibration.ranges["segmenter"], **ranges})
 
 
 def _graph_of(bundle: Bundle, rest: str) -> ir.Model:
@@ -357,6 +362,6 @@ def _graph_of(bundle: Bundle, rest: str) -> ir.Model:
 def type_rest(model: ir.Model, calibration: Calibration) -> dict[str, str]:
     """Makes the rest of a quantised image graph FP16, in place; returns its islands of FP32 with their reasons."""
     smoothed = {tensor: (histogram.low, histogram.high) for tensor, histogram in calibration.histograms.items()}
-    islands = find_islands(model, {**calibration.ranges["segmenter"], **smoothed})
+    islands = find_islands(model, known_ranges(model, {**calibration.ranges["segmenter"], **smoothed}))
     to_half(model, islands)
     return islands

@@ -128,9 +128,9 @@ def tune(
     """The fastest of the placements that cost at most `max_drop` points of mean IoU, and what was measured.
 
     Each part of the model is timed in INT8 alone, in turn with a graph without INT8. Then these take turns: no INT8,
-    what `policy` gives without tuning, its attention or decoder alone, and the parts that were faster, surely faster or
-    not surely slower. `select` is accuracy control, which returns what costs the most per time saved; `evaluate` gives
-    the figures of products in INT8, `load` a graph of them on the device.
+    what `policy` gives without tuning, what of it policies `bytes` and `decoder` give, and the parts that were faster,
+    surely faster or not surely slower. `select` is accuracy control, which returns what costs the most per time saved;
+    `evaluate` gives the figures of products in INT8, `load` a graph of them on the device.
 
     Raises ExportError if no placement keeps to the budget, or none is faster than no INT8.
     """
@@ -198,7 +198,7 @@ def _placements(
 ) -> dict[str, Placement]:
     """The placements to choose from, by name, each set of groups once; the first has nothing in INT8."""
     by_name = {"none": Placement([], evaluate([])), policy: select(products, None)}
-    for name in ("attention", "decoder"):
+    for name in ("bytes", "decoder"):
         members = candidates(by_name[policy].products, name)
         by_name.setdefault(name, Placement(members, evaluate(members)))
     saved = _time_saved(products, times)

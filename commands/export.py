@@ -120,7 +120,8 @@ def export_quantize(
     seed: Annotated[int, typer.Option(help="Seed for drawing the sentences.")] = 0,
     method: Annotated[str, typer.Option(help="How ranges are clipped: mse, percentile, entropy or minmax.")] = "mse",
     policy: Annotated[
-        str, typer.Option(help="What may be INT8: auto, full (no attention products), decoder or attention.")
+        str,
+        typer.Option(help="What may be INT8: auto, full (no attention products), decoder, or bytes (for GPUs)."),
     ] = "auto",
     rest: Annotated[str, typer.Option(help="Precision of the rest of an INT8 graph: fp16, or fp32 for CPUs.")] = "fp16",
     max_drop: Annotated[float, typer.Option(help="Points of mean IoU that INT8 may lose.")] = 0.5,

@@ -285,7 +285,7 @@ def test_the_demo_model_is_made_and_measured_in_two_rounds(tmp_path: Path, monke
     if find_spec("tensorrt_rtx"):  # for x86-64
         assert model.gpu is not None
         plain, half, int8_graph = model.gpu
-        assert (plain.name, half.name, int8_graph.name) == ("plain export, FP16", "FP16", "INT8, `attention`")
+        assert (plain.name, half.name, int8_graph.name) == ("plain export, FP16", "FP16", "INT8, `bytes`")
         assert plain.macs > half.macs == int8_graph.macs
         assert min(graph.kernels for graph in model.gpu) > 50
         assert half.moved_bytes + half.constant_bytes < plain.moved_bytes + plain.constant_bytes

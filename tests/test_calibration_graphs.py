@@ -105,6 +105,28 @@ class TestQuantisation:
         assert (scale * 127 >= np.abs(weight).max(axis=0)).all()
         assert (scale <= np.abs(weight).max(axis=0) / 127 * (1 + 2**-10)).all()
 
+    @pytest.mark.parametrize("half", [False, True])
+    def test_for_fp16_a_product_that_is_only_moved_has_one_scale_and_puts_out_int8(self, half: bool) -> None:
+        weight, x = RNG.normal(size=(16, 6)).astype(np.float32), RNG.normal(size=(4, 16)).astype(np.float32)
+        weight[:, 2] *= 50
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["m"], name="decoder.level0.upsampled.taps/MatMul"),
+            helper.make_node("Reshape", ["m", "sizes"], ["r"], name="moved"),
+            helper.make_node("Mul", ["r", "two"], ["y"], name="read"),
+        ]
+        model = build(nodes, [4, 16], {"y": [8, 3]}, w=weight, sizes=np.array([8, 3]), two=np.array(2, np.float32))
+        quantize_products(
+            model, ["decoder.level0.upsampled.taps/MatMul"], {"x": (-2.0, 1.0), "m": (-200.0, 250.0)}, half=half
+        )
+        found = model.graph.initializers["w.scale"].const_value.numpy()
+        assert (found.ndim, "m.scale" in model.graph.initializers) == ((0, True) if half else (1, False))
+        product = rounded(x, model.graph.initializers["x.scale"].const_value.numpy()) @ rounded(weight, found)
+        if half:
+            scale = float(model.graph.initializers["m.scale"].const_value.numpy())
+            assert 250 / 127 <= scale <= 250 / 127 * (1 + 2**-10)
+            product = rounded(product, scale)
+        np.testing.assert_allclose(run(model, x), 2 * product.reshape(8, 3), rtol=1e-5, atol=1e-4)
+
     def test_unsigned_uses_the_range_as_it_is_and_quantises_what_convolutions_put_out(self) -> None:
         weight = RNG.normal(size=(3, 2, 3, 3)).astype(np.float32)
         model = convolution(weight)

@@ -238,14 +238,15 @@ def test_policies_differ_in_what_they_start_from(demo_bundle: Path) -> None:
     bundle = open_bundle(demo_bundle)
     products = image_products(bundle, load_graph(bundle, "segmenter"))
     total = bundle.manifest.model["macs"]["segmenter"]
-    policies = ("decoder", "full", "auto", "attention")
+    policies = ("decoder", "full", "auto", "bytes")
     share = {policy: sum(one.macs for one in candidates(products, policy)) / total for policy in policies}
     assert 0.45 < share["decoder"] < 0.5
-    groups = {one.group.split(".", 1)[1] for one in candidates(products, "attention")}
-    assert groups == {"attn.qkv", "attn.scores", "attn.values", "attn.proj", "merge"}
-    assert {one.group.split(".", 1)[1] for one in candidates(products, "attention", "fp32")} == groups - {
-        "attn.scores",
-        "attn.values",
+    groups = {one.group for one in candidates(products, "bytes")}
+    products_of = {f"stage{i}.attn.{product}" for i in range(4) for product in ("qkv", "scores", "values", "proj")}
+    rest = {f"stage{i}.merge" for i in range(3)} | {f"decoder.level{i}.taps" for i in range(3)}
+    assert groups == products_of | rest | {"stage3.mlp.fc1", "stage3.mlp.fc2"}
+    assert {one.group for one in candidates(products, "bytes", "fp32")} == {
+        group for group in groups if not group.endswith((".scores", ".values"))
     }
     assert 0.7 < share["full"] < 0.8
     assert 0.9 < share["auto"] < 0.95  # all but the interpolations

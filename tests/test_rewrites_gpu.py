@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from lavt_edge.calibration.products import find_products
 from lavt_edge.calibration.qdq import operands
+from lavt_edge.export.edits import node_names
 from lavt_edge.export.macs import count_macs
-from lavt_edge.export.rewrites.gpu import lay_out_for_gpu
+from lavt_edge.export.rewrites.gpu import known_ranges, lay_out_for_gpu, without_bias
 from lavt_edge.export.rewrites.names import place_of
 from lavt_edge.reference import LAVTConfig
+from lavt_edge.reference.config import SWIN
 from lavt_edge.tests.export_graphs import export_image, image_inputs, run_graph
 from lavt_edge.tests.test_rewrites import small_lavt
 
 # Grids that are divisible by the window and that are not, odd ones, and several PWAM heads.
 CASES = [((64, 96), (1, 1, 1, 1), False), ((76, 52), (1, 2, 4, 8), True), ((112, 112), (1, 1, 1, 1), True)]
+CASES += [((110, 110), (1, 1, 1, 1), False)]
+
+
+def backbone(monkeypatch: pytest.MonkeyPatch, heads: int) -> None:
+    """The demo model's backbone has one head in stage 0, which keeps some of the rewrite from it."""
+    monkeypatch.setitem(SWIN, "demo", replace(SWIN["demo"], num_heads=(heads, 3, 6, 12)))
+
+
+@pytest.fixture(autouse=True)
+def two_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone(monkeypatch, 2)
 
 
 def random_feed(config: LAVTConfig, size: tuple[int, int], batch: int) -> dict[str, np.ndarray]:
@@ -55,16 +70,100 @@ def test_it_is_the_same_function(
     assert [name for name in before if "upsampled/" in name]
 
 
-def test_each_projection_reads_windows_and_each_gather_follows_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heads", [1, 2])
+def test_gathers_lie_outside_of_projections_where_windows_hold_little_padding(
+    heads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 1.5 slots a pixel: 294 for 247 pixels and 98 for 70 in stages 0 and 1, 49 for 20 and for 6 behind them."""
+    backbone(monkeypatch, heads)
     plain = export_image(small_lavt().float(), tmp_path / "plain.onnx", (76, 52))
     model = ir.load(plain)
     lay_out_for_gpu(model)
-    projections = [node for node in model.graph if str(node.name).endswith(".attn.proj/MatMul")]
-    assert projections
-    for product in projections:
-        ((bias, _),) = product.outputs[0].uses()
-        ((gather, _),) = bias.outputs[0].uses()
-        assert (bias.op_type, gather.op_type) == ("Add", "Gather")
+    nodes = {str(node.name): node for node in model.graph}
+    projections = [name for name in nodes if name.endswith(".attn.proj/MatMul")]
+    assert len(projections) == 12
+    for name in projections:
+        ((bias, _),) = nodes[name].outputs[0].uses()
+        assert [reader.op_type for reader, _ in bias.outputs[0].uses()] == ["Gather"]
+        block = name.removesuffix(".attn.proj/MatMul")
+        in_slots = name.startswith("stage1.") or (heads > 1 and name.startswith("stage0."))
+        assert (f"{block}.attn.qkv/MatMul_3" in nodes) == in_slots
+        assert (f"{block}.attn.qkv/Add" in nodes) != in_slots
+        source = nodes[f"{block}.norm1/LayerNormalization"].inputs[0].producer()
+        assert (source.op_type == "Gather") == in_slots
+
+
+def test_the_gather_of_the_first_block_lies_before_both_norms(tmp_path: Path) -> None:
+    model = ir.load(export_image(small_lavt().float(), tmp_path / "plain.onnx", (110, 110)))
+    lay_out_for_gpu(model)
+    nodes = {str(node.name): node for node in model.graph}
+    assert (
+        nodes["stage0.block0.norm1/LayerNormalization"].inputs[0].producer().name
+        == "patch_embed.norm/LayerNormalization"
+    )
+    assert nodes["patch_embed.norm/LayerNormalization"].inputs[0].producer().op_type == "Gather"
+    ((after, _),) = nodes["stage0.block0/Add"].outputs[0].uses()
+    assert after.op_type == "Gather"
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, -1.0])
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_a_norm_carries_the_bias_of_the_product_behind_it(offset: float, size: float) -> None:
+    generator = np.random.default_rng(0)
+    factor, shift, weight, bias = (generator.normal(size=shape) for shape in (12, 12, (12, 5), 5))
+    factor[:3] = (0, 1e-9, -3)  # a channel that the norm leaves out, or all but
+    factor *= size
+    shift += offset * np.sign(factor)
+    x = generator.normal(size=(40, 12)) * 3 + 1
+    normed = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    scale, moved, rows = without_bias(factor, shift, weight, bias)
+    expected = (normed * factor + shift) @ weight + bias
+    np.testing.assert_allclose((normed * scale + moved) @ rows, expected, atol=1e-10)
+    assert np.abs(moved - shift).max() <= np.abs(scale).mean() * 1.01
+
+
+def test_a_channel_that_a_norm_leaves_out_makes_no_weight_large() -> None:
+    """INT8 has one scale for all weights."""
+    generator = np.random.default_rng(0)
+    factor, weight, bias = (
+        generator.uniform(0.3, 1, 128),
+        generator.normal(0, 0.05, (128, 384)),
+        generator.normal(size=384),
+    )
+    factor[7] = 1e-4
+    _, _, rows = without_bias(factor, np.zeros(128), weight, bias)
+    assert np.abs(rows).max() < 2.5 * np.abs(weight).max()
+
+
+def test_known_ranges_bound_what_is_new_and_what_it_was(tmp_path: Path) -> None:
+    lavt = small_lavt().float()
+    plain = ir.load(export_image(lavt, tmp_path / "plain.onnx", (76, 52)))
+    model = ir.load(tmp_path / "plain.onnx")
+    lay_out_for_gpu(model)
+    floats = [ir.DataType.FLOAT]
+    before = [str(value.name) for node in plain.graph for value in node.outputs if value.dtype in floats]
+    after = [str(value.name) for node in model.graph for value in node.outputs if value.dtype in floats]
+    feed = random_feed(lavt.config, (76, 52), 2)
+    ranges = {name: (float(values.min()), float(values.max())) for name, values in outputs(plain, before, feed).items()}
+    known = known_ranges(model, ranges)
+    products = set(operands(model, [one.name for one in find_products(model, dict.fromkeys(node_names(model), 1))]))
+    new = {f"decoder.level{i}.upsampled.taps/MatMul" for i in range(3)}
+    new |= {name for name in after if re.search(r"\.attn\.qkv/MatMul(_\d)?$", name)}
+    assert len(new) == 3 + 3 * 6 + 6
+    assert known.keys() >= new | products
+    for name, values in outputs(model, [name for name in after if name in known], feed).items():
+        low, high = known[name]
+        slack = 1e-4 * (high - low)
+        assert low - slack <= values.min() <= values.max() <= high + slack, name
+        if "norm1" in name or name.endswith("taps/MatMul"):  # a range that is too wide costs digits in INT8
+            assert high - low < 1.6 * (values.max() - values.min()), name
+
+
+def outputs(model: ir.Model, names: list[str], feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    values = {str(value.name): value for node in model.graph for value in node.outputs}
+    model.graph.outputs.extend(values[name] for name in names)
+    found = run_graph(ir.to_proto(model), feed)
+    return {name: found[name] for name in names}
 
 
 def test_products_read_tensors_under_the_names_that_calibration_knows(tmp_path: Path) -> None:
@@ -72,7 +171,6 @@ def test_products_read_tensors_under_the_names_that_calibration_knows(tmp_path: 
     model = ir.load(plain)
     lay_out_for_gpu(model)
     known = {str(value.name) for node in ir.load(plain).graph for value in node.outputs}
-    weighted = [str(node.name) for node in model.graph if place_of(str(node.name)).kind == "weights"]
-    products = [name for name in weighted if name.endswith(("/MatMul", "/Conv"))]
-    assert len(products) > 50
+    products = [one.name for one in find_products(model, dict.fromkeys(node_names(model), 1))]
+    assert len(products) > 70
     assert set(operands(model, products)) <= known

@@ -129,12 +129,12 @@ class TestChoice:
         together = Simulated(together=-6, **{"attn.qkv": 0.1, "merge": 0.1, "decoder.conv": -0.5})
         groups, tuning = together.tune(max_drop=5)
         assert groups == {"stage0.attn.qkv", "stage1.attn.qkv", "stage1.merge"}
-        assert next(one.placement for one in tuning.placements if one.kept) == "attention"
+        assert next(one.placement for one in tuning.placements if one.kept) == "bytes"
 
     def test_each_set_of_groups_is_measured_once(self) -> None:
         device = Simulated(**{"mlp.fc1": -0.2})
         _, tuning = device.tune(max_drop=5)
-        assert [one.placement for one in tuning.placements] == ["none", "auto", "attention", "decoder"]
+        assert [one.placement for one in tuning.placements] == ["none", "auto", "bytes", "decoder"]
         assert device.most == 4
 
     def test_int8_that_saves_no_time_is_refused(self) -> None:

@@ -103,7 +103,7 @@ def add_int8(root: Path, data: DataOptions) -> None:
 
 
 def make_gpu_graphs(root: Path) -> dict[str, Path]:
-    """Image graphs as a GPU gets them, by name: a plain export all in FP16, ours in FP16 and with attention in INT8.
+    """Image graphs as a GPU gets them, by name: a plain export all in FP16, ours in FP16 and in INT8 by policy `bytes`.
 
     By the calibration of the bundle `root`, beside which they are written. Raises LavtError.
     """
@@ -123,10 +123,10 @@ def make_gpu_graphs(root: Path) -> dict[str, Path]:
     calibration = kept_calibration(bundle)
     assert calibration is not None  # of `make_bundle`
     half, _ = half_graph(bundle, "segmenter", calibration)
-    products = candidates(image_products(bundle, half), "attention")
+    products = candidates(image_products(bundle, half), "bytes")
     int8 = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp16")
     type_rest(int8, calibration)
     paths: dict[str, Path] = {}
-    for name, graph in (("plain export, FP16", plain), ("FP16", half), ("INT8, `attention`", int8)):
+    for name, graph in (("plain export, FP16", plain), ("FP16", half), ("INT8, `bytes`", int8)):
         (paths[name],) = save_graph(graph, root.with_name(f"gpu{len(paths)}.onnx"))
     return paths

@@ -1,12 +1,14 @@
-"""Rewrite 7, for graphs in 16 bits: what a GPU spends on moving numbers, spent less often. The function is the same.
+"""Rewrite 9, for graphs in 16 bits: what a GPU spends on moving numbers, spent less often. The function is the same.
 
 A GPU waits for memory as often as for products, so here a few more products are worth a pass over a tensor less (see
 docs/rewrites.md, which has the bytes and kernels):
 
 - Upsampling. The matrices of rewrite 5 have six numbers a row. As products they write two large tensors and a copy in
   another layout; as weighted sums of gathered rows and columns a compiler makes one kernel of both.
-- Windows. The gather back to pixels lies before the output projection, in a kernel of its own. Rows mix in no product
-  with a weight, so it may lie behind: there it fuses with the residual sum and the norm.
+- Windows. Rows mix in no norm and no product with a weight, so the gather to windows may lie before the norm and the
+  gather back behind the output projection: there both fuse with other kernels. In between, rows are in the order
+  (slot, window), and queries, keys and values are products of their own without biases: what a fused attention reads
+  is then what a product writes. The norm's output has a constant sum, weighted by channel, which carries the biases.
 - Words. The variance diag(V'^T S V') of a few words is a sum in one kernel; as products it takes three.
 
 On a CPU, products beat gathers: graphs in FP32 stay as they are. Nothing here needs torch.
@@ -14,29 +16,57 @@ On a CPU, products beat gathers: graphs in FP32 stay as they are. Nothing here n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ..edits import array_of, constant, drop_unused
+from ..edits import array_of, constant, insert_after, new_output
 
 Array = npt.NDArray[Any]
 
+# Windows have slots for padding besides pixels. Up to so many slots a pixel, queries, keys and values of all slots cost
+# less than the copies that those of pixels alone need.
+_MOST_SLOTS = 1.5
+_ORIGINS = "origins of tensors"  # in the model's metadata, which is not written to its file
+
+
+class Origin(NamedTuple):
+    """What bounds a tensor's values: those of tensors of the graph before, and by how much they may have moved."""
+
+    tensors: tuple[str, ...]
+    moved: float = 0.0
+
 
 def lay_out_for_gpu(model: ir.Model) -> None:
-    """Rewrites an image graph that `lavt-export onnx` wrote, in place. Nodes and tensors that stay keep their names."""
+    """Rewrites an image graph that `lavt-export onnx` wrote, in place. Nodes and tensors that stay keep their names.
+
+    `known_ranges` then gives the ranges of tensors that are new or have other values than before.
+    """
+    origins: dict[str, Origin] = {}
     for node in list(model.graph):
         name = node.name or ""
         if name.endswith(".attn.proj/MatMul"):
-            _project_windows(model.graph, node)
+            _attend_in_slots(model.graph, node, origins)
         elif name.endswith(".upsampled/MatMul_4"):
-            _sum_taps(model.graph, node)
+            _sum_taps(model.graph, node, origins)
         elif name.endswith(".pwam.word_norm/MatMul_2"):
             _sum_moments(model.graph, node)
-    drop_unused(model)
+    RemoveUnusedNodesPass()(model)
+    model.meta[_ORIGINS] = origins
+
+
+def known_ranges(model: ir.Model, ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The ranges of a graph's tensors, given those of the graph before it was laid out for GPUs, if it was."""
+    known = dict(ranges)
+    for name, (tensors, moved) in model.meta.get(_ORIGINS, {}).items():
+        if ranges.keys() >= set(tensors):
+            lows, highs = zip(*(ranges[tensor] for tensor in tensors), strict=True)
+            known[name] = (min(lows) - moved, max(highs) + moved)
+    return known
 
 
 class _Chain:
@@ -82,32 +112,127 @@ def _source(node: ir.Node, i: int = 0) -> ir.Node:
     return producer
 
 
-def _project_windows(graph: ir.Graph, product: ir.Node) -> None:
-    """attended (B,nW,h,S,d) -> gather (B,N,C) -> projection + bias  becomes  projection + bias (B,nW*S,C) -> gather."""
+def _attend_in_slots(graph: ir.Graph, product: ir.Node, origins: dict[str, Origin]) -> None:
+    """Rows (slot, window) around the attention of a block, whose output projection is `product`.
+
+    The gather back to pixels goes behind the projection: attended (B,nW,h,S,d) -> projection (B,S*nW,C) -> (B,N,C).
+    """
     merged = _source(product)
     gather = _source(merged)
-    split = _source(gather)
-    attended = split.inputs[0]
+    attended = _source(gather).inputs[0]
     assert attended is not None
     batch, windows, heads, slots, width = _shape(attended)
     rows = array_of(gather.inputs[1]).reshape(-1, heads)[:, 0]  # of (window, head 0, slot), for each pixel
+    places = rows % slots * windows + rows // (heads * slots)
     chain = _Chain(graph, product, str(product.name).removesuffix(".proj/MatMul"))
-    turned = chain.add("Transpose", [attended], [batch, windows, slots, heads, width], perm=[0, 1, 3, 2, 4])
-    in_windows = chain.reshape(turned, [windows * slots, heads * width])
-    in_windows.name = merged.outputs[0].name
-    product.replace_input_with(0, in_windows)
+    turned = chain.add("Transpose", [attended], [batch, slots, windows, heads, width], perm=[0, 3, 1, 2, 4])
+    in_slots = chain.reshape(turned, [slots * windows, heads * width])
+    _take_name(in_slots, merged.outputs[0])
+    product.replace_input_with(0, in_slots)
     ((bias, _),) = product.outputs[0].uses()
     for node in (product, bias):
-        node.outputs[0].shape = ir.Shape([batch, windows * slots, heads * width])
-    ((residual, i),) = bias.outputs[0].uses()
-    back = _Chain(graph, residual, str(bias.name).removesuffix("/Add"))
-    pixels = back.constant(rows // (heads * slots) * slots + rows % slots)
-    gathered = back.add("Gather", [bias.outputs[0], pixels], [batch, len(rows), heads * width], axis=1)
-    residual.replace_input_with(i, gathered)
-    graph.remove([merged, gather, split], safe=True)
+        node.outputs[0].shape = in_slots.shape
+    ((residual, _),) = bias.outputs[0].uses()
+    result = bias.outputs[0]
+    # One head: TensorRT for RTX 1.7 ends with an internal error in its choice of strides.
+    worth = heads > 1 and slots * windows <= _MOST_SLOTS * len(places)
+    if worth and _project_slots(graph, attended, places, origins):
+        result = residual.outputs[0]
+    _gather_rows(graph, result, places, list(result.uses()))
 
 
-def _sum_taps(graph: ir.Graph, rows: ir.Node) -> None:
+def _project_slots(graph: ir.Graph, attended: ir.Value, places: Array, origins: dict[str, Origin]) -> bool:
+    """norm (B,N,C) -> qkv -> gathers  becomes  gather (B,S*nW,C) -> norm -> one product for each of q, k and v.
+
+    `places` are the slots of the pixels. If the norm reads another norm, the gather goes ahead of both, and the result
+    is True: what is added to the attention is in slots as well.
+    """
+    batch, windows, heads, slots, width = _shape(attended)
+    values = attended.producer()
+    assert values is not None
+    scores = _nearest(_source(values), "MatMul")
+    bias = _nearest(_source(scores, 1), "Add")
+    qkv = _source(bias)
+    norm = _source(qkv)
+    pixels = np.full(slots * windows, -1)
+    pixels[places] = np.arange(len(places))
+    real = pixels >= 0
+    first = bool(real.all()) and _source(norm).op_type == "LayerNormalization"
+    x = (_source(norm) if first else norm).inputs[0]
+    assert x is not None
+    _gather_rows(graph, x, pixels.clip(0), list(x.uses()) if first else [(norm, 0)])
+
+    chain = _Chain(graph, qkv, f"{str(qkv.name).removesuffix('/MatMul')}.slots")
+    old = [array_of(value).astype(np.float64) for value in (*norm.inputs[1:3], qkv.inputs[1], bias.inputs[1])]
+    *affine, weights = (array.astype(np.float32) for array in without_bias(*old))
+    for i, array in enumerate(affine, start=1):
+        norm.replace_input_with(i, chain.constant(array))
+    y = norm.outputs[0]
+    name, largest = str(y.name), np.sqrt(heads * width)  # of what has variance 1 over the channels
+    origins[name] = Origin((name,), float(np.max(largest * np.abs(affine[0] - old[0]) + np.abs(affine[1] - old[1]))))
+    y.shape = ir.Shape([batch, slots * windows, heads * width])
+    if not real.all():
+        normed, y = y, chain.add("Mul", [y, chain.constant(real.astype(np.float32)[:, None])], _shape(y))
+        _take_name(y, normed)
+        origins[str(normed.name)] = origins[name]
+    parts = []
+    for i, weight in enumerate(np.split(weights, 3, axis=1)):
+        name = f"{qkv.name}_{i + 1}" if i else f"{qkv.name}"
+        part = chain.add("MatMul", [y, chain.constant(np.ascontiguousarray(weight))], _shape(y), name=name)
+        origins[name] = Origin((str(bias.outputs[0].name),))
+        parts.append(chain.reshape(part, [slots, windows, heads, width]))
+    for i, (reader, place) in enumerate(((scores, 0), (scores, 1), (values, 1))):
+        perm = [0, 2, 3, 4, 1] if i == 1 else [0, 2, 3, 1, 4]
+        shape = [_shape(parts[i])[axis] for axis in perm]
+        operand = chain.add("Transpose", [parts[i]], shape, perm=perm)
+        _take_name(operand, reader.inputs[place])
+        reader.replace_input_with(place, operand)
+    return first
+
+
+def without_bias(factor: Array, offset: Array, weight: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """A norm's factor and offset (C,) and a weight (C,K) with which the product needs no bias (K,).
+
+    The norm's output y has mean 0 over the channels before its factor and offset. So the sum of y / factor is that of
+    offset / factor, a constant, and a multiple of it can be any bias. The offset is moved so that it is not small.
+    """
+    least = 0.1 * np.abs(factor).mean() or 1.0
+    scale = np.where(np.abs(factor) < least, least, factor)
+    rows = weight * (factor / scale)[:, None]
+    inverse = 1 / scale
+    shift = np.copysign(np.abs(scale).mean(), scale)
+    moved = offset + (shift if inverse @ offset >= 0 else -shift)
+    rest = offset @ weight + bias - moved @ rows
+    return scale, moved, rows + np.outer(inverse, rest) / (inverse @ moved)
+
+
+def _take_name(value: ir.Value, old: ir.Value | None) -> None:
+    """Gives a value that a product reads the name of the one it read before: calibration knows its range by it."""
+    assert old is not None
+    name, old.name = old.name, f"{old.name}.before"
+    value.name = name
+
+
+def _nearest(node: ir.Node, op_type: str) -> ir.Node:
+    """The first node of a type on the way back from `node`, along first inputs."""
+    while node.op_type != op_type:
+        node = _source(node)
+    return node
+
+
+def _gather_rows(graph: ir.Graph, value: ir.Value, rows: Array, readers: Sequence[tuple[ir.Node, int]]) -> None:
+    """Puts a gather of rows behind a value (B,N,C), for these readers."""
+    batch, _, channels = _shape(value)
+    name, shape = f"{readers[0][0].name}.rows", ir.Shape([batch, len(rows), channels])
+    index = constant(graph, name, rows)
+    assert value.dtype is not None
+    gathered = new_output("Gather", [value, index], f"{name}/Gather.gpu", value.dtype, shape, axis=1)
+    insert_after(graph, value, gathered)
+    for reader, i in readers:
+        reader.replace_input_with(i, gathered)
+
+
+def _sum_taps(graph: ir.Graph, rows: ir.Node, origins: dict[str, Origin]) -> None:
     """rows @ concat of (columns @ taps), matrices with few numbers a row, as weighted sums of what they select.
 
     The taps, three products of one input, become one: compilers merge them anyway, and copy its parts apart again.
@@ -125,16 +250,16 @@ def _sum_taps(graph: ir.Graph, rows: ir.Node) -> None:
     weights = constant(graph, f"{prefix}.taps.weight", np.stack([array_of(node.inputs[1]) for node in products]))
     batch, pixels, _ = _shape(x)
     lifted = chain.add("Unsqueeze", [x, chain.constant(np.array([1]))], [batch, 1, *_shape(x)[1:]])
-    # What the product reads keeps its name: calibration knows its range by it.
-    x.name, lifted.name = f"{x.name}.rows", x.name
+    _take_name(lifted, x)
+    origins[str(x.name)] = Origin((str(lifted.name),))
     shape = [batch, 3, pixels, _shape(weights)[-1]]
     taps = chain.add("MatMul", [lifted, weights], shape, name=f"{prefix}.taps/MatMul")
+    origins[str(taps.name)] = Origin(tuple(str(node.outputs[0].name) for node in products))
     matrices = [array_of(node.inputs[0]) for node in (rows, columns[0])]
     value = chain.reshape(taps, [matrices[0].shape[1], matrices[1].shape[1], _shape(result)[-1]])
     for axis, matrix in enumerate(matrices, start=1):
         value = _weighted_sum(chain, value, matrix, axis)
     result.replace_all_uses_with(value)
-    graph.remove([last, rows, stacked, concat, *columns, *reshapes, *products], safe=True)
     value.name = result.name
 
 
@@ -161,7 +286,6 @@ def _sum_moments(graph: ir.Graph, product: ir.Node) -> None:
     variance = chain.reshape(summed, [1, channels])
     total.outputs[0].replace_all_uses_with(variance)
     variance.name = total.outputs[0].name
-    graph.remove([total, weighted, product], safe=True)
 
 
 def _weighted_sum(chain: _Chain, value: ir.Value, matrix: Array, axis: int) -> ir.Value:
