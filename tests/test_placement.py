@@ -107,9 +107,7 @@ class TestAccuracyControl:
         self, rest: str, bundle: Bundle, sample: Sample, calibration: Calibration
     ) -> None:
         evaluator, ranges = Evaluator(bundle, sample), calibration.clipped("mse")
-        graph, known = smoothed_graph(bundle, calibration, rest, ranges)
-        norm = "stage1.block0.norm1/LayerNormalization"  # for a GPU its offset moves, so that it carries a bias
-        assert (known[norm][0] < ranges[norm][0], known[norm][1] > ranges[norm][1]) == (rest == "fp16",) * 2
+        graph, _ = smoothed_graph(bundle, calibration, rest, ranges)
         chosen = ("decoder.level0.conv", "decoder.level1.taps", "stage2.attn.qkv", "stage1.attn.proj", "stage3.merge")
         products = [one for one in image_products(bundle, graph) if one.group in chosen]
         with update_bundle(bundle.root) as change:

@@ -15,7 +15,14 @@ from lavt_edge.calibration.calibrate import calibrate
 from lavt_edge.calibration.half import emulate_half
 from lavt_edge.calibration.observers import Session
 from lavt_edge.calibration.products import candidates, image_products, int8_macs
-from lavt_edge.calibration.quantize import HALF_MAX_ERROR, half_graph, half_text, quantized_graph, type_rest
+from lavt_edge.calibration.quantize import (
+    HALF_MAX_ERROR,
+    half_graph,
+    half_text,
+    quantized_graph,
+    smoothed_graph,
+    type_rest,
+)
 from lavt_edge.calibration.record import Calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
 from lavt_edge.data.shapes.write import write_refcoco
@@ -171,8 +178,11 @@ def test_int8_moves_fewer_bytes_than_fp16(
 ) -> None:
     """Policy `bytes`: at most 0.85 of the FP16 engine's. Attention is one kernel; three more make its operands."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is for x86-64")
+    ranges, norm = calibration.clipped("mse"), "stage2.block1.norm1/LayerNormalization"
+    _, known = smoothed_graph(bundle, calibration, "fp16", ranges)  # the norm's offset moves, so that it carries a bias
+    assert known[norm][0] < ranges[norm][0] < ranges[norm][1] < known[norm][1]
     products = candidates(image_products(bundle, graph_for_gpu(bundle)), "bytes")
-    model = quantized_graph(bundle, calibration, products, calibration.clipped("mse"), "fp16")
+    model = quantized_graph(bundle, calibration, products, ranges, "fp16")
     type_rest(model, calibration)
     (path,) = save_graph(model, tmp_path / "bytes.onnx")
     measured = [measure_kernels(path, "int8") for path in (path, bundle.root / "segmenter.fp16.onnx")]

@@ -38,7 +38,7 @@ def overflow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensor.data[2 * attention.qkv.in_features :] *= factor
         attention.proj.weight.data /= factor
     output = tmp_path_factory.mktemp("overflow") / "bundle"
-    export_options = ExportOptions(size=source.size, batch=None)
+    export_options = ExportOptions(size=source.size)
     export_bundle(model, output, source.info(), vocabulary=source.vocabulary, options=export_options)
     return output
 

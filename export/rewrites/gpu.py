@@ -113,9 +113,11 @@ def _source(node: ir.Node, i: int = 0) -> ir.Node:
 
 
 def _attend_in_slots(graph: ir.Graph, product: ir.Node, origins: dict[str, Origin]) -> None:
-    """Rows (slot, window) around the attention of a block, whose output projection is `product`.
+    """The gathers of a block's windows outside of its projections; `product` is the output projection.
 
-    The gather back to pixels goes behind the projection: attended (B,nW,h,S,d) -> projection (B,S*nW,C) -> (B,N,C).
+    The gather back to pixels goes behind it: attended (B,nW,h,S,d) -> projection (B,S*nW,C) -> (B,N,C). Rows are in the
+    order (slot, window), but (window, slot) for several images or one head: there TensorRT for RTX 1.7 ends with an
+    internal error in its choice of strides.
     """
     merged = _source(product)
     gather = _source(merged)
@@ -123,9 +125,12 @@ def _attend_in_slots(graph: ir.Graph, product: ir.Node, origins: dict[str, Origi
     assert attended is not None
     batch, windows, heads, slots, width = _shape(attended)
     rows = array_of(gather.inputs[1]).reshape(-1, heads)[:, 0]  # of (window, head 0, slot), for each pixel
-    places = rows % slots * windows + rows // (heads * slots)
+    window, slot = rows // (heads * slots), rows % slots
+    slots_first = batch == 1 and heads > 1
+    places = slot * windows + window if slots_first else window * slots + slot
+    sizes, perm = ([slots, windows], [0, 3, 1, 2, 4]) if slots_first else ([windows, slots], [0, 1, 3, 2, 4])
     chain = _Chain(graph, product, str(product.name).removesuffix(".proj/MatMul"))
-    turned = chain.add("Transpose", [attended], [batch, slots, windows, heads, width], perm=[0, 3, 1, 2, 4])
+    turned = chain.add("Transpose", [attended], [batch, *sizes, heads, width], perm=perm)
     in_slots = chain.reshape(turned, [slots * windows, heads * width])
     _take_name(in_slots, merged.outputs[0])
     product.replace_input_with(0, in_slots)
@@ -134,8 +139,7 @@ def _attend_in_slots(graph: ir.Graph, product: ir.Node, origins: dict[str, Origi
         node.outputs[0].shape = in_slots.shape
     ((residual, _),) = bias.outputs[0].uses()
     result = bias.outputs[0]
-    # One head: TensorRT for RTX 1.7 ends with an internal error in its choice of strides.
-    worth = heads > 1 and slots * windows <= _MOST_SLOTS * len(places)
+    worth = slots_first and slots * windows <= _MOST_SLOTS * len(places)
     if worth and _project_slots(graph, attended, places, origins):
         result = residual.outputs[0]
     _gather_rows(graph, result, places, list(result.uses()))
