@@ -124,7 +124,7 @@ class _Quantizer:
             scale = self._scale(np.abs(array).max(axis=tuple(j for j in range(array.ndim) if j != axis)) / _LEVELS)
             if self._half and _is_only_moved(node.outputs[0]):
                 scale = scale.max()
-            shaped = scale if scale.ndim == 0 else scale.reshape([-1 if j == axis else 1 for j in range(array.ndim)])
+            shaped = scale.reshape([-1 if j == axis else 1 for j in range(array.ndim)])
             rounded = np.rint(array / shaped).clip(-_LEVELS, _LEVELS).astype(np.int8)
             self._made[value] = self._constant(value, str(value.name), rounded, scale, axis)
         return self._made[value]

@@ -248,7 +248,7 @@ def half_graph(
 def _add_int8(work: _Work, options: QuantizeOptions, name: str, device: Device | None) -> QuantizeResult:
     bundle, calibration, rest = work.bundle, work.calibration, options.rest
     ranges = calibration.clipped(options.method)
-    plain = _graph_of(bundle, rest)
+    plain, _ = smoothed_graph(bundle, calibration, rest, ranges)
     chosen = candidates(image_products(bundle, plain), options.policy, rest)
     total = sum(image_macs(bundle, plain).values())
 
@@ -349,14 +349,6 @@ def smoothed_graph(
     if rest == "fp16":
         lay_out_for_gpu(model)
     return model, known_ranges(model, {**calibration.ranges["segmenter"], **ranges})
-
-
-def _graph_of(bundle: Bundle, rest: str) -> ir.Model:
-    """The FP32 image graph as what runs INT8 with this rest wants it: a GPU or a CPU."""
-    model = load_graph(bundle, "segmenter")
-    if rest == "fp16":
-        lay_out_for_gpu(model)
-    return model
 
 
 def type_rest(model: ir.Model, calibration: Calibration) -> dict[str, str]:

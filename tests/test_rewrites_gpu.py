@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from lavt_edge.calibration.products import find_products
 from lavt_edge.calibration.qdq import operands
-from lavt_edge.export.edits import node_names
+from lavt_edge.export.edits import is_float, node_names
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.gpu import known_ranges, lay_out_for_gpu, without_bias
 from lavt_edge.export.rewrites.names import place_of
@@ -141,9 +141,10 @@ def test_known_ranges_bound_what_is_new_and_what_it_was(tmp_path: Path) -> None:
     plain = ir.load(export_image(lavt, tmp_path / "plain.onnx", (76, 52), batch=1))
     model = ir.load(tmp_path / "plain.onnx")
     lay_out_for_gpu(model)
-    floats = [ir.DataType.FLOAT]
-    before = [str(value.name) for node in plain.graph for value in node.outputs if value.dtype in floats]
-    after = [str(value.name) for node in model.graph for value in node.outputs if value.dtype in floats]
+    before, after = (
+        [str(value.name) for node in graph for value in node.outputs if is_float(value)]
+        for graph in (plain.graph, model.graph)
+    )
     feed = random_feed(lavt.config, (76, 52), 1)
     ranges = {name: (float(values.min()), float(values.max())) for name, values in outputs(plain, before, feed).items()}
     known = known_ranges(model, ranges)
