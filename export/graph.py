@@ -63,7 +63,8 @@ def simplify(model: ir.Model) -> None:
         before = model.graph.num_nodes()
         with _quiet():
             # Initializers of a few numbers are merged by value, larger ones by the tensor they share.
-            onnxscript.optimizer.optimize_ir(model, input_size_limit=1 << 16, output_size_limit=1 << 24)
+            onnxscript.optimizer.fold_constants(model, input_size_limit=1 << 16, output_size_limit=1 << 24)
+            passes.RemoveUnusedNodesPass()(model)
             passes.CommonSubexpressionEliminationPass()(model)
             passes.DeduplicateHashedInitializersPass()(model)
             passes.RemoveUnusedNodesPass()(model)

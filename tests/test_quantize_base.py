@@ -73,24 +73,26 @@ class Chain:
         (self.case,) = cases(bundle, sample.held_out)
         self.mask = self.case.attention_mask[None]
 
-    def logits(self, text: ir.Model, image: ir.Model) -> npt.NDArray[np.float64]:
-        tokens = {"input_ids": self.case.input_ids[None], "attention_mask": self.mask}
-        (prompt,) = Session(text).run(tokens, ["prompt"])
+    def prompt(self, text: ir.Model) -> npt.NDArray[np.float32]:
+        (prompt,) = Session(text).run({"input_ids": self.case.input_ids[None], "attention_mask": self.mask}, ["prompt"])
+        return prompt
+
+    def logits(self, prompt: npt.NDArray[np.float32], image: Session) -> npt.NDArray[np.float64]:
         feed = {"image": self.case.image[None], "prompt": prompt, "word_mask": self.mask.astype(np.float32)}
-        return np.asarray(Session(image, fused=False).run(feed, ["logits"])[0], np.float64)
+        return np.asarray(image.run(feed, ["logits"])[0], np.float64)
 
 
 @pytest.fixture(scope="module")
 def typed(bundle: Bundle, sample: Sample, calibration: Calibration) -> dict[str, float]:
     """Puts graphs in 16 bits and INT8 into the bundle, INT8 where the policy lets it; relative errors of the logits."""
     chain = Chain(bundle, sample)
-    truth = chain.logits(load_graph(bundle, "text_encoder"), load_graph(bundle, "segmenter"))
+    image = Session(load_graph(bundle, "segmenter"), fused=False)
+    truth = chain.logits(chain.prompt(load_graph(bundle, "text_encoder")), image)
 
-    def error(text: ir.Model) -> float:
-        logits = chain.logits(text, load_graph(bundle, "segmenter"))
-        return float(np.linalg.norm(logits - truth) / np.linalg.norm(truth))
+    def error(prompt: npt.NDArray[np.float32], image: Session = image) -> float:
+        return float(np.linalg.norm(chain.logits(prompt, image) - truth) / np.linalg.norm(truth))
 
-    text, islands = half_text(bundle, calibration, error)
+    text, islands = half_text(bundle, calibration, lambda text: error(chain.prompt(text)))
     # Golden BERT was never trained: its words differ by little, and FP16 would lose that.
     assert "FP16 words move the logits by" in islands["layer5.fc1/MatMul"]
     half, _ = half_graph(bundle, "segmenter", calibration)
@@ -111,11 +113,11 @@ def typed(bundle: Bundle, sample: Sample, calibration: Calibration) -> dict[str,
             (path,) = save_graph(model, change.new(name))
             entries[name] = file_entry(path, role, precision)
         change.commit(entries)
-    errors = {}
     emulate_half(text)
+    prompt, errors = chain.prompt(text), {}
     for name, model in (("fp16", half), ("bf16", brain), ("int8", int8)):
         emulate_half(model)
-        errors[name] = float(np.linalg.norm(chain.logits(text, model) - truth) / np.linalg.norm(truth))
+        errors[name] = error(prompt, Session(model, fused=False))
     print(f"\nbase, golden weights: relative error of the logits {errors}")
     return errors
 
@@ -166,24 +168,27 @@ def kernels_and_bytes(kernels: Kernels) -> tuple[int, int]:
     return sum(row.kernels for row in kernels.parts), sum(row.moved_bytes + row.constant_bytes for row in kernels.parts)
 
 
-def test_the_fp16_engine_keeps_to_its_budget(bundle: Bundle, typed: dict[str, float]) -> None:
-    """Kernels and bytes that TensorRT for RTX 1.7 reports; a plain export in FP16 has 392, which move 1971 MB."""
+@pytest.fixture(scope="module")
+def fp16_kernels(bundle: Bundle, typed: dict[str, float]) -> Kernels:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is for x86-64")
-    kernels = measure_kernels(bundle.root / "segmenter.fp16.onnx", "fp16")
-    count, moved = kernels_and_bytes(kernels)
+    return measure_kernels(bundle.root / "segmenter.fp16.onnx", "fp16")
+
+
+def test_the_fp16_engine_keeps_to_its_budget(fp16_kernels: Kernels) -> None:
+    """Kernels and bytes that TensorRT for RTX 1.7 reports; a plain export in FP16 has 392, which move 1971 MB."""
+    count, moved = kernels_and_bytes(fp16_kernels)
     print(f"base FP16: {count} kernels, {moved / 1e6:.0f} MB")
     assert count <= 260
     assert moved <= 1.53e9
-    assert sum(row.macs for row in kernels.parts) <= 160e9
-    assert kernels.fused_attentions == 24
-    assert not [move for move in kernels.moves if move.part.startswith("decoder")]
+    assert sum(row.macs for row in fp16_kernels.parts) <= 160e9
+    assert fp16_kernels.fused_attentions == 24
+    assert not [move for move in fp16_kernels.moves if move.part.startswith("decoder")]
 
 
 def test_int8_moves_fewer_bytes_than_fp16(
-    bundle: Bundle, calibration: Calibration, typed: dict[str, float], tmp_path: Path
+    bundle: Bundle, calibration: Calibration, fp16_kernels: Kernels, tmp_path: Path
 ) -> None:
     """Policy `bytes`: at most 0.85 of the FP16 engine's. Attention is one kernel; three more make its operands."""
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is for x86-64")
     ranges, norm = calibration.clipped("mse"), "stage2.block1.norm1/LayerNormalization"
     _, known = smoothed_graph(bundle, calibration, "fp16", ranges)  # the norm's offset moves, so that it carries a bias
     assert known[norm][0] < ranges[norm][0] < ranges[norm][1] < known[norm][1]
@@ -193,7 +198,7 @@ def test_int8_moves_fewer_bytes_than_fp16(
     (path,) = save_graph(model, tmp_path / "bytes.onnx")
     kernels = measure_kernels(path, "int8")
     count, int8 = kernels_and_bytes(kernels)
-    _, half = kernels_and_bytes(measure_kernels(bundle.root / "segmenter.fp16.onnx", "fp16"))
+    _, half = kernels_and_bytes(fp16_kernels)
     print(f"base INT8: {count} kernels, {int8 / 1e6:.0f} MB, {int8 / half:.4f}")
     assert int8 <= 0.85 * half
     assert count <= 310
