@@ -15,6 +15,8 @@ from ..runtime.backend import create_session, cuda_problem
 
 Array = npt.NDArray[Any]
 
+_LARGE = 1 << 16  # bytes of a weight
+
 
 class Session:
     """A graph on ONNX Runtime, run for all or some of its outputs.
@@ -26,9 +28,10 @@ class Session:
 
     def __init__(self, model: ir.Model, *, threads: int | None = None, fused: bool = True) -> None:
         config = {} if fused else {"session.disable_quant_qdq": "1"}
+        graph, self._weights = _apart(model)  # which the session reads while it lives
         try:
-            graph = ir.to_proto(model).SerializeToString()
-            self._session = create_session(graph, cuda=cuda_problem() is None, threads=threads, config=config)
+            cuda = cuda_problem() is None
+            self._session = create_session(graph, cuda=cuda, threads=threads, config=config, weights=self._weights)
         except Exception as error:  # the classes of ONNX Runtime's errors derive from Exception alone
             raise BundleError(f"a graph that ONNX Runtime cannot load ({reason_of(error)})") from error
 
@@ -38,6 +41,27 @@ class Session:
             return [np.asarray(output) for output in self._session.run(list(outputs), feeds)]
         except Exception as error:
             raise BundleError(f"a graph that cannot run ({reason_of(error)})") from error
+
+
+def _apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
+    """A graph, serialised without its large weights, and those by name: graphs that share them need no copies."""
+    large = {
+        value: value.const_value
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.nbytes >= _LARGE
+        and value.dtype != ir.DataType.BFLOAT16  # of which numpy has no arrays
+        and value.uses()  # ONNX Runtime looks for no others
+    }
+    try:
+        for value, tensor in large.items():
+            shape = ir.Shape(tensor.shape.numpy())
+            value.const_value = ir.ExternalTensor("", 0, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name))
+        graph = ir.to_proto(model).SerializeToString()
+    finally:
+        for value, tensor in large.items():
+            value.const_value = tensor
+    return graph, {str(value.name): np.ascontiguousarray(tensor.numpy()) for value, tensor in large.items()}
 
 
 def observed_tensors(model: ir.Model) -> list[str]:

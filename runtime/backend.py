@@ -77,13 +77,15 @@ def create_session(
     spinning: bool = False,
     options: Mapping[str, object] = MappingProxyType({}),
     config: Mapping[str, str] = MappingProxyType({}),
+    weights: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
 ) -> Any:
     """An `onnxruntime.InferenceSession` of a file or of a serialised model, on the CPU, or on CUDA before it.
 
     `threads` is within an operator (None: one per core); `spinning` lets threads without work burn their core for a
     while rather than sleep: those of the text graph get in the way of the image graph. `options` are attributes of
-    `onnxruntime.SessionOptions`, `config` its configuration entries. Raises what ONNX Runtime raises if it cannot load
-    the graph, and BackendError if it cannot be imported.
+    `onnxruntime.SessionOptions`, `config` its configuration entries. `weights` are initializers that the graph has as
+    external data, by name; they must outlive the session, which does not copy them. Raises what ONNX Runtime raises if
+    it cannot load the graph, and BackendError if it cannot be imported.
     """
     runtime = _import_onnxruntime()
     settings = runtime.SessionOptions()
@@ -96,6 +98,9 @@ def create_session(
     always = {"session.intra_op.allow_spinning": str(int(spinning)), **_EXACT_INT8}
     for name, text in {**always, **config}.items():
         settings.add_session_config_entry(name, text)
+    if weights:
+        values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        settings.add_external_initializers(list(weights), values)
     source = graph if isinstance(graph, bytes) else str(graph)
     providers = list(_CUDA_FIRST if cuda else _CPU_ONLY)
     return runtime.InferenceSession(source, sess_options=settings, providers=providers, enable_fallback=0)
