@@ -28,8 +28,8 @@ class Session:
 
     def __init__(self, model: ir.Model, *, threads: int | None = None, fused: bool = True) -> None:
         config = {} if fused else {"session.disable_quant_qdq": "1"}
-        graph, self._weights = _apart(model)  # which the session reads while it lives
         try:
+            graph, self._weights = _apart(model)  # which the session reads while it lives
             cuda = cuda_problem() is None
             self._session = create_session(graph, cuda=cuda, threads=threads, config=config, weights=self._weights)
         except Exception as error:  # the classes of ONNX Runtime's errors derive from Exception alone
@@ -44,14 +44,14 @@ class Session:
 
 
 def _apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
-    """A graph, serialised without its large weights, and those by name: graphs that share them need no copies."""
+    """A graph, serialised without its large weights, and those by name: ONNX Runtime takes them as they are."""
     large = {
         value: value.const_value
         for value in model.graph.initializers.values()
         if value.const_value is not None
         and value.const_value.nbytes >= _LARGE
-        and value.dtype != ir.DataType.BFLOAT16  # of which numpy has no arrays
-        and value.uses()  # ONNX Runtime looks for no others
+        and value.const_value.dtype.numpy().isbuiltin == 1  # ONNX Runtime takes no arrays of bfloat16
+        and value.uses()  # nor weights that nothing reads
     }
     try:
         for value, tensor in large.items():

@@ -96,7 +96,10 @@ def weight_of(model: ir.Model, product: str) -> Vector:
 
 
 def smooth(model: ir.Model, pairs: Mapping[Pair, Vector]) -> None:
-    """Folds each pair's factors (C,) into its norm and its product, in place; the function stays the same."""
+    """Folds each pair's factors (C,) into its norm and its product, in place; the function stays the same.
+
+    Weights that nothing reads any more are removed.
+    """
     nodes = node_names(model)
     for pair, factor in pairs.items():
         norm, product = nodes[pair.norm], nodes[pair.product]

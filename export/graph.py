@@ -62,8 +62,10 @@ def simplify(model: ir.Model) -> None:
     while True:
         before = model.graph.num_nodes()
         with _quiet():
-            # Initializers of a few numbers are merged by value, larger ones by the tensor they share.
-            onnxscript.optimizer.fold_constants(model, input_size_limit=1 << 16, output_size_limit=1 << 24)
+            onnxscript.optimizer.fold_constants(
+                model, onnx_shape_inference=True, input_size_limit=1 << 16, output_size_limit=1 << 24
+            )
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             passes.RemoveUnusedNodesPass()(model)
             passes.CommonSubexpressionEliminationPass()(model)
             passes.DeduplicateHashedInitializersPass()(model)
