@@ -248,11 +248,13 @@ def half_graph(
 def _add_int8(work: _Work, options: QuantizeOptions, name: str, device: Device | None) -> QuantizeResult:
     bundle, calibration, rest = work.bundle, work.calibration, options.rest
     ranges = calibration.clipped(options.method)
-    plain, _ = smoothed_graph(bundle, calibration, rest, ranges)
+    graphs = {layout: smoothed_graph(bundle, calibration, layout, ranges) for layout in {"fp32", rest}}
+    plain, _ = graphs[rest]
     chosen = candidates(image_products(bundle, plain), options.policy, rest)
     total = sum(image_macs(bundle, plain).values())
 
-    alone = _losses_alone(work, chosen, ranges, rest, total)
+    alone = _losses_alone(work, graphs, chosen, rest, total)
+    del graphs, plain  # gigabytes of a large model's
 
     def finish(kept: Sequence[Product]) -> tuple[ir.Model, dict[str, str]]:
         model = quantized_graph(bundle, calibration, kept, ranges, rest)
@@ -307,9 +309,13 @@ def _add_int8(work: _Work, options: QuantizeOptions, name: str, device: Device |
 
 
 def _losses_alone(
-    work: _Work, products: Sequence[Product], ranges: Mapping[str, Range], rest: str, total: int
+    work: _Work,
+    graphs: Mapping[str, tuple[ir.Model, Mapping[str, Range]]],
+    products: Sequence[Product],
+    rest: str,
+    total: int,
 ) -> dict[str, Figures]:
-    graphs = {layout: smoothed_graph(work.bundle, work.calibration, layout, ranges) for layout in {"fp32", rest}}
+    """`graphs` are what `smoothed_graph` gives for FP32 and for `rest`."""
     for_cpu = node_names(graphs["fp32"][0]).keys()
 
     def evaluate_alone(group: str, limit: int | None) -> Figures:

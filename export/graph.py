@@ -66,7 +66,6 @@ def simplify(model: ir.Model) -> None:
                 model, onnx_shape_inference=True, input_size_limit=1 << 16, output_size_limit=1 << 24
             )
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-            passes.RemoveUnusedNodesPass()(model)
             passes.CommonSubexpressionEliminationPass()(model)
             passes.DeduplicateHashedInitializersPass()(model)
             passes.RemoveUnusedNodesPass()(model)

@@ -107,12 +107,13 @@ class TestAccuracyControl:
         self, rest: str, bundle: Bundle, sample: Sample, calibration: Calibration
     ) -> None:
         evaluator, ranges = Evaluator(bundle, sample), calibration.clipped("mse")
-        graph, _ = smoothed_graph(bundle, calibration, rest, ranges)
+        graphs = {layout: smoothed_graph(bundle, calibration, layout, ranges) for layout in {"fp32", rest}}
+        graph, _ = graphs[rest]
         chosen = ("decoder.level0.conv", "decoder.level1.taps", "stage2.attn.qkv", "stage1.attn.proj", "stage3.merge")
         products = [one for one in image_products(bundle, graph) if one.group in chosen]
         with update_bundle(bundle.root) as change:
             work = _Work(bundle, calibration, evaluator, change, ignore, ignore)
-            alone = _losses_alone(work, products, ranges, rest, sum(image_macs(bundle, graph).values()))
+            alone = _losses_alone(work, graphs, products, rest, sum(image_macs(bundle, graph).values()))
         assert len(alone) > 3
         for group, figures in alone.items():
             kept = [product for product in products if product.group == group]

@@ -192,6 +192,8 @@ def test_int8_moves_fewer_bytes_than_fp16(
     ranges, norm = calibration.clipped("mse"), "stage2.block1.norm1/LayerNormalization"
     _, known = smoothed_graph(bundle, calibration, "fp16", ranges)  # the norm's offset moves, so that it carries a bias
     assert known[norm][0] < ranges[norm][0] < ranges[norm][1] < known[norm][1]
+    _, known = smoothed_graph(bundle, calibration, "fp32", ranges)  # a CPU's stays
+    assert known[norm] == ranges[norm]
     products = candidates(image_products(bundle, graph_for_gpu(bundle)), "bytes")
     model = quantized_graph(bundle, calibration, products, ranges, "fp16")
     type_rest(model, calibration)
