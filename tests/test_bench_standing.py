@@ -40,6 +40,7 @@ from lavt_edge.benchmarks.runs.standing import (
 from lavt_edge.benchmarks.runs.subjects import INT8_FILE, Subject, add_int8, make_bundle, winograd_bundle
 from lavt_edge.benchmarks.timing.machine import Cpu, Machine
 from lavt_edge.benchmarks.timing.result import FidelityFigures, Memory
+from lavt_edge.calibration import sample
 from lavt_edge.calibration.products import int8_macs
 from lavt_edge.calibration.sample import DataOptions
 from lavt_edge.data.shapes.cached import SEED, generator_version
@@ -236,6 +237,7 @@ def test_of_random_weights_every_product_with_a_weight_is_in_int8(demo_bundle: P
 
 def test_the_demo_model_is_made_and_measured_in_two_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sample, "MAX_HELD_OUT", 2)
     for split, scenes in (("train", 12), ("val", 2)):  # the generated data, but little of it
         data = cache_folder() / f"shapes-{generator_version()}-seed{SEED}-{split}"
         write_refcoco(data, seed=SEED, scenes={split: scenes})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from lavt_edge.export.edits import is_float, node_names
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.gpu import known_ranges, lay_out_for_gpu, without_bias
 from lavt_edge.export.rewrites.names import place_of
-from lavt_edge.reference import LAVTConfig
+from lavt_edge.reference import LAVT, LAVTConfig
 from lavt_edge.reference.config import SWIN
 from lavt_edge.tests.export_graphs import export_image, image_inputs, run_graph
 from lavt_edge.tests.test_rewrites import small_lavt
@@ -37,6 +39,27 @@ def two_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone(monkeypatch, 2)
 
 
+Export = Callable[..., tuple[LAVT, Path]]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """A small model and its image graph, exported once; with a batch of None, one with a dynamic batch."""
+    folder = tmp_path_factory.mktemp("plain")
+
+    @cache
+    def exported(size: tuple[int, int], heads: tuple[int, int, int, int], batch: int | None, _backbone: object) -> Path:
+        path = folder / f"{len(list(folder.iterdir()))}.onnx"
+        return export_image(small_lavt(heads).float(), path, size, batch=batch or 2, dynamic_batch=batch is None)
+
+    def export(
+        size: tuple[int, int], heads: tuple[int, int, int, int] = (1, 1, 1, 1), batch: int | None = 1
+    ) -> tuple[LAVT, Path]:
+        return small_lavt(heads).float(), exported(size, heads, batch, SWIN["demo"])
+
+    return export
+
+
 def random_feed(config: LAVTConfig, size: tuple[int, int], batch: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     feed = {name: tensor.numpy() for name, tensor in image_inputs(config, size, batch).items()}
@@ -48,10 +71,9 @@ def random_feed(config: LAVTConfig, size: tuple[int, int], batch: int) -> dict[s
 
 @pytest.mark.parametrize(("size", "heads", "batch"), CASES, ids=str)
 def test_it_is_the_same_function(
-    size: tuple[int, int], heads: tuple[int, int, int, int], batch: int | None, tmp_path: Path
+    size: tuple[int, int], heads: tuple[int, int, int, int], batch: int | None, tmp_path: Path, export: Export
 ) -> None:
-    lavt = small_lavt(heads).float()
-    plain = export_image(lavt, tmp_path / "plain.onnx", size, batch=batch or 2, dynamic_batch=batch is None)
+    lavt, plain = export(size, heads, batch)
     model = ir.load(plain)
     lay_out_for_gpu(model)
     laid_out = tmp_path / "gpu.onnx"
@@ -73,11 +95,11 @@ def test_it_is_the_same_function(
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_gathers_lie_outside_of_projections_where_windows_hold_little_padding(
-    heads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    heads: int, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to 1.5 slots a pixel: 294 for 247 pixels and 98 for 70 in stages 0 and 1, 49 for 20 and for 6 behind them."""
     backbone(monkeypatch, heads)
-    plain = export_image(small_lavt().float(), tmp_path / "plain.onnx", (76, 52), batch=1)
+    _, plain = export((76, 52))
     model = ir.load(plain)
     lay_out_for_gpu(model)
     nodes = {str(node.name): node for node in model.graph}
@@ -94,8 +116,9 @@ def test_gathers_lie_outside_of_projections_where_windows_hold_little_padding(
         assert (source.op_type == "Gather") == in_slots
 
 
-def test_the_gather_of_the_first_block_lies_before_both_norms(tmp_path: Path) -> None:
-    model = ir.load(export_image(small_lavt().float(), tmp_path / "plain.onnx", (110, 110), batch=1))
+def test_the_gather_of_the_first_block_lies_before_both_norms(export: Export) -> None:
+    _, plain = export((110, 110))
+    model = ir.load(plain)
     lay_out_for_gpu(model)
     nodes = {str(node.name): node for node in model.graph}
     assert (
@@ -136,10 +159,9 @@ def test_a_channel_that_a_norm_leaves_out_makes_no_weight_large() -> None:
     assert np.abs(rows).max() < 2.5 * np.abs(weight).max()
 
 
-def test_known_ranges_bound_what_is_new_and_what_it_was(tmp_path: Path) -> None:
-    lavt = small_lavt().float()
-    plain = ir.load(export_image(lavt, tmp_path / "plain.onnx", (76, 52), batch=1))
-    model = ir.load(tmp_path / "plain.onnx")
+def test_known_ranges_bound_what_is_new_and_what_it_was(export: Export) -> None:
+    lavt, path = export((76, 52))
+    plain, model = ir.load(path), ir.load(path)
     lay_out_for_gpu(model)
     before, after = (
         [str(value.name) for node in graph for value in node.outputs if is_float(value)]
@@ -168,8 +190,8 @@ def outputs(model: ir.Model, names: list[str], feed: dict[str, np.ndarray]) -> d
     return {name: found[name] for name in names}
 
 
-def test_products_read_tensors_under_the_names_that_calibration_knows(tmp_path: Path) -> None:
-    plain = export_image(small_lavt().float(), tmp_path / "plain.onnx", (76, 52), batch=1)
+def test_products_read_tensors_under_the_names_that_calibration_knows(export: Export) -> None:
+    _, plain = export((76, 52))
     model = ir.load(plain)
     lay_out_for_gpu(model)
     known = {str(value.name) for node in ir.load(plain).graph for value in node.outputs}
