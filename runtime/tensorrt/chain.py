@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..bundle import Bundle
-from .backend import TensorRTBackend, checked_engine, kernels_of
+from .backend import TensorRTBackend, checked_engine
 from .buffers import BufferPlan
 from .record import EngineRecord
 
@@ -21,12 +21,8 @@ class FrameChain(TensorRTBackend):
     """
 
     def __init__(self, bundle: Bundle, frame: EngineRecord, mask: EngineRecord, segmenter: TensorRTBackend) -> None:
-        super().__init__(
-            *checked_engine(bundle, mask), kernels=kernels_of(bundle, mask), beside=segmenter, linked=("logits",)
-        )
-        self._frame = TensorRTBackend(
-            *checked_engine(bundle, frame), kernels=kernels_of(bundle, frame), beside=segmenter, linked=("image",)
-        )
+        super().__init__(*checked_engine(bundle, mask), beside=segmenter, linked=("logits",))
+        self._frame = TensorRTBackend(*checked_engine(bundle, frame), beside=segmenter, linked=("image",))
         self._segmenter, self._changes_seen = segmenter, 0
         self.signatures = self._frame.signature, self.signature
         given = [
