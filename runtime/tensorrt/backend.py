@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..._base.callers import warn_caller
 from ...errors import BackendError
 from ..bundle import Bundle
-from .buffers import TensorPlan, validate_feeds
+from .buffers import validate_feeds
 from .cuda import Cuda, DeviceResources
 from .flavor import Flavor, find_flavor
 from .loading import KernelCache, create_context, deserialise, last_error, logger_of, plan_of, refused
@@ -234,8 +234,8 @@ class TensorRTBackend:
         batch, held = part.stop - part.start, self._held
         try:
             self._set_batch(batch)
-            for tensor in self._plan.inputs:
-                self._send(tensor, feeds[tensor.spec.name], part)
+            for spec in self._plan.signature.inputs:
+                self._send(spec.name, feeds[spec.name], part)
             passed("copy_in")
             self._execute()
             passed("image")
@@ -262,13 +262,12 @@ class TensorRTBackend:
         self._turn.resident.clear()
         self._held.drop_graph()
         if self._plan.dynamic:
-            for tensor in self._plan.inputs:
-                if not self._held.context.set_input_shape(tensor.spec.name, tensor.at(batch)):
-                    raise BackendError(f"TensorRT refused the shape {tensor.at(batch)} of {tensor.spec.name}")
+            for spec in self._plan.signature.inputs:
+                if not self._held.context.set_input_shape(spec.name, spec.at(batch)):
+                    raise BackendError(f"TensorRT refused the shape {spec.at(batch)} of {spec.name}")
         self._batch = batch
 
-    def _send(self, tensor: TensorPlan, array: npt.NDArray[Any], part: slice) -> None:
-        name = tensor.spec.name
+    def _send(self, name: str, array: _Array, part: slice) -> None:
         if self._turn.resident.get(name) is array:
             return
         self._turn.resident.pop(name, None)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..bundle import Bundle
+from ..signature import Signature
 from .backend import TensorRTBackend, checked_engine
 from .buffers import BufferPlan
 from .record import EngineRecord
@@ -25,21 +24,11 @@ class FrameChain(TensorRTBackend):
         self._frame = TensorRTBackend(*checked_engine(bundle, frame), beside=segmenter, linked=("image",))
         self._segmenter, self._changes_seen = segmenter, 0
         self.signatures = self._frame.signature, self.signature
-        given = [
-            *self._frame._plan.inputs,
-            *(tensor for tensor in segmenter._plan.inputs if tensor.spec.name != "image"),
-        ]
-        made = [tensor for tensor in self._plan.tensors if not tensor.is_input]
-        self._plan = BufferPlan(
-            tuple(replace(tensor, largest=tensor.at(1)) for tensor in (*given, *made)), 1, dynamic=False
-        )
-        self.signature = self._plan.signature
-        self._held.buffers |= {
-            tensor.spec.name: owner._held.buffers[tensor.spec.name]
-            for owner in (self._frame, segmenter)
-            for tensor in given
-            if tensor in owner._plan.inputs
-        }
+        words = tuple(spec for spec in segmenter.signature.inputs if spec.name != "image")
+        self.signature = Signature((*self._frame.signature.inputs, *words), self.signature.outputs)
+        self._plan = BufferPlan(self.signature, 1, dynamic=False)
+        buffers = self._frame._held.buffers | segmenter._held.buffers
+        self._held.buffers |= {spec.name: buffers[spec.name] for spec in self.signature.inputs}
 
     def close(self) -> None:
         super().close()
