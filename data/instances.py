@@ -26,19 +26,14 @@ class ImageRecord(NamedTuple):
     width: int
 
 
-class Instances(NamedTuple):
-    """Annotations and images by their ids."""
-
-    annotations: dict[int, Segmentation]
-    images: dict[int, ImageRecord]
-
-
 _Record = dict[str, object]
 _LEFT_OUT: _Record = {}  # stands where a record was that is not asked for
 
 
-def read_instances(path: Path, annotation_ids: Set[int], image_ids: Set[int]) -> Instances:
-    """The annotations and images with the given ids; ids that the file lacks are left out.
+def read_instances(
+    path: Path, annotation_ids: Set[int], image_ids: Set[int]
+) -> tuple[dict[int, Segmentation], dict[int, ImageRecord]]:
+    """The annotations and the images with the given ids, by their ids; those that the file lacks are left out.
 
     Raises:
         DatasetError: the file is unreadable or truncated, or a record that is asked for is malformed.
@@ -54,7 +49,7 @@ def read_instances(path: Path, annotation_ids: Set[int], image_ids: Set[int]) ->
 
     content = read_json(path, keep)
     try:
-        return Instances(
+        return (
             {key: _annotation(key, record) for key, record in _section(content, "annotations", annotation_ids)},
             {key: _image(key, record) for key, record in _section(content, "images", image_ids)},
         )

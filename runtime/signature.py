@@ -21,6 +21,10 @@ class TensorSpec:
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
         return f"{self.name} {self.dtype} ({sizes})"
 
+    def at(self, batch: int) -> tuple[int, ...]:
+        """The shape with this many rows, if nothing else is dynamic."""
+        return (batch, *(size or 0 for size in self.shape[1:]))
+
 
 @dataclass(frozen=True)
 class Signature:

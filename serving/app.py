@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
@@ -50,10 +50,12 @@ class _App:
     """The handlers, over one segmenter and perhaps one source."""
 
     def __init__(self, segmenter: Segmenter, source: Source | None, token: str | None, limits: Limits) -> None:
+        schema = json.loads((PAGE / "openapi.json").read_bytes())
+        schema["info"]["version"] = version("lavt-edge")
+        fixed = {path: Response((PAGE / name).read_bytes(), media_type=kind) for path, (name, kind) in _FILES.items()}
+        fixed |= {"/openapi.json": JSONResponse(schema), "/docs": HTMLResponse(reference_page(schema))}
         self.routes = [
-            *(Route(path, self._file(*file)) for path, file in _FILES.items()),
-            Route("/openapi.json", self.schema),
-            Route("/docs", self.docs),
+            *(Route(path, answer, methods=["GET"]) for path, answer in fixed.items()),
             Route("/metrics", self.show_metrics),
             Route("/v1/health", self.health),
             Route("/v1/info", self.info),
@@ -66,8 +68,6 @@ class _App:
         self._live = Live(segmenter, source, self.metrics, limits)
         self._source_kind = None if source is None else source.kind
         self._segmenter, self._token, self._limits = segmenter, token, limits
-        self._schema = json.loads((PAGE / "openapi.json").read_bytes())
-        self._schema["info"]["version"] = version("lavt-edge")
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -75,20 +75,6 @@ class _App:
         yield
         self._live.stop()
         self._engine.close()
-
-    def _file(self, name: str, media_type: str) -> Any:
-        content = (PAGE / name).read_bytes()
-
-        async def serve(_: Request) -> Response:
-            return Response(content, media_type=media_type)
-
-        return serve
-
-    async def schema(self, _: Request) -> Response:
-        return JSONResponse(self._schema)
-
-    async def docs(self, _: Request) -> Response:
-        return HTMLResponse(reference_page(self._schema))
 
     async def show_metrics(self, _: Request) -> Response:
         return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")

@@ -1,8 +1,9 @@
-"""The segmenter as requests share it: one call after another, behind a bounded queue, each with a time-out."""
+"""The segmenter as requests share it, one call at a time behind a bounded queue; and what is answered of a result."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+from PIL import Image
 from starlette.exceptions import HTTPException
 
-from .._base.exits import describe as describe_error
+from .._base import exits
 from ..errors import ExitCode, ImageError, InputError, LavtError, PromptError
-from ..runtime import Prompt, Segmenter
-from .answers import Described, describe, png
+from ..runtime import Prompt, Result, Segmenter
+from ..runtime.images.coco import coco_mask
 
+Described = dict[str, Any]
 _Made = TypeVar("_Made")
 
 
@@ -87,7 +91,7 @@ def refusal_of(error: Exception) -> HTTPException:
         return HTTPException(422, str(error))
     if isinstance(error, LavtError):
         return HTTPException(500, str(error))
-    code, line = describe_error(error)
+    code, line = exits.describe(error)
     return HTTPException(500 if code == ExitCode.BUG else 503, (line or "").removeprefix("error: "))
 
 
@@ -101,6 +105,19 @@ def warning_of(prompt: Prompt) -> str | None:
     """What of the sentence the model does not read, if anything."""
     unknown = f"the model does not know {', '.join(map(repr, prompt.unknown))}" if prompt.unknown else None
     return "too long: the model does not read its end" if prompt.truncated else unknown
+
+
+def describe(result: Result, score: float, warning: str | None = None) -> Described:
+    """The result as JSON; see `openapi.json`, Result."""
+    mask = coco_mask(result.mask)
+    described = {
+        "sentence": result.sentence,
+        "rle": mask["segmentation"],
+        "box": mask["bbox"] if mask["area"] else None,
+        "area": mask["area"],
+        "score": round(score, 4),
+    }
+    return described if warning is None else {**described, "warning": warning}
 
 
 def segment(segmenter: Segmenter, image: bytes, sentences: Sequence[str], started: float) -> Described:
@@ -119,5 +136,7 @@ def segment(segmenter: Segmenter, image: bytes, sentences: Sequence[str], starte
 
 
 def segment_png(segmenter: Segmenter, image: bytes, sentence: str) -> bytes:
-    """The answer of POST /v1/segment for `Accept: image/png`."""
-    return png(segmenter.segment(image, sentence).mask)
+    """The answer of POST /v1/segment for `Accept: image/png`: 255 for the object, 0 elsewhere."""
+    mask, file = segmenter.segment(image, sentence).mask, io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
+    return file.getvalue()

@@ -10,11 +10,10 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -61,7 +60,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        refusal = self._refusal(HTTPConnection(scope))
 
         async def answer(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
@@ -87,14 +86,14 @@ class Guard:
                 traceback.print_exception(error)
             print(describe(error)[1], file=sys.stderr, flush=True)
 
-    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
-        host = headers.get("host", "")
+    def _refusal(self, asked: HTTPConnection) -> JSONResponse | None:
+        host = asked.headers.get("host", "")
         if not self._is_ours(host):  # a name of others that points here: DNS rebinding
             return _refused(421, f"the Host {host[:80]!r} is not this server's: use its address, or the name in --host")
-        origin = headers.get("origin")
+        origin = asked.headers.get("origin")
         if origin is not None and _netloc(origin) != host.lower():
             return _refused(403, "a page of another site may not ask here")
-        if self._token is None or path in OPEN or self.knows(_given_token(headers)):
+        if self._token is None or asked.scope["path"] in OPEN or self.knows(_given_token(asked)):
             return None
         return _refused(401, "give the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
@@ -123,15 +122,9 @@ def _netloc(origin: str) -> str | None:
         return None
 
 
-def _given_token(headers: Headers) -> str | None:
-    kind, _, token = headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer":
-        return token.strip()
-    try:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return None
-    return None if cookie is None else cookie.value
+def _given_token(asked: HTTPConnection) -> str | None:
+    kind, _, token = asked.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else asked.cookies.get(COOKIE)
 
 
 def _refused(status: int, line: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

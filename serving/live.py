@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._base import strict_json
 from ..errors import PromptError
 from ..runtime import Prompt, Result, Segmenter
-from .answers import Described, describe
-from .engine import Limits, check_sentence, refusal_of, warning_of
+from .engine import Described, Limits, check_sentence, describe, refusal_of, warning_of
 from .metrics import Metrics
 
 if TYPE_CHECKING:

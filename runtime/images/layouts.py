@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from ...errors import ImageError, InputError
+
+Planes: TypeAlias = tuple[Image.Image, ...]
+"""A frame as images that Pillow resizes: one, RGB or L, or the planes Y, U, V; the first has the frame's size."""
 
 
 @dataclass(frozen=True)
@@ -103,34 +106,24 @@ def _mending(array: npt.NDArray[Any]) -> str:
     return ""
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """A frame as images that Pillow resizes: one, RGB or L, or the three planes Y, U, V; its own height and width."""
+def rgb_of(planes: Planes, resized: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """RGB, after each plane was `resized`, all to one size.
 
-    planes: tuple[Image.Image, ...]
-    height: int
-    width: int
-
-    def rgb(self, resized: Callable[[Image.Image], Image.Image]) -> Image.Image:
-        """RGB, after each plane was `resized`, all to one size.
-
-        Resizing goes before the colours: of one channel it is cheaper than of three, and equal for grey.
-        """
-        planes = [resized(plane) for plane in self.planes]
-        if len(planes) == 1:
-            return planes[0].convert("RGB")
-        planes[0] = planes[0].point(_AT_LEAST_16)
-        return Image.merge("RGB", planes).convert("RGB", YUV_TO_RGB)
+    Resizing goes before the colours: of one channel it is cheaper than of three, and equal for grey.
+    """
+    first, *chroma = (resized(plane) for plane in planes)
+    if not chroma:
+        return first.convert("RGB")
+    return Image.merge("RGB", [first.point(_AT_LEAST_16), *chroma]).convert("RGB", YUV_TO_RGB)
 
 
-def frame_of(array: npt.NDArray[Any], pixels: str = "rgb") -> Frame:
-    """An array of a layout. The frame may share its memory. Raises as `layout_of` does."""
+def planes_of(array: npt.NDArray[Any], pixels: str = "rgb") -> Planes:
+    """The planes of an array of a layout. They may share its memory. Raises as `layout_of` does."""
     name, height, width = layout_of(array, pixels)
     if name == "nv12":
         chroma = array[height:].reshape(height // 2, width // 2, 2)
         planes = (array[:height].reshape(height, width), chroma[..., 0], chroma[..., 1])
-        return Frame(tuple(Image.fromarray(np.ascontiguousarray(plane)) for plane in planes), height, width)
+        return tuple(Image.fromarray(np.ascontiguousarray(plane)) for plane in planes)
     raw = LAYOUTS[name].raw
     mode = "L" if raw == "L" else "RGB"
-    image = Image.frombuffer(mode, (width, height), np.ascontiguousarray(array), "raw", raw, 0, 1)
-    return Frame((image,), height, width)
+    return (Image.frombuffer(mode, (width, height), np.ascontiguousarray(array), "raw", raw, 0, 1),)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ...errors import ImageError, reason_of
-from .layouts import LAYOUTS, Frame, check_pixels, frame_of, layout_of
+from .layouts import LAYOUTS, Planes, check_pixels, layout_of, planes_of, rgb_of
 
 
 class _HasArray(Protocol):
@@ -59,9 +59,9 @@ def to_rgb_array(image: ImageLike, *, pixels: str = "rgb", orient: bool = True) 
             not an image.
         InputError: another `pixels`.
     """
-    frame = _open(image, pixels, orient)
-    size = (frame.width, frame.height)
-    whole = frame.rgb(lambda plane: plane if plane.size == size else plane.resize(size, Image.Resampling.NEAREST))
+    planes = _open(image, pixels, orient)
+    size = planes[0].size
+    whole = rgb_of(planes, lambda plane: plane if plane.size == size else plane.resize(size, Image.Resampling.NEAREST))
     return np.array(whole)
 
 
@@ -93,9 +93,9 @@ def prepare(image: ImageLike, height: int, width: int, *, pixels: str = "rgb", o
     Of NV12 the planes are resized before they become RGB.
     Raises as `to_rgb_array` does.
     """
-    frame = _open(image, pixels, orient)
-    small = frame.rgb(lambda plane: plane.resize((width, height), Image.Resampling.BILINEAR))
-    return PreparedImage(np.asarray(small), frame.height, frame.width)
+    planes = _open(image, pixels, orient)
+    small = rgb_of(planes, lambda plane: plane.resize((width, height), Image.Resampling.BILINEAR))
+    return PreparedImage(np.asarray(small), planes[0].height, planes[0].width)
 
 
 def as_frame(image: ImageLike, pixels: str = "rgb") -> PreparedImage | None:
@@ -107,10 +107,10 @@ def as_frame(image: ImageLike, pixels: str = "rgb") -> PreparedImage | None:
     return PreparedImage(array.reshape(LAYOUTS[name].shape(height, width)), height, width, name)
 
 
-def _open(image: ImageLike, pixels: str, orient: bool) -> Frame:
+def _open(image: ImageLike, pixels: str, orient: bool) -> Planes:
     check_pixels(pixels)
     if isinstance(image, Image.Image):
-        return _frame_from_pil(image, "the image", orient)
+        return _planes_of_pil(image, "the image", orient)
     if isinstance(image, (str, os.PathLike)):
         return _read(os.fsdecode(image), orient)
     if isinstance(image, (bytes, bytearray)):
@@ -118,7 +118,7 @@ def _open(image: ImageLike, pixels: str, orient: bool) -> Frame:
     if isinstance(image, io.TextIOBase):
         raise ImageError("the image's file is open as text: open it with mode 'rb'")
     if hasattr(image, "__array__"):
-        return frame_of(_array_of(image), pixels)
+        return planes_of(_array_of(image), pixels)
     if hasattr(image, "read"):
         return _decode(image, "the image", orient)
     raise ImageError(
@@ -135,7 +135,7 @@ def _array_of(image: Any) -> npt.NDArray[Any]:
         ) from error
 
 
-def _read(path: str, orient: bool) -> Frame:
+def _read(path: str, orient: bool) -> Planes:
     if _URL.match(path):
         raise ImageError(f"{path} is a URL: download it, and give the file's path or its bytes")
     try:
@@ -148,17 +148,17 @@ def _read(path: str, orient: bool) -> Frame:
     return _decode(path, path, orient)
 
 
-def _decode(file: str | IO[bytes], name: str, orient: bool) -> Frame:
+def _decode(file: str | IO[bytes], name: str, orient: bool) -> Planes:
     try:
         with Image.open(file) as image:
-            return _frame_from_pil(image, name, orient)
+            return _planes_of_pil(image, name, orient)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many classes on damaged files
         raise _unreadable(name, error) from error
 
 
-def _frame_from_pil(image: Image.Image, name: str, orient: bool) -> Frame:
+def _planes_of_pil(image: Image.Image, name: str, orient: bool) -> Planes:
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels: {image.width}x{image.height}")
     try:
@@ -169,9 +169,7 @@ def _frame_from_pil(image: Image.Image, name: str, orient: bool) -> Frame:
         elif image.mode == "La":
             image = image.convert("LA")
         rgb = image.convert("RGB")
-        if turn is not None:
-            rgb = rgb.transpose(turn)
-        return Frame((rgb,), rgb.height, rgb.width)
+        return (rgb if turn is None else rgb.transpose(turn),)
     except Exception as error:  # reading is lazy: a damaged file may show here
         raise _unreadable(name, error) from error
 

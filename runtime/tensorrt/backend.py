@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..._base.callers import warn_caller
 from ...errors import BackendError
 from ..bundle import Bundle
-from .buffers import TensorPlan, validate_feeds
+from .buffers import validate_feeds
 from .cuda import Cuda, DeviceResources
 from .flavor import Flavor, find_flavor
 from .loading import KernelCache, create_context, deserialise, last_error, logger_of, plan_of, refused
@@ -88,8 +88,8 @@ class TensorRTBackend:
         record: what the manifest says of it.
         flavor: the TensorRT to run it with.
         cuda: the device.
+        kernels: where TensorRT for RTX keeps the kernels that it compiles for this GPU (None: nowhere).
         cuda_graphs: whether to use CUDA graphs.
-        kernels: where TensorRT for RTX keeps the kernels that it compiles for this GPU.
         beside: a backend whose stream and turns it shares, and whose buffers of the inputs and outputs in `linked`.
 
     Raises:
@@ -104,9 +104,9 @@ class TensorRTBackend:
         record: EngineRecord,
         flavor: Flavor,
         cuda: Cuda,
+        kernels: Path | None = None,
         *,
         cuda_graphs: bool = True,
-        kernels: Path | None = None,
         beside: TensorRTBackend | None = None,
         linked: Sequence[str] = (),
     ) -> None:
@@ -234,8 +234,8 @@ class TensorRTBackend:
         batch, held = part.stop - part.start, self._held
         try:
             self._set_batch(batch)
-            for tensor in self._plan.inputs:
-                self._send(tensor, feeds[tensor.spec.name], part)
+            for spec in self._plan.signature.inputs:
+                self._send(spec.name, feeds[spec.name], part)
             passed("copy_in")
             self._execute()
             passed("image")
@@ -262,13 +262,12 @@ class TensorRTBackend:
         self._turn.resident.clear()
         self._held.drop_graph()
         if self._plan.dynamic:
-            for tensor in self._plan.inputs:
-                if not self._held.context.set_input_shape(tensor.spec.name, tensor.at(batch)):
-                    raise BackendError(f"TensorRT refused the shape {tensor.at(batch)} of {tensor.spec.name}")
+            for spec in self._plan.signature.inputs:
+                if not self._held.context.set_input_shape(spec.name, spec.at(batch)):
+                    raise BackendError(f"TensorRT refused the shape {spec.at(batch)} of {spec.name}")
         self._batch = batch
 
-    def _send(self, tensor: TensorPlan, array: npt.NDArray[Any], part: slice) -> None:
-        name = tensor.spec.name
+    def _send(self, name: str, array: _Array, part: slice) -> None:
         if self._turn.resident.get(name) is array:
             return
         self._turn.resident.pop(name, None)
@@ -309,31 +308,23 @@ def load_engine(bundle: Bundle, record: EngineRecord, *, cuda_graphs: bool = Tru
         BundleError: the file is damaged or foreign; the line has the command that rebuilds it.
         BackendError: it was built for another TensorRT or another GPU, or there is no TensorRT, CUDA device or memory.
     """
-    return TensorRTBackend(*checked_engine(bundle, record), cuda_graphs=cuda_graphs, kernels=kernels_of(bundle, record))
+    return TensorRTBackend(*checked_engine(bundle, record), cuda_graphs=cuda_graphs)
 
 
-def kernels_of(bundle: Bundle, record: EngineRecord) -> Path:
-    """Where the kernels of an engine for RTX are kept."""
-    return bundle.root / f"{record.name}.kernels"
-
-
-def checked_engine(bundle: Bundle, record: EngineRecord) -> tuple[bytes, EngineRecord, Flavor, Cuda]:
+def checked_engine(bundle: Bundle, record: EngineRecord) -> tuple[bytes, EngineRecord, Flavor, Cuda, Path]:
     """What a backend is made of, after every check of `load_engine`, which says what it raises and warns of."""
     data = bundle.engine_bytes(record.name, record.rebuild)
     check_header(data, record, bundle.root / record.name)
     flavor = _flavor_for(record)
-    misfit = flavor_misfit(record, flavor.name, flavor.version)
-    if misfit:
+    if misfit := flavor_misfit(record, flavor.name, flavor.version):
         raise BackendError(misfit)
     cuda = Cuda()
     device = cuda.device()
-    misfit = device_misfit(record, device)
-    if misfit:
+    if misfit := device_misfit(record, device):
         raise BackendError(misfit)
-    gated = power_mode_misfit(record, device)
-    if gated:
+    if gated := power_mode_misfit(record, device):
         warn_caller(gated, PowerModeWarning, __package__.rpartition(".")[0])
-    return data, record, flavor, cuda
+    return data, record, flavor, cuda, bundle.root / f"{record.name}.kernels"
 
 
 def _flavor_for(record: EngineRecord) -> Flavor:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ..signature import Signature, TensorSpec
@@ -28,40 +26,12 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class TensorPlan:
-    """An input or output: `spec` as the graph declares it, `largest` its shape at the largest batch."""
-
-    spec: TensorSpec
-    largest: tuple[int, ...]
-    is_input: bool
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a buffer that holds the largest batch."""
-        return math.prod(self.largest) * np.dtype(self.spec.dtype).itemsize
-
-    def at(self, batch: int) -> tuple[int, ...]:
-        """The shape with this many rows."""
-        return (batch, *self.largest[1:])
-
-
-@dataclass(frozen=True)
 class BufferPlan:
     """The buffers of an engine, allocated once for batches of up to `max_batch`; `dynamic`: smaller ones fit too."""
 
-    tensors: tuple[TensorPlan, ...]
+    signature: Signature
     max_batch: int
     dynamic: bool
-
-    @property
-    def inputs(self) -> tuple[TensorPlan, ...]:
-        return tuple(tensor for tensor in self.tensors if tensor.is_input)
-
-    @property
-    def signature(self) -> Signature:
-        """The inputs and outputs; the batch is None if it is dynamic."""
-        outputs = tuple(tensor.spec for tensor in self.tensors if not tensor.is_input)
-        return Signature(inputs=tuple(tensor.spec for tensor in self.inputs), outputs=outputs)
 
 
 def plan_buffers(engine: tensorrt.ICudaEngine) -> BufferPlan:
@@ -71,17 +41,13 @@ def plan_buffers(engine: tensorrt.ICudaEngine) -> BufferPlan:
     dynamic.
     """
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    specs = {name: _tensor_spec(engine, name) for name in names}
-    inputs = {name: specs[name] for name in names if engine.get_tensor_mode(name).name == "INPUT"}
-    batches = {spec.shape[0] or int(engine.get_tensor_profile_shape(name, 0)[2][0]) for name, spec in inputs.items()}
+    specs = [_tensor_spec(engine, name) for name in names]
+    inputs = tuple(spec for spec in specs if engine.get_tensor_mode(spec.name).name == "INPUT")
+    outputs = tuple(spec for spec in specs if spec not in inputs)
+    batches = {spec.shape[0] or int(engine.get_tensor_profile_shape(spec.name, 0)[2][0]) for spec in inputs}
     if len(batches) != 1:
         raise ValueError(f"its inputs take batches of {sorted(batches)}, expected one size")
-    (max_batch,) = batches
-    tensors = (
-        TensorPlan(spec, (max_batch, *(size or 0 for size in spec.shape[1:])), name in inputs)
-        for name, spec in specs.items()
-    )
-    return BufferPlan(tuple(tensors), max_batch, any(spec.shape[0] is None for spec in inputs.values()))
+    return BufferPlan(Signature(inputs, outputs), batches.pop(), any(spec.shape[0] is None for spec in inputs))
 
 
 def _tensor_spec(engine: tensorrt.ICudaEngine, name: str) -> TensorSpec:
@@ -96,18 +62,18 @@ def _tensor_spec(engine: tensorrt.ICudaEngine, name: str) -> TensorSpec:
 
 def validate_feeds(plan: BufferPlan, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> int:
     """The batch size of a call's inputs. Raises ValueError if a name, a type or a shape does not fit the plan."""
-    wanted = {tensor.spec.name: tensor for tensor in plan.inputs}
-    known = {tensor.name for tensor in plan.signature.outputs}
+    wanted = {spec.name: spec for spec in plan.signature.inputs}
+    known = {spec.name for spec in plan.signature.outputs}
     for name in (*feeds.keys() - wanted.keys(), *(name for name in outputs if name not in known)):
         raise ValueError(f"it has no {'input' if name in feeds else 'output'} {name}")
     for name in wanted.keys() - feeds.keys():
         raise ValueError(f"the input {name} is missing")
     sizes = {len(array) if array.ndim else 0 for array in feeds.values()}
     rows = sizes.pop() if len(sizes) == 1 else 0
-    for name, tensor in wanted.items():
+    for name, spec in wanted.items():
         array = feeds[name]
-        if array.dtype.name != tensor.spec.dtype or array.shape != tensor.at(rows):
-            raise ValueError(f"expected the input {tensor.spec}, found {array.dtype} {array.shape}")
+        if array.dtype.name != spec.dtype or array.shape != spec.at(rows):
+            raise ValueError(f"expected the input {spec}, found {array.dtype} {array.shape}")
     if rows < 1 or (not plan.dynamic and rows != plan.max_batch):
         raise ValueError(f"expected a batch of {plan.max_batch}, found {rows}")
     return rows

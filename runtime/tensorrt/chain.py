@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..bundle import Bundle
-from .backend import TensorRTBackend, checked_engine, kernels_of
+from ..signature import Signature
+from .backend import TensorRTBackend, checked_engine
 from .buffers import BufferPlan
 from .record import EngineRecord
 
@@ -21,29 +20,15 @@ class FrameChain(TensorRTBackend):
     """
 
     def __init__(self, bundle: Bundle, frame: EngineRecord, mask: EngineRecord, segmenter: TensorRTBackend) -> None:
-        super().__init__(
-            *checked_engine(bundle, mask), kernels=kernels_of(bundle, mask), beside=segmenter, linked=("logits",)
-        )
-        self._frame = TensorRTBackend(
-            *checked_engine(bundle, frame), kernels=kernels_of(bundle, frame), beside=segmenter, linked=("image",)
-        )
+        super().__init__(*checked_engine(bundle, mask), beside=segmenter, linked=("logits",))
+        self._frame = TensorRTBackend(*checked_engine(bundle, frame), beside=segmenter, linked=("image",))
         self._segmenter, self._changes_seen = segmenter, 0
         self.signatures = self._frame.signature, self.signature
-        given = [
-            *self._frame._plan.inputs,
-            *(tensor for tensor in segmenter._plan.inputs if tensor.spec.name != "image"),
-        ]
-        made = [tensor for tensor in self._plan.tensors if not tensor.is_input]
-        self._plan = BufferPlan(
-            tuple(replace(tensor, largest=tensor.at(1)) for tensor in (*given, *made)), 1, dynamic=False
-        )
-        self.signature = self._plan.signature
-        self._held.buffers |= {
-            tensor.spec.name: owner._held.buffers[tensor.spec.name]
-            for owner in (self._frame, segmenter)
-            for tensor in given
-            if tensor in owner._plan.inputs
-        }
+        words = tuple(spec for spec in segmenter.signature.inputs if spec.name != "image")
+        self.signature = Signature((*self._frame.signature.inputs, *words), self.signature.outputs)
+        self._plan = BufferPlan(self.signature, 1, dynamic=False)
+        buffers = self._frame._held.buffers | segmenter._held.buffers
+        self._held.buffers |= {spec.name: buffers[spec.name] for spec in self.signature.inputs}
 
     def close(self) -> None:
         super().close()

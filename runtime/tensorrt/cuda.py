@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ import numpy.typing as npt
 
 from ...errors import BackendError, reason_of
 from ..cuda import CudaDevice, find_device
-from .buffers import BufferPlan, TensorPlan
+from ..signature import TensorSpec
+from .buffers import BufferPlan
 
 if TYPE_CHECKING:
     import tensorrt
@@ -147,23 +149,23 @@ class DeviceResources:
         api, self._context = self.cuda.api, context
         if self.stream is None:
             self.stream = self._make("cudaStreamDestroy", "cudaStreamCreateWithFlags", api.cudaStreamNonBlocking)
-        for tensor in plan.tensors:
-            name = tensor.spec.name
-            if name not in self.buffers:
-                self.buffers[name] = self._allocate(tensor)
-            if not context.set_tensor_address(name, self.buffers[name].device):
-                raise BackendError(f"TensorRT refused the buffer of {name}")
+        for spec in (*plan.signature.inputs, *plan.signature.outputs):
+            if spec.name not in self.buffers:
+                self.buffers[spec.name] = self._allocate(spec, plan.max_batch)
+            if not context.set_tensor_address(spec.name, self.buffers[spec.name].device):
+                raise BackendError(f"TensorRT refused the buffer of {spec.name}")
 
-    def _allocate(self, tensor: TensorPlan) -> Buffer:
-        api = self.cuda.api
+    def _allocate(self, spec: TensorSpec, batch: int) -> Buffer:
+        api, shape = self.cuda.api, spec.at(batch)
+        nbytes = math.prod(shape) * np.dtype(spec.dtype).itemsize
         flags = api.cudaHostAllocMapped if self._mapped else api.cudaHostAllocDefault
-        host = int(self._make("cudaFreeHost", "cudaHostAlloc", tensor.nbytes, flags))
+        host = int(self._make("cudaFreeHost", "cudaHostAlloc", nbytes, flags))
         if self._mapped:
             device = int(self.cuda.call("cudaHostGetDevicePointer", host, 0))
         else:
-            device = int(self._make("cudaFree", "cudaMalloc", tensor.nbytes))
-        memory = memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(host))
-        return Buffer(np.frombuffer(memory, tensor.spec.dtype).reshape(tensor.largest), host, device)
+            device = int(self._make("cudaFree", "cudaMalloc", nbytes))
+        memory = memoryview((ctypes.c_ubyte * nbytes).from_address(host))
+        return Buffer(np.frombuffer(memory, spec.dtype).reshape(shape), host, device)
 
     def _make(self, undo: str, name: str, *arguments: Any) -> Any:
         made = self.cuda.call(name, *arguments)
