@@ -171,8 +171,7 @@ def _open(spec: SideSpec) -> tuple[SideInfo, list[str]]:
         _Opened.side = side = _adapt(spec)
     package = __package__.split(".")[0]
     ours = [str(warning.message) for warning in caught if warning.category.__module__.startswith(package)]
-    about = SideInfo(side.precision, side.size, side.batch, side.device, side.runtime, getattr(side, "file", None))
-    return about, ours
+    return side.about, ours
 
 
 def _adapt(spec: SideSpec) -> Side:
@@ -190,7 +189,7 @@ def _run() -> float:
     _Opened.side.run()
     seconds = time.perf_counter() - start
     _settle()
-    if not _Opened.has_run and _Opened.side.device == "cuda":
+    if not _Opened.has_run and _Opened.side.about.device == "cuda":
         after = device_memory_used()
         if after is not None and _Opened.device_before is not None:
             _Opened.device = max(0, after - _Opened.device_before)
