@@ -106,7 +106,7 @@ def part_costs(onnx_path: Path) -> list[PartCost]:
     model = ir.load(onnx_path)
     nodes = list(model.graph)
     parts = dict(zip(nodes, assign_parts([_operation(node) for node in nodes]), strict=True))
-    traffic, peaks = _Traffic(model, parts), _peaks(model, parts)
+    (traffic, weights), peaks = _traffic(model, parts), _peaks(model, parts)
     # Conversions may stand anywhere before their reader, all at the start too.
     macs: dict[str, Counter[str]] = {
         part: Counter() for node, part in parts.items() if node.op_type not in _CONVERSIONS
@@ -115,7 +115,7 @@ def part_costs(onnx_path: Path) -> list[PartCost]:
         if node.op_type in _PRODUCTS:
             macs[part][_precision(node)] += counted[str(node.name)]
     return [
-        PartCost(part, macs[part].total(), dict(macs[part]), traffic.bytes[part], traffic.weights[part], peaks[part])
+        PartCost(part, macs[part].total(), dict(macs[part]), traffic[part], weights[part], peaks[part])
         for part in sorted(macs, key=lambda part: part == OTHER)
     ]
 
@@ -174,41 +174,31 @@ def _stored(value: ir.Value) -> tuple[ir.Value, ir.Value]:
     return stored, value
 
 
-class _Traffic:
+def _traffic(model: ir.Model, parts: dict[ir.Node, str]) -> tuple[Counter[str], Counter[str]]:
     """Bytes that move to and from each part, and those of its constants."""
-
-    def __init__(self, model: ir.Model, parts: dict[ir.Node, str]) -> None:
-        self.bytes: Counter[str] = Counter()
-        self.weights: Counter[str] = Counter()
-        self._counted: set[tuple[str, str, ir.Value]] = set()
-        for node, part in parts.items():
-            if node.op_type not in _CONVERSIONS:
-                for value in node.inputs:
-                    if value is not None:
-                        self._read(part, *_stored(value), parts)
-        for value in model.graph.outputs:
-            producer = value.producer()
-            self._count(parts[producer] if producer is not None else OTHER, "write", value)
-
-    def _read(self, part: str, stored: ir.Value, source: ir.Value, parts: dict[ir.Node, str]) -> None:
-        if stored.const_value is not None:
-            if self._count(part, "read", stored):
-                self.weights[part] += _nbytes(stored)
-            return
-        producer = source.producer()
-        writer = parts[producer] if producer is not None else None
-        if writer != part:
-            self._count(part, "read", stored)
-            if writer is not None:
-                self._count(writer, "write", stored)
-
-    def _count(self, part: str, direction: str, value: ir.Value) -> bool:
-        key = (part, direction, value)
-        if key in self._counted:
-            return False
-        self._counted.add(key)
-        self.bytes[part] += _nbytes(value)
-        return True
+    moved: set[tuple[str, str, ir.Value]] = set()  # once for each part that reads or writes a tensor
+    for node, part in parts.items():
+        for value in () if node.op_type in _CONVERSIONS else node.inputs:
+            if value is None:
+                continue
+            stored, source = _stored(value)
+            producer = source.producer()
+            writer = None if producer is None else parts[producer]
+            if stored.const_value is not None:
+                moved.add((part, "constant", stored))
+            elif writer != part:
+                moved.add((part, "read", stored))
+                if writer is not None:
+                    moved.add((writer, "write", stored))
+    for value in model.graph.outputs:
+        producer = value.producer()
+        moved.add((OTHER if producer is None else parts[producer], "write", value))
+    total, constants = Counter[str](), Counter[str]()
+    for part, how, value in moved:
+        total[part] += _nbytes(value)
+        if how == "constant":
+            constants[part] += _nbytes(value)
+    return total, constants
 
 
 def _peaks(model: ir.Model, parts: dict[ir.Node, str]) -> Counter[str]:
