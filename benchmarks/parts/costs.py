@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,23 +66,6 @@ def _common(parts: Iterable[str]) -> str:
     return known.pop() if len(known) == 1 else OTHER
 
 
-def cost_rows(onnx_path: Path, batch: int = 1) -> list[PartCost]:
-    """`part_costs` for a batch: of `batch` images if the graph's batch is dynamic, else of its own."""
-    costs = part_costs(onnx_path)
-    return [_for_batch(cost, batch) for cost in costs] if _has_dynamic_batch(onnx_path) else costs
-
-
-def _for_batch(cost: PartCost, batch: int) -> PartCost:
-    """All but the constants as many times."""
-    return replace(
-        cost,
-        macs=batch * cost.macs,
-        macs_by_precision={precision: batch * macs for precision, macs in cost.macs_by_precision.items()},
-        bytes=cost.weight_bytes + batch * (cost.bytes - cost.weight_bytes),
-        peak_activation_bytes=batch * cost.peak_activation_bytes,
-    )
-
-
 def timed_parts(costs: Sequence[PartCost], seconds: Mapping[str, float]) -> tuple[TimedPart, ...]:
     """The costs with the seconds of each part, then the parts that have a time alone."""
     known = {cost.part: cost for cost in costs}
@@ -92,20 +74,14 @@ def timed_parts(costs: Sequence[PartCost], seconds: Mapping[str, float]) -> tupl
     return tuple(TimedPart(**vars(row), seconds=seconds.get(row.part, 0.0)) for row in rows)
 
 
-def _has_dynamic_batch(onnx_path: Path) -> bool:
-    shapes = [value.shape for value in ir.load(onnx_path).graph.inputs]
-    return any(shape is not None and len(shape) > 0 and not isinstance(shape[0], int) for shape in shapes)
-
-
-def part_costs(onnx_path: Path) -> list[PartCost]:
-    """The costs of each part of a graph, in the graph's order, for a batch of one if the batch is dynamic.
+def cost_rows(onnx_path: Path, batch: int = 1) -> list[PartCost]:
+    """The costs of each part of a graph, in its order, for `batch` images if its batch is dynamic, else for its own.
 
     The MACs of all parts are those that `export.macs.count_macs` counts. Raises InputError if a shape is unknown.
     """
     counted = count_macs(onnx_path)
     model = ir.load(onnx_path)
-    nodes = list(model.graph)
-    parts = dict(zip(nodes, assign_parts([_operation(node) for node in nodes]), strict=True))
+    parts = _parts_of_nodes(model)
     (traffic, weights), peaks = _traffic(model, parts), _peaks(model, parts)
     # Conversions may stand anywhere before their reader, all at the start too.
     macs: dict[str, Counter[str]] = {
@@ -114,8 +90,18 @@ def part_costs(onnx_path: Path) -> list[PartCost]:
     for node, part in parts.items():
         if node.op_type in _PRODUCTS:
             macs[part][_precision(node)] += counted[str(node.name)]
+    shapes = [value.shape for value in model.graph.inputs]
+    dynamic = any(shape is not None and len(shape) > 0 and not isinstance(shape[0], int) for shape in shapes)
+    times = batch if dynamic else 1  # a dynamic batch is counted as one image
     return [
-        PartCost(part, macs[part].total(), dict(macs[part]), traffic[part], weights[part], peaks[part])
+        PartCost(
+            part=part,
+            macs=times * macs[part].total(),
+            macs_by_precision={precision: times * count for precision, count in macs[part].items()},
+            bytes=weights[part] + times * (traffic[part] - weights[part]),
+            weight_bytes=weights[part],
+            peak_activation_bytes=times * peaks[part],
+        )
         for part in sorted(macs, key=lambda part: part == OTHER)
     ]
 
@@ -136,10 +122,12 @@ def floor_seconds(
 
 def node_parts(onnx_path: Path) -> dict[str, str]:
     """The part of each node of a graph, by node name."""
-    nodes = list(ir.load(onnx_path).graph)
-    return dict(
-        zip((str(node.name) for node in nodes), assign_parts([_operation(node) for node in nodes]), strict=True)
-    )
+    return {str(node.name): part for node, part in _parts_of_nodes(ir.load(onnx_path)).items()}
+
+
+def _parts_of_nodes(model: ir.Model) -> dict[ir.Node, str]:
+    nodes = list(model.graph)
+    return dict(zip(nodes, assign_parts([_operation(node) for node in nodes]), strict=True))
 
 
 def _operation(node: ir.Node) -> Operation:
