@@ -31,7 +31,7 @@ from ...errors import DatasetError, LavtError, PromptError
 from ...runtime.batches import in_batches
 from ...runtime.images import resize
 from .predictors import Predictor
-from .results import ResultsFile, Run, SentenceResult, Shard
+from .results import ResultsFile, Run, SentenceResult, Shard, open_results
 from .shards import merge_shards
 
 HEADER = ("", "count", "mIoU", "oIoU", *(f"P@{threshold}" for threshold in THRESHOLDS))
@@ -81,7 +81,7 @@ def evaluate(
     restart: bool = False,
     progress: Progress = ignore,
 ) -> Evaluation:
-    """Runs `predictor` over a split and writes each sentence's result to `results` (see `results.ResultsFile`).
+    """Runs `predictor` over a split and writes each sentence's result to `results` (see `results.open_results`).
 
     `results` defaults to a file in the working folder, named after the model and the split. What it holds already is
     not run again, unless `restart`. `limit` takes the first sentences only, in the order of the data set's file; the
@@ -99,7 +99,7 @@ def evaluate(
     if divided is not None:
         listed = sentences = sentences[divided.part(run.batch)]
     results = results or _default_path(run, predictor.name)
-    with ResultsFile(results, run, listed, restart=restart) as file:
+    with open_results(results, run, listed, restart=restart) as file:
         total = len(sentences)
         progress(min(len(file.results), total), total)
         _run(predictor, sentences, file, lambda done: progress(done, total))
