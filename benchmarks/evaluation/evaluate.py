@@ -32,7 +32,7 @@ from ...runtime.batches import in_batches
 from ...runtime.images import resize
 from .predictors import Predictor
 from .results import ResultsFile, Run, SentenceResult, Shard, open_results
-from .shards import merge_shards
+from .shards import read_shards, write_merged
 
 HEADER = ("", "count", "mIoU", "oIoU", *(f"P@{threshold}" for threshold in THRESHOLDS))
 GENERALISED_HEADER = ("", "count", "gIoU", "cIoU", "N-acc.", "T-acc.", *(f"P@{t}" for t in GENERALISED_THRESHOLDS))
@@ -113,14 +113,15 @@ def merge(paths: Sequence[Path], results: Path | None = None, *, restart: bool =
     `results` defaults as in `evaluate`. Raises LavtError if a shard is missing, there twice, not finished or of another
     run, or if `results` holds something else; `restart` replaces that.
     """
-    merged = merge_shards(paths)
-    name, run = merged.shard.name, replace(merged.run, shard=None)
+    shards = read_shards(paths)
+    name, run = shards[0].shard.name, replace(shards[0].run, shard=None)
     default = _default_path(run, name)
     if results is None and default.name != str(default):  # what the shards say is not to lead elsewhere
         raise LavtError(f"{default}: not the name of a file; name one with --results")
     results = results or default
-    merged.write(results, restart=restart)
-    return _evaluation(run, name, merged.shard.is_demo, merged.results, results)
+    write_merged(shards, results, restart=restart)
+    merged = [result for shard in shards for result in shard.results]
+    return _evaluation(run, name, shards[0].shard.is_demo, merged, results)
 
 
 def _default_path(run: Run, name: str) -> Path:
