@@ -12,7 +12,7 @@ import typer
 from .._base.exits import needs
 from ..errors import ExitCode, LavtError
 from .accuracy import MODEL_OPTIONS, bench_accuracy, bench_merge
-from .common import Device, err, out, parse_size, print_table, progress_bar, refuse, warn
+from .common import Device, err, out, parse_size, print_table, progress_bar, refuse, warn, writing
 
 if TYPE_CHECKING:
     from .._base.progress import Progress, Report
@@ -305,20 +305,16 @@ def _write_files(result: Result, json_file: Path | None, report: Path | None) ->
     import json
 
     from .._base.files import write_whole
+    from ..benchmarks.report.page import write_report
 
-    for path in (json_file, report):
-        if path is None:
-            continue
-        try:
-            if path is json_file:
-                write_whole(path, (json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n").encode())
-            else:
-                from ..benchmarks.report.page import write_report
-
-                write_report(result, path)
-        except OSError as error:
-            raise LavtError(f"{path}: cannot be written ({error.strerror or error})") from error
-        out.print(f"written: {path}")
+    if json_file is not None:
+        with writing(json_file):
+            write_whole(json_file, (json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n").encode())
+        out.print(f"written: {json_file}")
+    if report is not None:
+        with writing(report):
+            write_report(result, report)
+        out.print(f"written: {report}")
 
 
 def _parse_counts(option: str, text: str | None) -> tuple[int, ...]:

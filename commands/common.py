@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -67,6 +68,15 @@ def refuse(context: typer.Context, options: tuple[str, ...], reason: str) -> Non
         source = context.get_parameter_source(option)
         if source is not None and source.name == "COMMANDLINE":
             raise LavtError(f"--{option.removesuffix('_file').replace('_', '-')} {reason}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Refuses a file that cannot be written. Raises LavtError."""
+    try:
+        yield
+    except OSError as error:
+        raise LavtError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager

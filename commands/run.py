@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ImageError, LavtError, one_line
-from .common import Device, out, warn, warnings_as_lines, without_library_output
+from .common import Device, out, warn, warnings_as_lines, without_library_output, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +75,7 @@ def run(
                 _say((names or [path])[index if mask and names else 0], result, segmenter.device)
             entries.append(coco_entry(path.name, results) if json_file else {})
     if json_file:
-        with _writing(json_file):
+        with writing(json_file):
             write_whole(json_file, json.dumps(coco_dataset(entries, text)).encode())
         out.print(one_line(f"{json_file}: images: {len(entries)}, sentences: {len(text)}"))
     if len(entries) < len(images):
@@ -130,18 +128,10 @@ def _pictures(pixels: NDArray[np.uint8], results: list[Result], masks: bool) -> 
     return [overlay_of(pixels, [(result.mask, result.sentence) for result in results])]
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LavtError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
 def _save(path: Path, picture: Image.Image) -> None:
     from .._base.files import whole_file
 
-    with _writing(path), whole_file(path) as partial:
+    with writing(path), whole_file(path) as partial:
         picture.save(partial, format="PNG")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from lavt_edge.benchmarks.parts.costs import Operation, assign_parts, cost_rows, node_parts
-from lavt_edge.benchmarks.parts.profile import part_times, profile_parts
+from lavt_edge.benchmarks.parts.profile import part_times
 from lavt_edge.errors import BackendError
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.names import part_of
@@ -174,20 +174,21 @@ def two_parts(folder: Path) -> Path:
 class TestTimes:
     @pytest.mark.parametrize("precision", ["", ".fp16", ".int8"])
     def test_parts_add_up_to_the_whole(self, typed: Path, precision: str) -> None:
-        rows, seconds = profile_parts(typed / f"segmenter{precision}.onnx", image_feeds(typed), threads=2, rounds=3)
+        rows, seconds = part_times(typed / f"segmenter{precision}.onnx", image_feeds(typed), threads=2, rounds=3)
         assert sum(row.seconds for row in rows) == pytest.approx(seconds, rel=0.05)
         assert {row.part for row in rows if row.part != "other"} == PARTS
         assert all(row.seconds > 0 for row in rows)
         assert sum(row.seconds for row in rows if row.part == "other") < 0.02 * seconds
 
     def test_time_goes_where_the_work_is(self, demo_bundle: Path) -> None:
-        rows = {row.part: row for row in part_times(demo_bundle / "segmenter.onnx", image_feeds(demo_bundle), 1)}
+        measured, _ = part_times(demo_bundle / "segmenter.onnx", image_feeds(demo_bundle), 1)
+        rows = {row.part: row for row in measured}
         assert rows["decoder.level0"].macs == max(row.macs for row in rows.values())
         assert rows["decoder.level0"].macs > 10 * rows["decoder.level2"].macs
         assert rows["decoder.level0"].seconds > 3 * rows["decoder.level2"].seconds
 
     def test_a_batch_counts_as_often_as_it_runs(self, demo_bundle: Path) -> None:
-        rows = part_times(demo_bundle / "segmenter.onnx", image_feeds(demo_bundle, batch=2), rounds=1)
+        rows, _ = part_times(demo_bundle / "segmenter.onnx", image_feeds(demo_bundle, batch=2), rounds=1)
         total = open_bundle(demo_bundle).manifest.model["macs"]["segmenter"]
         assert sum(row.macs for row in rows) == 2 * total
 

@@ -19,8 +19,8 @@ import pytest
 import typer
 from lavt_edge import errors
 from lavt_edge._base.exits import TRACEBACK, describe, exit_codes, needs, run_typer
-from lavt_edge.benchmarks.parts.costs import part_costs
-from lavt_edge.benchmarks.parts.profile import profile_parts
+from lavt_edge.benchmarks.parts.costs import cost_rows
+from lavt_edge.benchmarks.parts.profile import part_times
 from lavt_edge.benchmarks.parts.roofline import measure_ceilings
 from lavt_edge.data.metrics import ReferringMetrics
 from lavt_edge.data.shapes import generate_scene
@@ -188,15 +188,15 @@ def graph_without_shapes() -> onnx.ModelProto:
 
 def costs_without_shapes(folder: Path) -> None:
     onnx.save(graph_without_shapes(), folder / "unknown.onnx")
-    part_costs(folder / "unknown.onnx")
+    cost_rows(folder / "unknown.onnx")
 
 
 BAD_VALUES: dict[str, tuple[Callable[[Path], object], str]] = {
     "prompt cache": (lambda _: PromptCache(-1), "0 or more"),
     "vocabulary": (lambda _: build_tokenizer(["[PAD]"]), "give that of"),
     "count_macs": (lambda _: count_macs(graph_without_shapes()), "give a graph whose inputs have shapes"),
-    "part_costs": (costs_without_shapes, "give a graph whose inputs have shapes"),
-    "rounds": (lambda folder: profile_parts(folder / "graph.onnx", {}, rounds=0), "give 1 or more"),
+    "cost_rows": (costs_without_shapes, "give a graph whose inputs have shapes"),
+    "rounds": (lambda folder: part_times(folder / "graph.onnx", {}, rounds=0), "give 1 or more"),
     "ceilings": (lambda _: measure_ceilings(["fp8"]), "give some of"),
     "configuration": (lambda _: LAVTConfig(window=1), "expected 2 to"),
     "text configuration": (lambda _: TextConfig(num_layers=0), "expected 1 to"),

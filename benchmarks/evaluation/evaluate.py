@@ -31,8 +31,8 @@ from ...errors import DatasetError, LavtError, PromptError
 from ...runtime.batches import in_batches
 from ...runtime.images import resize
 from .predictors import Predictor
-from .results import ResultsFile, Run, SentenceResult, Shard
-from .shards import merge_shards
+from .results import ResultsFile, Run, SentenceResult, Shard, open_results
+from .shards import read_shards, write_merged
 
 HEADER = ("", "count", "mIoU", "oIoU", *(f"P@{threshold}" for threshold in THRESHOLDS))
 GENERALISED_HEADER = ("", "count", "gIoU", "cIoU", "N-acc.", "T-acc.", *(f"P@{t}" for t in GENERALISED_THRESHOLDS))
@@ -81,7 +81,7 @@ def evaluate(
     restart: bool = False,
     progress: Progress = ignore,
 ) -> Evaluation:
-    """Runs `predictor` over a split and writes each sentence's result to `results` (see `results.ResultsFile`).
+    """Runs `predictor` over a split and writes each sentence's result to `results` (see `results.open_results`).
 
     `results` defaults to a file in the working folder, named after the model and the split. What it holds already is
     not run again, unless `restart`. `limit` takes the first sentences only, in the order of the data set's file; the
@@ -99,7 +99,7 @@ def evaluate(
     if divided is not None:
         listed = sentences = sentences[divided.part(run.batch)]
     results = results or _default_path(run, predictor.name)
-    with ResultsFile(results, run, listed, restart=restart) as file:
+    with open_results(results, run, listed, restart=restart) as file:
         total = len(sentences)
         progress(min(len(file.results), total), total)
         _run(predictor, sentences, file, lambda done: progress(done, total))
@@ -113,14 +113,15 @@ def merge(paths: Sequence[Path], results: Path | None = None, *, restart: bool =
     `results` defaults as in `evaluate`. Raises LavtError if a shard is missing, there twice, not finished or of another
     run, or if `results` holds something else; `restart` replaces that.
     """
-    merged = merge_shards(paths)
-    name, run = merged.shard.name, replace(merged.run, shard=None)
+    shards = read_shards(paths)
+    name, run = shards[0].shard.name, replace(shards[0].run, shard=None)
     default = _default_path(run, name)
     if results is None and default.name != str(default):  # what the shards say is not to lead elsewhere
         raise LavtError(f"{default}: not the name of a file; name one with --results")
     results = results or default
-    merged.write(results, restart=restart)
-    return _evaluation(run, name, merged.shard.is_demo, merged.results, results)
+    write_merged(shards, results, restart=restart)
+    merged = [result for shard in shards for result in shard.results]
+    return _evaluation(run, name, shards[0].shard.is_demo, merged, results)
 
 
 def _default_path(run: Run, name: str) -> Path:

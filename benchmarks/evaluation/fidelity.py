@@ -18,7 +18,7 @@ from ...calibration.evaluator import Evaluator, Figures
 from ...calibration.half import emulate_half
 from ...calibration.observers import Session
 from ...calibration.sample import Case, Sample
-from ...data.sentences import Sentence, open_split
+from ...data.sentences import Sentence
 from ...errors import LavtError
 from ...export.source import Source
 from ...runtime.bundle import Bundle, open_bundle
@@ -59,7 +59,7 @@ class MaskEvaluator(Evaluator):
 
 def measure_fidelity(
     path: Path,
-    sentences: Sequence[Sentence] | None = None,
+    sentences: Sequence[Sentence],
     *,
     source: Source | None = None,
     precisions: Sequence[str] | None = None,
@@ -67,7 +67,7 @@ def measure_fidelity(
     report: Report = ignore,
     progress: Progress = ignore,
 ) -> list[FidelityRow]:
-    """A row for each precision of the bundle's image graph, FP32 first, over `sentences` (default: generated val).
+    """A row for each precision of the bundle's image graph, FP32 first, over `sentences`.
 
     The reference is PyTorch with `source`, which must be the bundle's own weights; without one it is the bundle's FP32
     graph. Two empty masks agree. Each row has overlays of the same `cases`, those on which a precision's mask differs
@@ -79,8 +79,6 @@ def measure_fidelity(
     """
     bundle = open_bundle(path)
     names = chosen_precisions(bundle, precisions)
-    if sentences is None:
-        sentences = open_split("shapes", "val").sentences[:DEFAULT_SENTENCES]
     if not sentences:
         raise LavtError("fidelity needs one sentence or more")
     report("fp32")

@@ -12,16 +12,16 @@ The file of a shard (see `Shard`) has the lines of its own sentences.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from ..._base import strict_json
+from ..._base.files import locked
 from ..._base.records import OPTIONAL, from_plain, to_plain
 from ...data.sentences import Sentence
 from ...errors import LavtError
@@ -111,28 +111,17 @@ def parse_result(line: bytes) -> SentenceResult | None:
 
 
 class ResultsFile:
-    """The results of one run, or of a shard of it; `results` holds those of each sentence that is done.
+    """An open results file, see `open_results`; `results` holds those of each sentence that is done."""
 
-    A run goes on with an existing file if its first line equals this run's; a last line that was cut off is dropped.
-    `restart` begins again instead.
-
-    Raises:
-        LavtError: the file is of another run, damaged, in use, or cannot be written.
-    """
-
-    def __init__(self, path: Path, run: Run, sentences: Sequence[Sentence], *, restart: bool = False) -> None:
+    def __init__(self, path: Path, file: BinaryIO, header: bytes, sentences: Sequence[Sentence], restart: bool) -> None:
         self.path = path
         self.results: list[SentenceResult] = []
         self._sentences = sentences
-        self._file = open_locked(path)
+        self._file = file
         try:
-            self._begin(as_line({FIRST_KEY: FORMAT_VERSION, **to_plain(run)}), restart)
+            self._begin(header, restart)
         except OSError as error:
-            self._file.close()
             raise unusable(path, error) from error
-        except BaseException:
-            self._file.close()
-            raise
 
     def append(self, intersection: int, union: int, predicted: int) -> None:
         """Writes the next sentence's line, and hands it to the system before it returns."""
@@ -143,14 +132,6 @@ class ResultsFile:
         except OSError as error:
             raise unusable(self.path, error) from error
         self.results.append(result)
-
-    def __enter__(self) -> ResultsFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
 
     def _begin(self, header: bytes, restart: bool) -> None:
         first = self._file.readline(MAX_LINE)
@@ -195,23 +176,34 @@ class ResultsFile:
         self._file.truncate()
 
 
-def open_locked(path: Path) -> BinaryIO:
-    """The file for reading and writing, made if there is none, and locked against a second run."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
-    except (OSError, ValueError) as error:
-        raise unusable(path, error) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise LavtError(
-            f"{path}: another run is writing it; wait for it, or name another file with --results"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    return file
+@contextmanager
+def open_results(
+    path: Path, run: Run, sentences: Sequence[Sentence], *, restart: bool = False
+) -> Iterator[ResultsFile]:
+    """The results file of a run, or of a shard of it.
+
+    An existing file goes on if its first line equals this run's; a last line that was cut off is dropped. `restart`
+    begins again instead. Raises LavtError if the file is of another run, damaged, in use, or cannot be written.
+    """
+    header = as_line({FIRST_KEY: FORMAT_VERSION, **to_plain(run)})
+    with open_locked(path) as file:
+        yield ResultsFile(path, file, header, sentences, restart)
+
+
+@contextmanager
+def open_locked(path: Path) -> Iterator[BinaryIO]:
+    """The file for reading and writing, made if there is none, and locked against a second run. Raises LavtError."""
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = held.enter_context(locked(path, os.O_RDWR | os.O_CREAT))
+        except BlockingIOError:
+            raise LavtError(
+                f"{path}: another run is writing it; wait for it, or name another file with --results"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise unusable(path, error) from error
+        yield held.enter_context(os.fdopen(descriptor, "r+b", closefd=False))
 
 
 def unusable(path: Path, error: Exception) -> LavtError:

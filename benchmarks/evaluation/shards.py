@@ -28,37 +28,24 @@ from .results import (
 
 
 @dataclass(frozen=True)
-class Merged:
-    """All results of a run in the order of its split, and the bytes of its file. `run` and `shard` are of one shard."""
+class ShardFile:
+    """A finished shard. `common` is its first line without the shard's number: equal in all shards of a run."""
 
+    path: Path
     run: Run
     shard: Shard
+    common: Mapping[str, Any]
+    lines: Sequence[bytes]
     results: Sequence[SentenceResult]
-    content: bytes
-
-    def write(self, path: Path, *, restart: bool = False) -> None:
-        """Writes the file, over one of the same run that stopped too; over any other if `restart`. Raises LavtError."""
-        with open_locked(path) as file:
-            try:
-                if not restart and not self.content.startswith(file.read(len(self.content) + 1)):
-                    raise LavtError(
-                        f"{path}: holds something else than these shards; name another file with --results, or "
-                        "replace it with --restart"
-                    )
-                file.seek(0)
-                file.write(self.content)
-                file.truncate()
-            except OSError as error:
-                raise unusable(path, error) from error
 
 
-def merge_shards(paths: Sequence[Path]) -> Merged:
-    """The shards of one run, given in any order.
+def read_shards(paths: Sequence[Path]) -> list[ShardFile]:
+    """The shards of one run, all of them, in the order of its split; `paths` are in any order.
 
     Raises LavtError if a file is not a finished shard's, of another run, or there twice, or if a shard is missing.
     """
     files = [_read(path) for path in paths]
-    first, by_number = files[0], dict[int, _ShardFile]()
+    first, by_number = files[0], dict[int, ShardFile]()
     for file in files:
         if file.common != first.common:
             reason = difference(as_line(file.common), as_line(first.common))
@@ -71,29 +58,31 @@ def merge_shards(paths: Sequence[Path]) -> Merged:
         number = next(number for number in range(1, count + 1) if number not in by_number)
         are = "is" if missing == 1 else f"and {missing - 1} more are"
         raise LavtError(f"shard {number}/{count} {are} missing; run with --shard {number}/{count}, then merge all")
-    ordered = [by_number[number] for number in sorted(by_number)]
-    header = as_line({key: value for key, value in first.common.items() if key != "shard"})
-    return Merged(
-        first.run,
-        first.shard,
-        [result for file in ordered for result in file.results],
-        b"".join([header, *(line for file in ordered for line in file.lines)]),
-    )
+    return [by_number[number] for number in sorted(by_number)]
 
 
-@dataclass(frozen=True)
-class _ShardFile:
-    """`common` is the first line without the shard's number: equal in all shards of a run."""
+def write_merged(shards: Sequence[ShardFile], path: Path, *, restart: bool = False) -> None:
+    """Writes the whole run's file, over one of the same run that stopped too; over any other if `restart`.
 
-    path: Path
-    run: Run
-    shard: Shard
-    common: Mapping[str, Any]
-    lines: Sequence[bytes]
-    results: Sequence[SentenceResult]
+    Raises LavtError.
+    """
+    header = as_line({key: value for key, value in shards[0].common.items() if key != "shard"})
+    content = b"".join([header, *(line for shard in shards for line in shard.lines)])
+    with open_locked(path) as file:
+        try:
+            if not restart and not content.startswith(file.read(len(content) + 1)):
+                raise LavtError(
+                    f"{path}: holds something else than these shards; name another file with --results, or "
+                    "replace it with --restart"
+                )
+            file.seek(0)
+            file.write(content)
+            file.truncate()
+        except OSError as error:
+            raise unusable(path, error) from error
 
 
-def _read(path: Path) -> _ShardFile:
+def _read(path: Path) -> ShardFile:
     """A shard's file, whole. Raises LavtError."""
     try:
         with path.open("rb") as file:
@@ -109,7 +98,7 @@ def _read(path: Path) -> _ShardFile:
         raise LavtError(f"{path}: not a results file of lavt-bench ({reason_of(error)})") from error
     results = _parse_results(path, lines, part.stop - part.start, run.dataset == GENERALISED)
     common = {**header, "shard": {key: value for key, value in header["shard"].items() if key != "number"}}
-    return _ShardFile(path, run, run.shard, common, lines, results)
+    return ShardFile(path, run, run.shard, common, lines, results)
 
 
 def _parse_header(line: bytes) -> tuple[Run, dict[str, Any]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,23 +66,6 @@ def _common(parts: Iterable[str]) -> str:
     return known.pop() if len(known) == 1 else OTHER
 
 
-def cost_rows(onnx_path: Path, batch: int = 1) -> list[PartCost]:
-    """`part_costs` for a batch: of `batch` images if the graph's batch is dynamic, else of its own."""
-    costs = part_costs(onnx_path)
-    return [_for_batch(cost, batch) for cost in costs] if _has_dynamic_batch(onnx_path) else costs
-
-
-def _for_batch(cost: PartCost, batch: int) -> PartCost:
-    """All but the constants as many times."""
-    return replace(
-        cost,
-        macs=batch * cost.macs,
-        macs_by_precision={precision: batch * macs for precision, macs in cost.macs_by_precision.items()},
-        bytes=cost.weight_bytes + batch * (cost.bytes - cost.weight_bytes),
-        peak_activation_bytes=batch * cost.peak_activation_bytes,
-    )
-
-
 def timed_parts(costs: Sequence[PartCost], seconds: Mapping[str, float]) -> tuple[TimedPart, ...]:
     """The costs with the seconds of each part, then the parts that have a time alone."""
     known = {cost.part: cost for cost in costs}
@@ -92,21 +74,15 @@ def timed_parts(costs: Sequence[PartCost], seconds: Mapping[str, float]) -> tupl
     return tuple(TimedPart(**vars(row), seconds=seconds.get(row.part, 0.0)) for row in rows)
 
 
-def _has_dynamic_batch(onnx_path: Path) -> bool:
-    shapes = [value.shape for value in ir.load(onnx_path).graph.inputs]
-    return any(shape is not None and len(shape) > 0 and not isinstance(shape[0], int) for shape in shapes)
-
-
-def part_costs(onnx_path: Path) -> list[PartCost]:
-    """The costs of each part of a graph, in the graph's order, for a batch of one if the batch is dynamic.
+def cost_rows(onnx_path: Path, batch: int = 1) -> list[PartCost]:
+    """The costs of each part of a graph, in its order, for `batch` images if its batch is dynamic, else for its own.
 
     The MACs of all parts are those that `export.macs.count_macs` counts. Raises InputError if a shape is unknown.
     """
     counted = count_macs(onnx_path)
     model = ir.load(onnx_path)
-    nodes = list(model.graph)
-    parts = dict(zip(nodes, assign_parts([_operation(node) for node in nodes]), strict=True))
-    traffic, peaks = _Traffic(model, parts), _peaks(model, parts)
+    parts = _parts_of_nodes(model)
+    (traffic, weights), peaks = _traffic(model, parts), _peaks(model, parts)
     # Conversions may stand anywhere before their reader, all at the start too.
     macs: dict[str, Counter[str]] = {
         part: Counter() for node, part in parts.items() if node.op_type not in _CONVERSIONS
@@ -114,8 +90,18 @@ def part_costs(onnx_path: Path) -> list[PartCost]:
     for node, part in parts.items():
         if node.op_type in _PRODUCTS:
             macs[part][_precision(node)] += counted[str(node.name)]
+    shapes = [value.shape for value in model.graph.inputs]
+    dynamic = any(shape is not None and len(shape) > 0 and not isinstance(shape[0], int) for shape in shapes)
+    times = batch if dynamic else 1  # a dynamic batch is counted as one image
     return [
-        PartCost(part, macs[part].total(), dict(macs[part]), traffic.bytes[part], traffic.weights[part], peaks[part])
+        PartCost(
+            part=part,
+            macs=times * macs[part].total(),
+            macs_by_precision={precision: times * count for precision, count in macs[part].items()},
+            bytes=weights[part] + times * (traffic[part] - weights[part]),
+            weight_bytes=weights[part],
+            peak_activation_bytes=times * peaks[part],
+        )
         for part in sorted(macs, key=lambda part: part == OTHER)
     ]
 
@@ -136,10 +122,12 @@ def floor_seconds(
 
 def node_parts(onnx_path: Path) -> dict[str, str]:
     """The part of each node of a graph, by node name."""
-    nodes = list(ir.load(onnx_path).graph)
-    return dict(
-        zip((str(node.name) for node in nodes), assign_parts([_operation(node) for node in nodes]), strict=True)
-    )
+    return {str(node.name): part for node, part in _parts_of_nodes(ir.load(onnx_path)).items()}
+
+
+def _parts_of_nodes(model: ir.Model) -> dict[ir.Node, str]:
+    nodes = list(model.graph)
+    return dict(zip(nodes, assign_parts([_operation(node) for node in nodes]), strict=True))
 
 
 def _operation(node: ir.Node) -> Operation:
@@ -174,41 +162,31 @@ def _stored(value: ir.Value) -> tuple[ir.Value, ir.Value]:
     return stored, value
 
 
-class _Traffic:
+def _traffic(model: ir.Model, parts: dict[ir.Node, str]) -> tuple[Counter[str], Counter[str]]:
     """Bytes that move to and from each part, and those of its constants."""
-
-    def __init__(self, model: ir.Model, parts: dict[ir.Node, str]) -> None:
-        self.bytes: Counter[str] = Counter()
-        self.weights: Counter[str] = Counter()
-        self._counted: set[tuple[str, str, ir.Value]] = set()
-        for node, part in parts.items():
-            if node.op_type not in _CONVERSIONS:
-                for value in node.inputs:
-                    if value is not None:
-                        self._read(part, *_stored(value), parts)
-        for value in model.graph.outputs:
-            producer = value.producer()
-            self._count(parts[producer] if producer is not None else OTHER, "write", value)
-
-    def _read(self, part: str, stored: ir.Value, source: ir.Value, parts: dict[ir.Node, str]) -> None:
-        if stored.const_value is not None:
-            if self._count(part, "read", stored):
-                self.weights[part] += _nbytes(stored)
-            return
-        producer = source.producer()
-        writer = parts[producer] if producer is not None else None
-        if writer != part:
-            self._count(part, "read", stored)
-            if writer is not None:
-                self._count(writer, "write", stored)
-
-    def _count(self, part: str, direction: str, value: ir.Value) -> bool:
-        key = (part, direction, value)
-        if key in self._counted:
-            return False
-        self._counted.add(key)
-        self.bytes[part] += _nbytes(value)
-        return True
+    moved: set[tuple[str, str, ir.Value]] = set()  # once for each part that reads or writes a tensor
+    for node, part in parts.items():
+        for value in () if node.op_type in _CONVERSIONS else node.inputs:
+            if value is None:
+                continue
+            stored, source = _stored(value)
+            producer = source.producer()
+            writer = None if producer is None else parts[producer]
+            if stored.const_value is not None:
+                moved.add((part, "constant", stored))
+            elif writer != part:
+                moved.add((part, "read", stored))
+                if writer is not None:
+                    moved.add((writer, "write", stored))
+    for value in model.graph.outputs:
+        producer = value.producer()
+        moved.add((OTHER if producer is None else parts[producer], "write", value))
+    total, constants = Counter[str](), Counter[str]()
+    for part, how, value in moved:
+        total[part] += _nbytes(value)
+        if how == "constant":
+            constants[part] += _nbytes(value)
+    return total, constants
 
 
 def _peaks(model: ir.Model, parts: dict[ir.Node, str]) -> Counter[str]:

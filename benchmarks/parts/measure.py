@@ -88,12 +88,12 @@ def _parts(path: Path, options: Options) -> tuple[tuple[TimedPart, ...], Rooflin
     from .roofline import measure_ceilings, roofline
 
     bundle = open_bundle(options.engine)
-    rows = part_times(path, _feeds(bundle, options), options.threads)
+    rows, _ = part_times(path, _feeds(bundle, options), options.threads)
     macs = sum((Counter(row.macs_by_precision) for row in rows), Counter[str]())
     ceilings = measure_ceilings([precision for precision, _ in macs.most_common()] or ["fp32"], options.threads)
     tokens = np.ones((bundle.manifest.input.batch or 1, bundle.manifest.input.max_words), np.int64)
     text_feeds = {"input_ids": tokens, "attention_mask": tokens}
-    text = part_times(bundle.file("text_encoder"), text_feeds, options.threads)
+    text, _ = part_times(bundle.file("text_encoder"), text_feeds, options.threads)
     sums = {key: sum(getattr(row, key) for row in text) for key in ("seconds", "macs", "bytes", "weight_bytes")}
     return rows, roofline(rows, ceilings), TextCost(**sums)
 

@@ -24,23 +24,16 @@ Event = Mapping[str, Any]
 
 def part_times(
     onnx_path: Path, feeds: Mapping[str, npt.NDArray[Any]], threads: int | None = None, rounds: int = 5
-) -> tuple[TimedPart, ...]:
-    """Seconds, MACs and bytes of each part of a graph that runs on the CPU, in the graph's order.
+) -> tuple[tuple[TimedPart, ...], float]:
+    """Seconds, MACs and bytes of each part of a graph that runs on the CPU, in its order; and seconds of a whole run.
 
     A node's seconds go from the end of the node before it to its own end: its kernel, and what the executor does to
-    start it. They are the mean over the faster half of `rounds`, so that they add up to the whole; see `profile_parts`.
+    start it. They are the mean over the faster half of `rounds`, so that they add up to the whole.
 
     Raises:
         BackendError: ONNX Runtime cannot load the graph or run it on `feeds`.
         InputError: fewer than one round.
     """
-    return profile_parts(onnx_path, feeds, threads, rounds)[0]
-
-
-def profile_parts(
-    onnx_path: Path, feeds: Mapping[str, npt.NDArray[Any]], threads: int | None = None, rounds: int = 5
-) -> tuple[tuple[TimedPart, ...], float]:
-    """`part_times`, and the seconds of the whole run as the profiler saw it."""
     if rounds < 1:
         raise InputError(f"rounds {rounds}: give 1 or more")
     events, operations = _profile(onnx_path, feeds, threads, rounds)

@@ -14,7 +14,7 @@ from ...runtime.backend import OnnxRuntimeBackend
 from ...runtime.batches import image_feeds
 from ...runtime.bundle import open_bundle
 from ...runtime.images import resize, to_rgb_array
-from .sides import SideSpec, batch_of, feeds_for, image_size
+from .sides import SideInfo, SideSpec, batch_of, feeds_for, image_size
 
 NOISE_SIZE = (480, 640)
 
@@ -43,15 +43,14 @@ class BundleSide:
     @whatever_words()
     def __init__(self, spec: SideSpec) -> None:
         assert spec.path is not None
-        self.batch = batch_of(open_bundle(spec.path), spec.batch)
+        batch = batch_of(open_bundle(spec.path), spec.batch)
         self.segmenter = segmenter = Segmenter.load(spec.path, device=spec.device, threads=spec.threads, prompt_cache=1)
-        self.precision, self.size = segmenter.precision, segmenter.input_size
-        self.device, self.runtime = segmenter.device, segmenter.runtime
-        self.file = segmenter.files[-1]
+        size, file = segmenter.input_size, segmenter.files[-1]
+        self.about = SideInfo(segmenter.precision, size, batch, segmenter.device, segmenter.runtime, file)
         self.photo, self.text = photo(spec), spec.text
         prompt = segmenter.encode(spec.text)
-        row = resize(self.photo, *self.size), prompt.prompt, prompt.word_mask
-        self.feeds = image_feeds(*([part] * self.batch for part in row))
+        row = resize(self.photo, *size), prompt.prompt, prompt.word_mask
+        self.feeds = image_feeds(*([part] * batch for part in row))
 
     def run(self) -> object:
         return self.segmenter.run_graph(**self.feeds)
@@ -67,9 +66,8 @@ class OnnxSide:
         self._feeds = feeds_for(backend.signature.inputs, spec.batch)
         outputs = [tensor.name for tensor in backend.signature.outputs]
         self._outputs = ["logits"] if "logits" in outputs else outputs
-        self.size, self.batch = image_size(self._feeds), spec.batch
-        self.precision = spec.precision if spec.plain else _precision(path.name)
-        self.device, self.runtime = backend.device, backend.name
+        precision = spec.precision if spec.plain else _precision(path.name)
+        self.about = SideInfo(precision, image_size(self._feeds), spec.batch, backend.device, backend.name)
 
     def run(self) -> object:
         return self._backend.run(self._feeds, self._outputs)

@@ -10,7 +10,7 @@ from ...errors import BackendError, reason_of
 from ...runtime.bundle import open_bundle
 from ...runtime.openvino import tensor_spec
 from ...runtime.signature import TensorSpec
-from .sides import SideSpec, feeds_for, image_size
+from .sides import SideInfo, SideSpec, feeds_for, image_size
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8-cpu": "f32"}
 
@@ -31,9 +31,8 @@ class OpenVINOSide:
         path = spec.plain or open_bundle(spec.engine).file("segmenter", graph)
         self._request, inputs = _compile(core, path, spec, properties)
         self._feeds = feeds_for(inputs, spec.batch)
-        self.size, self.batch = image_size(self._feeds), spec.batch
-        self.precision, self.device = spec.precision, "cpu"
-        self.runtime = f"OpenVINO {openvino.__version__.split('-')[0]}"
+        runtime = f"OpenVINO {openvino.__version__.split('-')[0]}"
+        self.about = SideInfo(spec.precision, image_size(self._feeds), spec.batch, "cpu", runtime)
 
     def run(self) -> object:
         return self._request.infer(self._feeds)

@@ -8,6 +8,7 @@ nvidia-smi counts more on the first GPU after the side's first call than before 
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -16,13 +17,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import LavtError, reason_of
-from .opening import open_side
 from .sides import Side, SideInfo, SideSpec
 
 Answer = TypeVar("Answer")
@@ -31,6 +31,14 @@ _SPAWN = multiprocessing.get_context("spawn")  # a fork would share the parent's
 _PATIENCE = 5.0
 _COMMAND_SECONDS = 10.0
 _SETTLE_STEP, _SETTLE_LIMIT, _SETTLED = 0.002, 0.5, 0.05  # seconds, seconds, share of a core
+# Kind to the module and class that open it, and the extra that brings what it needs.
+_ADAPTERS: Mapping[str, tuple[str, str, str]] = {
+    "bundle": ("onnx", "BundleSide", "cpu"),
+    "onnx": ("onnx", "OnnxSide", "cpu"),
+    "torch": ("pytorch", "TorchSide", "export"),
+    "openvino": ("openvino", "OpenVINOSide", "bench"),
+    "tensorrt": ("tensorrt", "TensorRTSide", "trt"),
+}
 
 
 class _Worker:
@@ -160,11 +168,20 @@ def _open(spec: SideSpec) -> tuple[SideInfo, list[str]]:
     _Opened.before, _Opened.device_before, _Opened.device = _status("VmHWM"), device_memory_used(), None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        _Opened.side = side = open_side(spec)
+        _Opened.side = side = _adapt(spec)
     package = __package__.split(".")[0]
     ours = [str(warning.message) for warning in caught if warning.category.__module__.startswith(package)]
-    about = SideInfo(side.precision, side.size, side.batch, side.device, side.runtime, getattr(side, "file", None))
-    return about, ours
+    return side.about, ours
+
+
+def _adapt(spec: SideSpec) -> Side:
+    module, name, extra = _ADAPTERS[spec.kind]
+    try:
+        side: Side = getattr(importlib.import_module(f".{module}", __package__), name)(spec)
+    except ModuleNotFoundError as error:
+        remedy = f"pip install 'lavt-edge[{extra}]'"
+        raise LavtError(f"{spec.name}: {error.name} is not installed: {remedy}") from error
+    return side
 
 
 def _run() -> float:
@@ -172,7 +189,7 @@ def _run() -> float:
     _Opened.side.run()
     seconds = time.perf_counter() - start
     _settle()
-    if not _Opened.has_run and _Opened.side.device == "cuda":
+    if not _Opened.has_run and _Opened.side.about.device == "cuda":
         after = device_memory_used()
         if after is not None and _Opened.device_before is not None:
             _Opened.device = max(0, after - _Opened.device_before)

@@ -8,7 +8,7 @@ import torch
 
 from ...errors import BackendError, reason_of
 from ...runtime.bundle import open_bundle
-from .sides import SideSpec
+from .sides import SideInfo, SideSpec
 
 
 def prepare_torch(device: str, threads: int | None) -> str:
@@ -25,17 +25,16 @@ class TorchSide:
     """`LAVT.segment` in float32; `precision` "compile" runs it through torch.compile, with its default options."""
 
     def __init__(self, spec: SideSpec) -> None:
-        self.device = prepare_torch(spec.device, spec.threads)
-        self.runtime = f"PyTorch {torch.__version__}"
-        self.precision, self.batch = "fp32", spec.batch
+        self._device = prepare_torch(spec.device, spec.threads)
         manifest = open_bundle(spec.engine).manifest
-        self.size = (manifest.input.height, manifest.input.width)
+        size = (manifest.input.height, manifest.input.width)
+        self.about = SideInfo("fp32", size, spec.batch, self._device, f"PyTorch {torch.__version__}")
         assert spec.source is not None
-        model = spec.source.load().to(self.device)
+        model = spec.source.load().to(self._device)
         words = manifest.input.max_words
         generator = torch.Generator().manual_seed(0)
         self._inputs = (
-            torch.randn(spec.batch, 3, *self.size, generator=generator),
+            torch.randn(spec.batch, 3, *size, generator=generator),
             torch.randn(spec.batch, model.config.text.hidden_size, words, generator=generator),
             torch.ones(spec.batch, words, 1),
         )
@@ -49,4 +48,4 @@ class TorchSide:
     @torch.inference_mode()
     def run(self) -> object:
         with torch.backends.cudnn.flags(allow_tf32=False):
-            return self._segment(*(part.to(self.device) for part in self._inputs)).cpu().numpy()
+            return self._segment(*(part.to(self._device) for part in self._inputs)).cpu().numpy()

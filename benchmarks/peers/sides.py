@@ -62,13 +62,9 @@ class SideInfo:
 
 
 class Side(Protocol):
-    """An opened side, with the attributes of SideInfo; only bundles have a `file`."""
+    """An opened side."""
 
-    precision: str
-    size: tuple[int, int]
-    batch: int
-    device: str
-    runtime: str
+    about: SideInfo
 
     def run(self) -> object:
         """One call, finished when it returns. Raises LavtError if it fails."""

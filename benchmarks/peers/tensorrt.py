@@ -9,7 +9,7 @@ import numpy as np
 from ...errors import BackendError, reason_of
 from ...runtime.cuda import cuda_device_count
 from ...runtime.signature import TensorSpec
-from .sides import SideSpec, feeds_for, image_size
+from .sides import SideInfo, SideSpec, feeds_for, image_size
 
 
 class TensorRTSide:
@@ -35,9 +35,8 @@ class TensorRTSide:
             TensorSpec(name, str(np.dtype(tensor.dtype)), tuple(tensor.shape)) for name, tensor in metadata.items()
         ]
         self._feeds = feeds_for(inputs, spec.batch)
-        self.size, self.batch = image_size(self._feeds), spec.batch
-        self.precision, self.device = "fp16", "cuda"
-        self.runtime = f"TensorRT {tensorrt.__version__}"
+        runtime = f"TensorRT {tensorrt.__version__}"
+        self.about = SideInfo("fp16", image_size(self._feeds), spec.batch, "cuda", runtime)
 
     def run(self) -> object:
         return self._runner.infer(self._feeds)

@@ -98,7 +98,6 @@ class Axis:
     low: float
     high: float
     log: bool = False
-    unit: str = ""
     at: tuple[float, ...] = ()
 
     def place(self, value: float) -> float:
@@ -133,12 +132,11 @@ def plot(x: Axis, y: Axis, marks: str, label: str, *, kind: str = "") -> str:
     for value in x.ticks():
         at = place(x, y, value, y.low)[0]
         parts.append(_line((at, _TOP), (at, bottom), 'class="grid"'))
-        text = escape(_tick(value, x.unit))
-        parts.append(f'<text x="{at:.2f}%" y="{bottom + 15}" text-anchor="middle">{text}</text>')
+        parts.append(f'<text x="{at:.2f}%" y="{bottom + 15}" text-anchor="middle">{_tick(value)}</text>')
     for value in y.ticks():
         at = place(x, y, x.low, value)[1]
         parts.append(_line((0, at), (100, at), 'class="grid"'))
-        parts.append(f'<text x="-5" y="{at + 4:.1f}" text-anchor="end">{escape(_tick(value, y.unit))}</text>')
+        parts.append(f'<text x="-5" y="{at + 4:.1f}" text-anchor="end">{_tick(value)}</text>')
     parts.append(f'<text x="50%" y="{_PLOT_HEIGHT - 6}" text-anchor="middle">{escape(x.title)}</text>')
     svg = f'<svg role="img" aria-label="{escape(label)}" height="{_PLOT_HEIGHT}">{"".join(parts)}{marks}</svg>'
     return f'<div class="plot {kind}"><div class="axis">{escape(y.title)}</div>{svg}</div>'
@@ -182,11 +180,11 @@ def _line(start: Point, end: Point, look: str) -> str:
     return f"<line {look} {ends}/>"
 
 
-def _tick(value: float, unit: str) -> str:
+def _tick(value: float) -> str:
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
-            return f"{value / factor:g}{prefix}{unit}"
-    return f"{value:.4g}{unit}"
+            return f"{value / factor:g}{prefix}"
+    return f"{value:.4g}"
 
 
 def _percent(value: float, scale: tuple[float, float]) -> float:

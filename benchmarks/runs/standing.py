@@ -156,8 +156,8 @@ def parts_of(root: Path, threads: int | None) -> tuple[Part, ...]:
     for name, folder in ((REWRITTEN, root), (WINOGRAD, winograd_bundle(root))):
         bundle = open_bundle(folder)
         path, inputs = bundle.file("segmenter"), segmenter_signature(bundle.manifest.input).inputs
-        feeds = feeds_for(inputs, 1)
-        for row in part_times(path, feeds, threads):
+        rows, _ = part_times(path, feeds_for(inputs, 1), threads)
+        for row in rows:
             parts.setdefault(row.part, {})[name] = PartTime(round(row.seconds, 6), row.macs)
     return tuple(Part(part, sides) for part, sides in parts.items())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from lavt_edge.benchmarks.evaluation.predictors import ModelRecord
-from lavt_edge.benchmarks.evaluation.results import ResultsFile, Run
+from lavt_edge.benchmarks.evaluation.results import Run, open_results
 from lavt_edge.benchmarks.timing.baseline import compare_with_baseline, read_result
 from lavt_edge.calibration.calibrate import _StateFile
 from lavt_edge.calibration.half import fits_half
@@ -88,7 +88,7 @@ def results(folder: Path) -> Case:
     """The JSON lines of an evaluation: a run that goes on with them has as many counts as there are lines."""
     path, split = folder / "results.jsonl", open_split("shapes", "val")
     sentences, run = split.sentences[:6], Run(ModelRecord("x", "fp32", "0" * 64), (8, 8), 1, **split.describe())
-    with ResultsFile(path, run, sentences) as file:
+    with open_results(path, run, sentences) as file:
         for i in range(5):
             file.append(i, 10, predicted=i)
     whole = path.read_bytes()
@@ -104,7 +104,7 @@ def results(folder: Path) -> Case:
             path.write_bytes(b"\n".join(texts) + b"\n")
 
         def go_on() -> int:
-            with ResultsFile(path, run, sentences, restart=rng.random() < 0.1) as file:
+            with open_results(path, run, sentences, restart=rng.random() < 0.1) as file:
                 assert all(0 <= result.intersection <= result.union for result in file.results)
                 if len(file.results) < len(sentences):
                     file.append(1, 2, predicted=1)
