@@ -10,19 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ..export.edits import (
-    BRAIN,
-    FLOAT,
-    HALF,
-    MOVEMENT,
-    array_of,
-    constant,
-    drop_unused,
-    insert_after,
-    is_float,
-    new_output,
-)
+from ..export.edits import BRAIN, FLOAT, HALF, MOVEMENT, array_of, constant, insert_after, is_float, new_output
 from ..export.rewrites.names import fp32_reason
 
 MAX_HALF = 65504.0
@@ -144,7 +134,7 @@ def to_half(model: ir.Model, islands: Mapping[str, str], low: ir.DataType = HALF
         if value.dtype == low:
             name, graph.outputs[i] = str(value.name), _cast(graph, value, FLOAT)
             value.name, graph.outputs[i].name = f"{name}.{_SUFFIX[low]}", name
-    drop_unused(model)
+    RemoveUnusedNodesPass()(model)
 
 
 def _type_of(node: ir.Node, islands: Mapping[str, str], low: ir.DataType) -> ir.DataType:

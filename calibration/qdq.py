@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ..export.edits import FLOAT, MOVEMENT, array_of, constant, drop_unused, insert_after, new_output, node_names
+from ..export.edits import FLOAT, MOVEMENT, array_of, constant, insert_after, new_output, node_names
 from ..export.rewrites.names import place_of
 from .half import Range, fits_half
 
@@ -57,7 +58,7 @@ def quantize_products(
         for reader, i in readers:
             if reader.op_type != "QuantizeLinear" and reader is not quantized.producer():
                 reader.replace_input_with(i, quantized)
-    drop_unused(model)
+    RemoveUnusedNodesPass()(model)
 
 
 def convolution_outputs(model: ir.Model, products: Iterable[str]) -> dict[str, ir.Value]:

@@ -19,10 +19,9 @@ from ..export.rewrites.gpu import known_ranges, lay_out_for_gpu
 from ..runtime.bundle import Bundle, file_entry, open_bundle
 from ..runtime.manifest import FileEntry, Manifest
 from ..runtime.update import BundleUpdate, update_bundle
-from .calibrate import calibrate, calibration_key, delete_state
+from .calibrate import Targets, calibrate, calibration_key, delete_state
 from .evaluator import Evaluator, Figures
 from .half import Range, emulate_half, find_islands, to_half
-from .passes import Targets
 from .placement import GroupLoss, Placement, draw_ranking, losses_alone, rank_groups, select_int8_groups
 from .products import POLICIES, RESTS, Product, candidates, image_macs, image_products
 from .qdq import quantize_products

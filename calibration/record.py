@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from .._base import strict_json
-from ..errors import BundleError
+from ..data.sentences import GENERATED
+from ..errors import BundleError, ExportError
 from ..runtime.bundle import Bundle
 from .half import Range
+from .sample import DataOptions
 from .smoothing import ChannelStatistics
 from .thresholds import BINS, Histogram, clipped_range
 
@@ -85,6 +87,26 @@ def kept_calibration(bundle: Bundle) -> Calibration | None:
     with suppress(BundleError):
         return read_calibration(bundle.file("calibration", None)) if bundle.has("calibration") else None
     return None
+
+
+def recorded_data(bundle: Bundle) -> DataOptions:
+    """The options that draw the sample of the bundle's own calibration again; if it has none, the usual ones.
+
+    Raises ExportError if that is not of generated scenes: a bundle does not say where other data lies.
+    """
+    recorded = kept_calibration(bundle)
+    try:
+        data = {} if recorded is None else recorded.key["data"]
+        dataset = str(data.get("dataset", GENERATED))
+        options = DataOptions(samples=int(data.get("samples", DataOptions.samples)), seed=int(data.get("seed", 0)))
+    except (ExportError, AttributeError, LookupError, TypeError, ValueError, OverflowError):
+        return DataOptions()
+    if dataset != GENERATED:
+        raise ExportError(
+            f"the calibration of {bundle.root} is of {dataset}: run lavt-export quantize {bundle.root} --int8 --tune "
+            f"--force --dataset {dataset} --calibration-data ROOT, then lavt-export trt {bundle.root} --int8"
+        )
+    return options
 
 
 def _numbers(values: object, low: float, high: float) -> list[float]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ..export.edits import array_of, constant, drop_unused, node_names
+from ..export.edits import array_of, constant, node_names
 
 STRENGTHS = tuple(i / 10 for i in range(1, 10))
 _LARGEST_FACTOR = 100.0
@@ -106,7 +107,7 @@ def smooth(model: ir.Model, pairs: Mapping[Pair, Vector]) -> None:
         for node, i, scale in ((norm, 1, factor**-1.0), (norm, 2, factor**-1.0), (product, 1, factor[:, None])):
             array = (array_of(node.inputs[i]).astype(np.float64) * scale).astype(np.float32)
             node.replace_input_with(i, constant(model.graph, f"{node.name}.smoothed{i}", array))
-    drop_unused(model)
+    RemoveUnusedNodesPass()(model)
 
 
 def apply_smoothing(model: ir.Model, channels: Mapping[str, ChannelStatistics], strengths: Mapping[str, float]) -> None:

@@ -363,7 +363,7 @@ def _tune(bundle: Path, options: EngineOptions, max_drop: float, report: Report,
     """Makes the INT8 graph again, with the placement that is the fastest here, on the data of the present one."""
     with needs("export"):
         from ..calibration import QuantizeOptions, quantize_bundle
-        from ..calibration.calibrate import recorded_data
+        from ..calibration.record import recorded_data
     from ..export.engines.device import EngineDevice
     from ..runtime.bundle import open_bundle
 

@@ -88,10 +88,3 @@ def insert_after(graph: ir.Graph, value: ir.Value, *outputs: ir.Value) -> None:
 
 def node_names(model: ir.Model) -> dict[str, ir.Node]:
     return {str(node.name): node for node in model.graph}
-
-
-def drop_unused(model: ir.Model) -> None:
-    """Removes initializers that nothing reads."""
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and value not in model.graph.outputs:
-            del model.graph.initializers[name]

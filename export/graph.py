@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
+from .edits import constant
 
 OPSET = 20
 
@@ -98,10 +99,7 @@ def _constant_reshapes(model: ir.Model) -> None:
         sizes = [dim if isinstance(dim, int) else -1 for dim in shape] if shape is not None else []
         if not sizes or sizes.count(-1) > 1:
             raise ExportError(f"internal: {node.name} reshapes to {shape}, which no constant can express")
-        constant = ir.Value(name=f"{node.name}_shape", const_value=ir.tensor(np.array(sizes, np.int64)))
-        constant.shape, constant.dtype = ir.Shape([len(sizes)]), ir.DataType.INT64
-        model.graph.register_initializer(constant)
-        node.replace_input_with(1, constant)
+        node.replace_input_with(1, constant(model.graph, f"{node.name}_shape", np.array(sizes, np.int64)))
 
 
 def _refuse_dynamic(model: ir.Model) -> None:

@@ -15,10 +15,10 @@ import onnx
 import pytest
 from lavt_edge._base.timing import Timed
 from lavt_edge.calibration import CpuDevice, DataOptions, QuantizeOptions, Tuning, placement, quantize_bundle
-from lavt_edge.calibration.calibrate import recorded_data
 from lavt_edge.calibration.evaluator import Figures
 from lavt_edge.calibration.placement import Placement, losses_alone, select_int8_groups
 from lavt_edge.calibration.products import Product
+from lavt_edge.calibration.record import recorded_data
 from lavt_edge.calibration.tune import part_of, tune
 from lavt_edge.errors import ExportError
 from lavt_edge.export.engines import bundle as engine_bundle

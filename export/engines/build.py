@@ -212,20 +212,16 @@ def import_polygraphy(flavor: Flavor) -> Polygraphy:
     # JetPack brings a Jetson's TensorRT, and the extra `trt` would install another.
     extra = "rtx" if wanted else "jetson" if platform.machine() == "aarch64" else "trt"
     with needs(extra):
-        return _polygraphy(wanted)
-
-
-def _polygraphy(wanted: bool) -> Polygraphy:
-    if bool(importlib.import_module("polygraphy.config").USE_TENSORRT_RTX) != wanted:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "polygraphy"]:
-            del sys.modules[name]
-    logger = importlib.import_module("polygraphy.logger").G_LOGGER
-    return Polygraphy(
-        trt=importlib.import_module("polygraphy.backend.trt"),
-        rtx=importlib.import_module("polygraphy.backend.tensorrt_rtx") if wanted else None,
-        Error=importlib.import_module("polygraphy.exception").PolygraphyException,
-        silence=lambda: logger.verbosity(logger.CRITICAL + 1),
-    )
+        if bool(importlib.import_module("polygraphy.config").USE_TENSORRT_RTX) != wanted:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "polygraphy"]:
+                del sys.modules[name]
+        logger = importlib.import_module("polygraphy.logger").G_LOGGER
+        return Polygraphy(
+            trt=importlib.import_module("polygraphy.backend.trt"),
+            rtx=importlib.import_module("polygraphy.backend.tensorrt_rtx") if wanted else None,
+            Error=importlib.import_module("polygraphy.exception").PolygraphyException,
+            silence=lambda: logger.verbosity(logger.CRITICAL + 1),
+        )
 
 
 @functools.cache

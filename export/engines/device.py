@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,8 +34,7 @@ class EngineDevice:
         self._root, self._progress = root, progress
         self.name = f"{DISPLAY_NAMES[plan.flavor]} {plan.version} on {plan.device.name}"
 
-    @contextmanager
-    def load(self, graph: Path) -> Iterator[Backend]:
+    def load(self, graph: Path) -> AbstractContextManager[Backend]:
         """The engine of an image graph. Raises ExportError if it cannot be built, BackendError if it cannot run."""
         from ...runtime.tensorrt.backend import TensorRTBackend
         from ...runtime.tensorrt.cuda import Cuda
@@ -50,8 +48,4 @@ class EngineDevice:
             precision="int8",
             max_batch=self._plan.max_batch,
         )
-        engine = TensorRTBackend(bytes(built.data), record, self._flavor, Cuda())
-        try:
-            yield engine
-        finally:
-            engine.close()
+        return closing(TensorRTBackend(bytes(built.data), record, self._flavor, Cuda()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,11 +83,8 @@ def verify_engine(data: bytes, record: EngineRecord, bundle: Bundle, flavor: Fla
     except LavtError as error:
         raise UnmeasurableError(str(error)) from error
     try:
-        engine = TensorRTBackend(data, record, flavor, cuda)
-        try:
+        with closing(TensorRTBackend(data, record, flavor, cuda)) as engine:
             outputs = run_feeds(engine, expected.feeds, expected.output)
-        finally:
-            engine.close()
     except BackendError as error:
         raise ExportError(f"{record.name} was built and cannot run: {error}") from error
     pytorch = bundle.manifest.parity.get("segmenter", {}).get("relative_error")

@@ -97,6 +97,14 @@ class _Chain:
         sizes_value = self.constant(np.array([batch if isinstance(batch, int) else -1, *sizes], np.int64))
         return self.add("Reshape", [value, sizes_value], [batch, *sizes])
 
+    def transpose(self, value: ir.Value, perm: Sequence[int]) -> ir.Value:
+        return self.add("Transpose", [value], [_shape(value)[axis] for axis in perm], perm=perm)
+
+    def unsqueeze(self, value: ir.Value, axis: int) -> ir.Value:
+        shape = _shape(value)
+        shape.insert(axis, 1)
+        return self.add("Unsqueeze", [value, self.constant(np.array([axis]))], shape)
+
 
 def _shape(value: ir.Value) -> list[Any]:
     assert value.shape is not None
@@ -121,16 +129,15 @@ def _attend_in_slots(graph: ir.Graph, product: ir.Node, origins: dict[str, Origi
     """
     merged = _source(product)
     gather = _source(merged)
-    attended = _source(gather).inputs[0]
-    assert attended is not None
+    values = _source(_source(gather))
+    attended = values.outputs[0]
     batch, windows, heads, slots, width = _shape(attended)
     rows = array_of(gather.inputs[1]).reshape(-1, heads)[:, 0]  # of (window, head 0, slot), for each pixel
     window, slot = rows // (heads * slots), rows % slots
     slots_first = batch == 1 and heads > 1
     places = slot * windows + window if slots_first else window * slots + slot
-    sizes, perm = ([slots, windows], [0, 3, 1, 2, 4]) if slots_first else ([windows, slots], [0, 1, 3, 2, 4])
     chain = _Chain(graph, product, str(product.name).removesuffix(".proj/MatMul"))
-    turned = chain.add("Transpose", [attended], [batch, *sizes, heads, width], perm=perm)
+    turned = chain.transpose(attended, [0, 3, 1, 2, 4] if slots_first else [0, 1, 3, 2, 4])
     in_slots = chain.reshape(turned, [slots * windows, heads * width])
     _take_name(in_slots, merged.outputs[0])
     product.replace_input_with(0, in_slots)
@@ -140,20 +147,18 @@ def _attend_in_slots(graph: ir.Graph, product: ir.Node, origins: dict[str, Origi
     ((residual, _),) = bias.outputs[0].uses()
     result = bias.outputs[0]
     worth = slots_first and slots * windows <= _MOST_SLOTS * len(places)
-    if worth and _project_slots(graph, attended, places, origins):
+    if worth and _project_slots(graph, values, places, origins):
         result = residual.outputs[0]
     _gather_rows(graph, result, places, list(result.uses()))
 
 
-def _project_slots(graph: ir.Graph, attended: ir.Value, places: Array, origins: dict[str, Origin]) -> bool:
+def _project_slots(graph: ir.Graph, values: ir.Node, places: Array, origins: dict[str, Origin]) -> bool:
     """norm (B,N,C) -> qkv -> gathers  becomes  gather (B,S*nW,C) -> norm -> one product for each of q, k and v.
 
-    `places` are the slots of the pixels. If the norm reads another norm, the gather goes ahead of both, and the result
-    is True: what is added to the attention is in slots as well.
+    `values` is attention times values, `places` are the slots of the pixels. If the norm reads another norm, the gather
+    goes ahead of both, and the result is True: what is added to the attention is in slots as well.
     """
-    batch, windows, heads, slots, width = _shape(attended)
-    values = attended.producer()
-    assert values is not None
+    batch, windows, heads, slots, width = _shape(values.outputs[0])
     scores = _nearest(_source(values), "MatMul")
     bias = _nearest(_source(scores, 1), "Add")
     qkv = _source(bias)
@@ -186,9 +191,7 @@ def _project_slots(graph: ir.Graph, attended: ir.Value, places: Array, origins: 
         origins[name] = Origin((str(bias.outputs[0].name),))
         parts.append(chain.reshape(part, [slots, windows, heads, width]))
     for i, (reader, place) in enumerate(((scores, 0), (scores, 1), (values, 1))):
-        perm = [0, 2, 3, 4, 1] if i == 1 else [0, 2, 3, 1, 4]
-        shape = [_shape(parts[i])[axis] for axis in perm]
-        operand = chain.add("Transpose", [parts[i]], shape, perm=perm)
+        operand = chain.transpose(parts[i], [0, 2, 3, 4, 1] if i == 1 else [0, 2, 3, 1, 4])
         _take_name(operand, reader.inputs[place])
         reader.replace_input_with(place, operand)
     return first
@@ -253,7 +256,7 @@ def _sum_taps(graph: ir.Graph, rows: ir.Node, origins: dict[str, Origin]) -> Non
     chain = _Chain(graph, products[0], prefix)
     weights = constant(graph, f"{prefix}.taps.weight", np.stack([array_of(node.inputs[1]) for node in products]))
     batch, pixels, _ = _shape(x)
-    lifted = chain.add("Unsqueeze", [x, chain.constant(np.array([1]))], [batch, 1, *_shape(x)[1:]])
+    lifted = chain.unsqueeze(x, 1)
     _take_name(lifted, x)
     origins[str(x.name)] = Origin((str(lifted.name),))
     shape = [batch, 3, pixels, _shape(weights)[-1]]
@@ -276,16 +279,9 @@ def _sum_moments(graph: ir.Graph, product: ir.Node) -> None:
     assert value is not None
     batch, words, channels = _shape(value)
     chain = _Chain(graph, product, str(product.name).removesuffix("/MatMul_2"))
-
-    def unsqueezed(x: ir.Value, axis: int, shape: list[Any]) -> ir.Value:
-        return chain.add("Unsqueeze", [x, chain.constant(np.array([axis]))], shape)
-
-    summand = chain.add(
-        "Mul",
-        [unsqueezed(moments, 3, [batch, words, words, 1]), unsqueezed(value, 1, [batch, 1, words, channels])],
-        [batch, words, words, channels],
-    )
-    summand = chain.add("Mul", [summand, unsqueezed(value, 2, [batch, words, 1, channels])], _shape(summand))
+    shape = [batch, words, words, channels]
+    summand = chain.add("Mul", [chain.unsqueeze(moments, 3), chain.unsqueeze(value, 1)], shape)
+    summand = chain.add("Mul", [summand, chain.unsqueeze(value, 2)], shape)
     summed = chain.add("ReduceSum", [summand, chain.constant(np.array([1, 2]))], [batch, 1, 1, channels], keepdims=1)
     variance = chain.reshape(summed, [1, channels])
     total.outputs[0].replace_all_uses_with(variance)
