@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from lavt_edge.benchmarks.parts import measure
 from lavt_edge.benchmarks.parts.costs import Operation, assign_parts, cost_rows, node_parts
 from lavt_edge.benchmarks.parts.profile import part_times
+from lavt_edge.benchmarks.timing.result import Estimate, Options
 from lavt_edge.errors import BackendError
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.names import part_of
@@ -107,7 +109,18 @@ class TestCosts:
 
         assert share("segmenter.onnx", "fp32") == 1
         assert share("segmenter.fp16.onnx", "fp16") > 0.98
+        assert share("segmenter.bf16.onnx", "bf16") > 0.98
         assert share("segmenter.int8.onnx", "int8") > 0.95
+
+    def test_a_bound_in_bfloat16_is_that_of_fp16(self, typed: Path) -> None:
+        def estimated(name: str) -> Estimate:
+            engine = typed / name
+            return measure._estimate(*measure.image_graph(engine), "jetson-orin-nano", Options(engine))
+
+        half, brain = estimated("segmenter.fp16.onnx"), estimated("segmenter.bf16.onnx")
+        assert brain.precision == "bf16"
+        assert brain.compute_seconds == pytest.approx(half.compute_seconds, rel=0.01)
+        assert brain.needed_bytes == pytest.approx(half.needed_bytes, rel=0.05)
 
     def test_weights_shrink_with_their_type(self, typed: Path) -> None:
         weights = {

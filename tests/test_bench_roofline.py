@@ -175,5 +175,5 @@ class TestDevices:
     def test_mistakes_name_the_choices(self) -> None:
         with pytest.raises(LavtError, match="unknown device 'jetson-nano': give one of jetson-orin-nano, "):
             estimate([], "jetson-nano", "fp16")
-        with pytest.raises(LavtError, match="precision 'fp8': give one of fp32, fp16, int8"):
+        with pytest.raises(LavtError, match="precision 'fp8': give one of fp32, fp16, bf16, int8"):
             estimate([], "jetson-thor", "fp8")

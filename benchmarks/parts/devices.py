@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import LavtError
 from ..timing.result import Estimate, PartBound, PartCost
-from .costs import PRECISIONS, floor_seconds
+from .costs import floor_seconds
 
 _ORIN = "https://www.nvidia.com/en-us/autonomous-machines/embedded-systems/jetson-orin/"
 _ORIN_NANO = "https://developer.nvidia.com/blog/nvidia-jetson-orin-nano-developer-kit-gets-a-super-boost/"
@@ -20,7 +20,7 @@ _AGX_ORIN = (
     "https://www.nvidia.com/content/dam/en-zz/Solutions/gtcf21/jetson-orin/nvidia-jetson-agx-orin-technical-brief.pdf"
 )
 _THOR = "https://developer.nvidia.com/blog/introducing-nvidia-jetson-thor-the-ultimate-platform-for-physical-ai/"
-_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 LABEL = "lower bound from published peak rates, not a promise: no device reaches it"
 
@@ -99,20 +99,20 @@ def find_device(key: str) -> Device:
 def estimate(parts: Iterable[PartCost], device: Device | str, precision: str) -> Estimate:
     """The lower bound of each part's time on a device.
 
-    `precision` is that of the graph that the parts are of: each product then counts at the rate of its own type, and
-    one in FP32, of which there are few, at that of FP16, so that the bound holds. If no product of the graph has that
-    precision it says what if: all products and tensors in it.
+    `precision` is that of the graph that the parts are of: each product then counts at the rate of its own type, but
+    one in bfloat16 and one in FP32, of which there are few, at that of FP16, so that the bound holds. If no product of
+    the graph has that precision it says what if: all products and tensors in it.
 
-    Raises LavtError for an unknown device or a precision other than fp32, fp16 and int8.
+    Raises LavtError for an unknown device or a precision other than fp32, fp16, bf16 and int8.
     """
     device = find_device(device) if isinstance(device, str) else device
-    if precision not in PRECISIONS:
-        raise LavtError(f"precision {precision!r}: give one of {', '.join(PRECISIONS)}")
+    if precision not in _BYTES:
+        raise LavtError(f"precision {precision!r}: give one of {', '.join(_BYTES)}")
     rows = list(parts)
     present = {kind for row in rows for kind in row.macs_by_precision}
     if present and precision not in present:
         rows = [_in(row, precision, max(_BYTES[kind] for kind in present)) for row in rows]
-    rates = {"fp32": device.fp16_flops, "fp16": device.fp16_flops, "int8": device.int8_ops}
+    rates = {kind: device.int8_ops if kind == "int8" else device.fp16_flops for kind in _BYTES}
     macs_per_second = {kind: rate / 2 for kind, rate in rates.items() if rate is not None}
     bounds = tuple(
         PartBound(row.part, *floor_seconds(row.macs_by_precision, row.bytes, macs_per_second, device.bandwidth))

@@ -46,7 +46,7 @@ def check(options: Options, *, parts: bool, estimate: str | None, layers: bool, 
 
 
 def image_graph(engine: Path) -> tuple[Path, str]:
-    """The .onnx of a bundle's image graph, the given one or the FP32 one, and its precision.
+    """The .onnx of a bundle's image graph, the given one or the FP32 one, and the type of its products.
 
     Raises LavtError for an engine of TensorRT, or a bundle without the graph.
     """
@@ -56,7 +56,7 @@ def image_graph(engine: Path) -> tuple[Path, str]:
     entry = bundle.manifest.files[bundle.selected]
     if entry.role != "segmenter":
         raise LavtError(f"{engine} is not an .onnx of an image graph: it has no --layers, --kernels or --estimate")
-    return bundle.file("segmenter", entry.precision), entry.precision or "fp32"
+    return bundle.file("segmenter", entry.precision), (entry.precision or "fp32").removesuffix("-cpu")
 
 
 def add_parts(result: Result, options: Options, report: Report) -> Result:
@@ -111,9 +111,8 @@ def _estimate(path: Path, precision: str, device: str, options: Options) -> Esti
     from .devices import estimate
 
     text_path = open_bundle(options.engine).file("text_encoder")
-    known = precision if precision in ("fp32", "fp16") else "int8"
-    image = estimate(cost_rows(path, options.batch), device, known)
-    text = estimate(cost_rows(text_path), device, "fp32" if known == "fp32" else "fp16")
+    image = estimate(cost_rows(path, options.batch), device, precision)
+    text = estimate(cost_rows(text_path), device, "fp16" if precision == "int8" else precision)
     needed = image.needed_bytes + text.needed_bytes
     return replace(image, needed_bytes=needed, fits=needed <= image.memory_bytes, text_floor_seconds=text.floor_seconds)
 
@@ -128,7 +127,7 @@ def add_kernels(result: Result, options: Options, report: Report) -> Result:
 def _kernels(path: Path, precision: str, batch: int) -> Kernels:
     from .kernels import measure_kernels
 
-    return measure_kernels(path, precision if precision in ("fp32", "fp16") else "int8", batch)
+    return measure_kernels(path, precision, batch)
 
 
 def add_layers(result: Result, options: Options, report: Report) -> Result:

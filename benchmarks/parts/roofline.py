@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 from ...errors import InputError
 from ...runtime.backend import create_session
 from ..timing.result import Ceilings, Roofline, RooflinePart, TimedPart
-from .costs import PRECISIONS, floor_seconds
+from .costs import floor_seconds
 
 _SIZE = 960  # of the product: its operands and result stay in a CPU's caches; rows of 4096 bytes would share cache sets
 _CHANNELS, _SIDE = 512, 30  # of the convolution, 3x3
@@ -31,7 +31,7 @@ _ROUNDS = 10
 Array = npt.NDArray[Any]
 
 
-def measure_ceilings(precisions: Sequence[str] = PRECISIONS, threads: int | None = None) -> Ceilings:
+def measure_ceilings(precisions: Sequence[str] = tuple(_KINDS), threads: int | None = None) -> Ceilings:
     """The best of several runs of each, taken in turn; the first precision is the ceilings' own. Takes a few seconds
     and 300 MB.
 
@@ -40,8 +40,8 @@ def measure_ceilings(precisions: Sequence[str] = PRECISIONS, threads: int | None
     runs: dict[tuple[str, int], Callable[[], object]] = {}  # by precision and MACs
     map_shape = (1, _CHANNELS, _SIDE, _SIDE)
     for precision in precisions:
-        if precision not in PRECISIONS:
-            raise InputError(f"precision {precision!r}: give some of {', '.join(PRECISIONS)}")
+        if precision not in _KINDS:
+            raise InputError(f"precision {precision!r}: give some of {', '.join(_KINDS)}")
         left, image = (np.ones(shape, _KINDS[precision]) for shape in ((_SIZE, _SIZE), map_shape))
         runs[precision, _SIZE**3] = _runner(product_graph(precision, _SIZE), left, threads)
         macs = 9 * _CHANNELS * math.prod(map_shape)
