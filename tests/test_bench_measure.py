@@ -142,6 +142,8 @@ def test_only_the_batch_may_be_dynamic() -> None:
         feeds_for([TensorSpec("image", "uint8", (1, None, 8, 3))], 1)
     with pytest.raises(LavtError, match="for batches of 1, not 2"):
         feeds_for([TensorSpec("image", "uint8", (1, 8, 8, 3))], 2)
+    with pytest.raises(LavtError, match="input scale is a single number"):
+        feeds_for([TensorSpec("scale", "float32", ())], 1)
 
 
 def test_a_baseline_is_gone_through_a_common_peer(result: dict[str, Any]) -> None:

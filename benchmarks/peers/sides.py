@@ -152,7 +152,7 @@ def batch_of(bundle: Bundle, batch: int) -> int:
 def feeds_for(inputs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
     """Arrays for a graph's inputs: noise, with every word real; a dynamic batch becomes `batch`.
 
-    Raises LavtError if another size is dynamic, or a fixed batch is not `batch`.
+    Raises LavtError if an input has no batch, another size is dynamic, or a fixed batch is not `batch`.
     """
     rng = np.random.default_rng(0)
     feeds: dict[str, Array] = {}
@@ -162,6 +162,8 @@ def feeds_for(inputs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
         if any(size is None for size in sizes):
             raise BackendError(f"input {name} has dynamic sizes {list(shape)}; only the batch may be dynamic")
         full = [int(size) for size in sizes if size is not None]
+        if not full:
+            raise BackendError(f"input {name} is a single number; each input needs a batch")
         if full[0] != batch:
             raise LavtError(f"input {name} is for batches of {full[0]}, not {batch}")
         if dtype == "uint8":
