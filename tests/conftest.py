@@ -49,8 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
 LONGEST = (
     "test_quantize_base",
     "test_docs",
-    "test_export_onnx",
     "test_bench_standing",
+    "test_export_onnx",
     "test_demo_model",
     "test_stress_faults",
     "test_quantize",
