@@ -19,6 +19,7 @@ EXTERNAL_DATA_BYTES = 2_000_000_000
 FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 LOW = {"fp16": HALF, "bf16": BRAIN}
 """The types of graphs in 16 bits."""
+LOW_NAMES = {dtype: name for name, dtype in LOW.items()}
 
 # What moves numbers and changes none of them; the data is the first input.
 MOVEMENT = frozenset({"Reshape", "Transpose", "Gather", "Split", "Slice", "Squeeze", "Unsqueeze", "Flatten"})

@@ -19,7 +19,7 @@ from lavt_edge.calibration.qdq import quantize_products
 from lavt_edge.calibration.smoothing import Pair, smooth
 from lavt_edge.data.shapes import scene_at
 from lavt_edge.errors import BackendError
-from lavt_edge.export.edits import is_float
+from lavt_edge.export.edits import LOW, is_float
 from lavt_edge.export.macs import count_macs
 from lavt_edge.runtime import Segmenter
 from lavt_edge.runtime.images import resize
@@ -129,6 +129,16 @@ class TestHalf:
         rows = compare_layers(demo_bundle / "segmenter.onnx", half, feeds, threads=2)
         assert first(rows) == []
         assert 1e-5 < float(np.median([row.relative_error for row in rows])) < 2e-3
+
+    def test_in_bfloat16_rounding_is_eight_times_as_coarse(
+        self, demo_bundle: Path, ranges: dict[str, tuple[float, float]], feeds: Feeds, tmp_path: Path
+    ) -> None:
+        model = ir.load(demo_bundle / "segmenter.onnx")
+        to_half(model, find_islands(model, ranges, LOW["bf16"]), LOW["bf16"])
+        ir.save(model, tmp_path / "bf16.onnx")
+        rows = compare_layers(demo_bundle / "segmenter.onnx", tmp_path / "bf16.onnx", feeds, threads=2)
+        assert first(rows) == []
+        assert 2e-3 < float(np.median([row.relative_error for row in rows])) < 1.6e-2
 
     def test_an_overflow_is_found_where_it_happens(self, demo_bundle: Path, half: Path, feeds: Feeds) -> None:
         # In FP32, as ONNX Runtime on a CPU would compute it, nothing overflows here.

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from ...errors import InputError
+from ...export.edits import LOW_NAMES
 from ...export.macs import count_macs
 from ...export.rewrites.names import OTHER, part_of
 from ..timing.result import PartCost, TimedPart
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
-_HALF = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 _VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
 
@@ -139,7 +139,7 @@ def _precision(product: ir.Node) -> str:
     producers = [value.producer() for value in operands]
     if all(node is not None and node.op_type == "DequantizeLinear" for node in producers):
         return "int8"
-    return next((_HALF[value.dtype] for value in operands if value.dtype in _HALF), "fp32")
+    return next((LOW_NAMES[value.dtype] for value in operands if value.dtype in LOW_NAMES), "fp32")
 
 
 def _nbytes(value: ir.Value) -> int:

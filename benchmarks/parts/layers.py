@@ -14,13 +14,13 @@ from ...calibration.half import emulate_half
 from ...calibration.observers import Session, expose_outputs, observed_tensors
 from ...data.metrics import relative_error
 from ...errors import BackendError, reason_of
-from ...export.edits import HALF, MOVEMENT
+from ...export.edits import LOW_NAMES, MOVEMENT
 from ..timing.result import LayerError
 
 Array = npt.NDArray[Any]
 
 # The relative error that rounding alone may give a product of exact operands, by the graph's lowest precision.
-_ROUNDING = {"int8": 0.03, "fp16": 2e-3, "fp32": 1e-4}
+_ROUNDING = {"int8": 0.03, "bf16": 1.6e-2, "fp16": 2e-3, "fp32": 1e-4}
 # How much worse than all before it a tensor is, or than what a product was made of, if the graphs diverge there.
 _JUMP, _PRODUCT_JUMP = 6.0, 2.5
 _PRODUCTS = ("Conv", "MatMul", "Gemm")
@@ -30,13 +30,13 @@ _BYTES_AT_ONCE = 512 << 20
 def compare_layers(
     reference_onnx: Path, other_onnx: Path, feeds: Mapping[str, Array], threads: int | None = None
 ) -> list[LayerError]:
-    """The tensors of a FP32 graph that another one, in FP16 or INT8, has as well, worst first.
+    """The tensors of a FP32 graph that another one, in 16 bits or INT8, has as well, worst first.
 
     `first` marks where the graphs diverge: the first tensor in the graph's order whose error is several times that of
     all before it, or a product's several times that of its operands, and beyond what rounding to the other graph's
     precision explains. No row is marked if there is none, as in a graph that is sound.
 
-    The other graph runs as a GPU would compute it: FP16 results are rounded, quantised products run as they are
+    The other graph runs as a GPU would compute it: results in 16 bits are rounded, quantised products run as they are
     written. Left out are tensors that only move numbers, and those that SmoothQuant scaled on purpose.
 
     Raises:
@@ -107,7 +107,8 @@ def _precision(model: ir.Model) -> str:
     """The lowest precision in a graph."""
     if any(node.op_type == "DequantizeLinear" for node in model.graph):
         return "int8"
-    return "fp16" if any(value.dtype == HALF for node in model.graph for value in node.outputs) else "fp32"
+    types = (value.dtype for node in model.graph for value in node.outputs)
+    return next((LOW_NAMES[dtype] for dtype in types if dtype in LOW_NAMES), "fp32")
 
 
 def _shared(reference: ir.Model, other: ir.Model) -> dict[str, str]:

@@ -107,12 +107,13 @@ def add_estimate(result: Result, options: Options, device: str, report: Report) 
 
 def _estimate(path: Path, precision: str, device: str, options: Options) -> Estimate:
     """That of the image graph; the text graph's weights lie in memory beside it."""
+    from ...export.engines.options import wanted_graphs
     from .costs import cost_rows
     from .devices import estimate
 
     text_path = open_bundle(options.engine).file("text_encoder")
     image = estimate(cost_rows(path, options.batch), device, precision)
-    text = estimate(cost_rows(text_path), device, "fp16" if precision == "int8" else precision)
+    text = estimate(cost_rows(text_path), device, dict(wanted_graphs(precision))["text_encoder"])
     needed = image.needed_bytes + text.needed_bytes
     return replace(image, needed_bytes=needed, fits=needed <= image.memory_bytes, text_floor_seconds=text.floor_seconds)
 

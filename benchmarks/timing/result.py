@@ -116,11 +116,11 @@ class PartCost:
     """What one part of the model costs for a batch.
 
     `macs_by_precision` are by the precision that a product is computed in: "int8" if both operands come through
-    DequantizeLinear. `bytes` are the least that must move to and from memory: each constant once, and each tensor that
-    crosses the part's border once for each part that reads or writes it; what stays within a part may stay on the chip.
-    Tensors count in the narrowest type between writer and reader, quantised ones with one byte. `weight_bytes` are the
-    constants alone, `peak_activation_bytes` the activations alive at the part's fullest moment, those of other parts
-    included.
+    DequantizeLinear, else "fp16", "bf16" or "fp32" by their type. `bytes` are the least that must move to and from
+    memory: each constant once, and each tensor that crosses the part's border once for each part that reads or writes
+    it; what stays within a part may stay on the chip. Tensors count in the narrowest type between writer and reader,
+    quantised ones with one byte. `weight_bytes` are the constants alone, `peak_activation_bytes` the activations alive
+    at the part's fullest moment, those of other parts included.
     """
 
     part: str
