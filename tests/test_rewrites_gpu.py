@@ -18,7 +18,7 @@ from lavt_edge.export.edits import is_float, node_names
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.gpu import known_ranges, lay_out_for_gpu, without_bias
 from lavt_edge.export.rewrites.names import place_of
-from lavt_edge.reference import LAVT, LAVTConfig
+from lavt_edge.reference import LAVTConfig
 from lavt_edge.reference.config import SWIN
 from lavt_edge.tests.export_graphs import export_image, image_inputs, run_graph
 from lavt_edge.tests.test_rewrites import small_lavt
@@ -39,25 +39,23 @@ def two_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone(monkeypatch, 2)
 
 
-Export = Callable[..., tuple[LAVT, Path]]
+Export = Callable[..., tuple[LAVTConfig, Path]]
 
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """A small model and its image graph, exported once; with a batch of None, one with a dynamic batch."""
+    """A small model's configuration and image graph, exported once; a batch of None is a dynamic one."""
     folder = tmp_path_factory.mktemp("plain")
 
     @cache
-    def exported(size: tuple[int, int], heads: tuple[int, int, int, int], batch: int | None, _backbone: object) -> Path:
-        path = folder / f"{len(list(folder.iterdir()))}.onnx"
-        return export_image(small_lavt(heads).float(), path, size, batch=batch or 2, dynamic_batch=batch is None)
+    def exported(
+        size: tuple[int, int], heads: tuple[int, int, int, int], batch: int | None, _backbone: object
+    ) -> tuple[LAVTConfig, Path]:
+        lavt, path = small_lavt(heads).float(), folder / f"{len(list(folder.iterdir()))}.onnx"
+        export_image(lavt, path, size, batch=batch or 2, dynamic_batch=batch is None)
+        return lavt.config, path
 
-    def export(
-        size: tuple[int, int], heads: tuple[int, int, int, int] = (1, 1, 1, 1), batch: int | None = 1
-    ) -> tuple[LAVT, Path]:
-        return small_lavt(heads).float(), exported(size, heads, batch, SWIN["demo"])
-
-    return export
+    return lambda size, heads=(1, 1, 1, 1), batch=1: exported(size, heads, batch, SWIN["demo"])
 
 
 def random_feed(config: LAVTConfig, size: tuple[int, int], batch: int) -> dict[str, np.ndarray]:
@@ -73,14 +71,14 @@ def random_feed(config: LAVTConfig, size: tuple[int, int], batch: int) -> dict[s
 def test_it_is_the_same_function(
     size: tuple[int, int], heads: tuple[int, int, int, int], batch: int | None, tmp_path: Path, export: Export
 ) -> None:
-    lavt, plain = export(size, heads, batch)
+    config, plain = export(size, heads, batch)
     model = ir.load(plain)
     lay_out_for_gpu(model)
     laid_out = tmp_path / "gpu.onnx"
     ir.save(model, laid_out)
     onnx.checker.check_model(str(laid_out), full_check=True)
 
-    feed = random_feed(lavt.config, size, batch or 2)
+    feed = random_feed(config, size, batch or 2)
     expected, found = run_graph(plain, feed), run_graph(laid_out, feed)
     difference = np.linalg.norm(found["logits"] - expected["logits"]) / np.linalg.norm(expected["logits"])
     assert difference < 2e-5
@@ -160,14 +158,14 @@ def test_a_channel_that_a_norm_leaves_out_makes_no_weight_large() -> None:
 
 
 def test_known_ranges_bound_what_is_new_and_what_it_was(export: Export) -> None:
-    lavt, path = export((76, 52))
+    config, path = export((76, 52))
     plain, model = ir.load(path), ir.load(path)
     lay_out_for_gpu(model)
     before, after = (
         [str(value.name) for node in graph for value in node.outputs if is_float(value)]
         for graph in (plain.graph, model.graph)
     )
-    feed = random_feed(lavt.config, (76, 52), 1)
+    feed = random_feed(config, (76, 52), 1)
     ranges = {name: (float(values.min()), float(values.max())) for name, values in outputs(plain, before, feed).items()}
     known = known_ranges(model, ranges)
     products = set(operands(model, [one.name for one in find_products(model, dict.fromkeys(node_names(model), 1))]))
