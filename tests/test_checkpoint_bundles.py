@@ -42,7 +42,8 @@ pytestmark = pytest.mark.usefixtures("one_thread", "small_bert")
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "red", "man", *(f"w{i}" for i in range(52))]
 ARGS = namespace(mha="1-2-4-2")
 HEADS = ("--fusion-heads", "1-2-4-2")
-WRAPPED = {"model": prefixed("module.", apart()["model"]), "bert_model": prefixed("_orig_mod.", BERT)}
+BOTH = {name: prefixed("module.", state) for name, state in (("model", apart()["model"]), ("bert_model", BERT))}
+COMPILED = {name: prefixed("_orig_mod.", state) for name, state in (("model", apart()["model"]), ("bert_model", BERT))}
 
 
 @pytest.fixture
@@ -78,7 +79,8 @@ def test_other_forms_give_the_official_forms_bundle(tmp_path: Path, export: Call
     (root / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
     forms: dict[str, tuple[Callable[[Path], Path], tuple[object, ...]]] = {
         "official lavt": (file(apart(args=ARGS)), ()),
-        "wrapped modules": (file(apart(**WRAPPED, args=vars(ARGS))), ()),
+        "module. in both": (file(apart(**BOTH, args=vars(ARGS))), ()),
+        "_orig_mod. in both": (file(apart(**COMPILED, args=ARGS)), ()),
         "no BERT": (file({**NO_BERT, "args": ARGS}), ("--bert", root)),
         "official lavt_one": (file(one(args=ARGS)), ()),
         "safetensors": (safetensors(bare(), "refcoco.pth"), HEADS),
@@ -92,7 +94,7 @@ def test_other_forms_give_the_official_forms_bundle(tmp_path: Path, export: Call
         made[name] = content(folder / "bundle")
     assert made["official lavt"]["manifest"]["model"]["fusion_heads"] == [1, 2, 4, 2]
     assert {"segmenter.onnx", "text_encoder.onnx", "tokenizer.json"} < made["official lavt"].keys()
-    for name in ("wrapped modules", "no BERT"):
+    for name in ("module. in both", "_orig_mod. in both", "no BERT"):
         assert made[name] == made["official lavt"], name
     assert made["safetensors"] == made["official lavt_one"]
 
