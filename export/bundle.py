@@ -129,13 +129,15 @@ def _export_graphs(model: LAVT, folder: Path, options: ExportOptions, report: Re
     report("exporting the text graph")
     files = _export(TextModel(model), text_inputs, ("prompt",), folder / "text_encoder.onnx", options)
     report("exporting the image graph")
-    return files | _export(
+    files |= _export(
         ImageModel(model, *options.size, winograd=options.winograd),
         image_inputs,
         ("logits", "mask"),
         folder / "segmenter.onnx",
         options,
     )
+    gc.collect()  # torch.export leaves cycles that hold the weights
+    return files
 
 
 def _export(
@@ -143,8 +145,6 @@ def _export(
 ) -> dict[str, FileEntry]:
     graph = export_graph(module, inputs, outputs, dynamic_batch=options.batch is None, opset=options.opset)
     graph_path, *weights = save_graph(graph, path, external_bytes=options.external_bytes)
-    del graph, module
-    gc.collect()  # torch.export leaves cycles that hold the weights
     entries = {graph_path.name: file_entry(graph_path, path.stem, "fp32")}
     return entries | {part.name: file_entry(part, "weights") for part in weights}
 

@@ -64,13 +64,14 @@ _REDUCED = (
     (("lavt-bench", "--rounds 5"), "--rounds 2 --warmup 1"),
     (("lavt-bench", "--json before.json"), "--rounds 4 --warmup 1"),
 )
-# A module that is run, and the code that runs it with less to do: 12 scenes instead of 60; a bundle that is there, and
-# fewer layer groups to rank.
+# A module that is run, and the code that runs it with less to do: 12 scenes instead of 60; a bundle that is there,
+# fewer layer groups to rank and fewer sentences to rank them on.
 _SHORTER = {
     "-m lavt_edge.commands.demo": "from lavt_edge.commands import demo; demo.SCENES = 12; demo.main()",
     "-m lavt_edge.benchmarks.runs.precisions": "import shutil; from functools import partial; "
     "import lavt_edge.export as e; "
     "import lavt_edge.calibration.quantize as q; from lavt_edge.benchmarks.runs import precisions; "
+    "import lavt_edge.calibration.sample as s; s.MAX_HELD_OUT = 2; "
     "e.export_bundle = lambda model, output, *rest, **more: shutil.copytree('demo-bundle', output); "
     "q.QuantizeOptions = partial(q.QuantizeOptions, policy='decoder'); precisions.main()",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ HEIGHT, WIDTH, WORDS, CHANNELS = 24, 32, 20, 8
 Batch = int | None
 
 
+@cache
 def weights(seed: int = 0) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """The embedding of every token (30522, CHANNELS), and the projection of a sentence to RGB weights (CHANNELS, 3)."""
     rng = np.random.default_rng(seed)

@@ -65,9 +65,11 @@ def device(request: pytest.FixtureRequest, where: str) -> Iterator[Device]:
         pytest.importorskip("torch", reason="the engines that stand in for TensorRT's are made of torch kernels")
         yield Device(TorchTensorRT(), None, mapped)
         return
+    gc.freeze()  # what other tests left: no collection need look through it again
     api = SimulatedCuda(integrated=mapped)
     yield Device(SimulatedTensorRT(api), api, mapped)
     gc.collect()
+    gc.unfreeze()
     assert not api.live
 
 
