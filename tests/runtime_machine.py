@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import sys
@@ -41,12 +40,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, version: str = "10.3.0", **device: 
 
 @pytest.fixture(params=["discrete", "integrated"])
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    gc.freeze()  # what other tests left: no collection need look through it again
     made = pretend(monkeypatch, integrated=request.param == "integrated")
-    yield made
-    gc.collect()
-    gc.unfreeze()
-    assert not made.cuda.live
+    with made.cuda.all_given_back():
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ The engines compute what `runtime_bundle`'s graphs compute.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -55,6 +57,15 @@ class SimulatedCuda(ModuleType):
         self.copied: list[int] = []
         self.hosts: dict[int, int] = {}
         self._next = 1000
+
+    @contextmanager
+    def all_given_back(self) -> Iterator[None]:
+        """What is made within it is given back by its end, once what nobody holds is collected."""
+        gc.freeze()  # what other tests left: no collection need look through it again
+        yield
+        gc.collect()
+        gc.unfreeze()
+        assert not self.live, self.live
 
     def __getattribute__(self, name: str) -> object:
         """Every call is counted, and fails where `failing` says so."""

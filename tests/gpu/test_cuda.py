@@ -65,12 +65,9 @@ def device(request: pytest.FixtureRequest, where: str) -> Iterator[Device]:
         pytest.importorskip("torch", reason="the engines that stand in for TensorRT's are made of torch kernels")
         yield Device(TorchTensorRT(), None, mapped)
         return
-    gc.freeze()  # what other tests left: no collection need look through it again
     api = SimulatedCuda(integrated=mapped)
-    yield Device(SimulatedTensorRT(api), api, mapped)
-    gc.collect()
-    gc.unfreeze()
-    assert not api.live
+    with api.all_given_back():
+        yield Device(SimulatedTensorRT(api), api, mapped)
 
 
 def feeds(rows: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
