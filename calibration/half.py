@@ -7,6 +7,7 @@ Gather, ...) takes the type that comes in, so it costs no cast.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -116,23 +117,32 @@ def _is_word_bias(value: ir.Value) -> bool:
 def to_half(model: ir.Model, islands: Mapping[str, str], low: ir.DataType = HALF) -> None:
     """Types a FP32 graph, in place: nodes in `islands` FP32, all others `low`; inputs and outputs keep their types."""
     graph = model.graph
-    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    @cache
+    def cast(value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        return _cast(graph, value, wanted)
+
     for node in list(graph):
         wanted = _type_of(node, islands, low)
         if node.op_type == "Cast" and is_float(node.outputs[0]):
             node.attributes["to"] = ir.AttrInt64("to", int(wanted))
         else:
             for i, value in enumerate(node.inputs):
-                if value is not None and is_float(value) and value.dtype != wanted:
-                    if (value, wanted) not in casts:
-                        casts[value, wanted] = _cast(graph, value, wanted)
-                    node.replace_input_with(i, casts[value, wanted])
+                if value is None or not is_float(value):
+                    continue
+                source = value
+                if node.op_type == "LayerNormalization" and value.dtype == FLOAT:
+                    readers = (reader for reader, _ in value.uses())
+                    if low in (_type_of(reader, islands, low) for reader in readers):
+                        source = cast(value, low)  # stored once, in 16 bits, as what other norms read
+                if source.dtype != wanted:
+                    node.replace_input_with(i, cast(source, wanted))
         for value in node.outputs:
             if is_float(value):
                 value.dtype = wanted
     for i, value in enumerate(list(graph.outputs)):
         if value.dtype == low:
-            name, graph.outputs[i] = str(value.name), _cast(graph, value, FLOAT)
+            name, graph.outputs[i] = str(value.name), cast(value, FLOAT)
             value.name, graph.outputs[i].name = f"{name}.{_SUFFIX[low]}", name
     RemoveUnusedNodesPass()(model)
 

@@ -120,7 +120,8 @@ class TestAccuracyControl:
             model = quantized_graph(bundle, calibration, kept, ranges, rest)
             written = evaluator.evaluate(model, fused=rest == "fp32")
             assert figures.sentences == written.sentences == 8
-            assert figures.relative_error == pytest.approx(written.relative_error, rel=0.01)
+            # One of the 20,000 values of a stage that falls to the other side of a step moves the error by 2 %.
+            assert figures.relative_error == pytest.approx(written.relative_error, rel=0.03)
             assert figures.relative_error > 1e-4
 
     def test_figures_of_fewer_cases_are_those_of_the_cases(

@@ -13,7 +13,7 @@ from lavt_edge.export.rewrites.folding import (
     scaled_qkv,
 )
 from lavt_edge.export.rewrites.image_model import Block, BytePatchEmbed, Gate, ImageModel, Merge, stage_sizes
-from lavt_edge.export.rewrites.pwam import FusedPWAM, QueryNorm, WordNorm
+from lavt_edge.export.rewrites.pwam import FusedPWAM, QueryNorm, WordNorm, scores
 from lavt_edge.export.rewrites.text_model import TextModel
 from lavt_edge.export.rewrites.upsampling import (
     DecoderLevel,
@@ -77,11 +77,12 @@ def lavt(request: pytest.FixtureRequest) -> LAVT:
 # 1 and 2: PWAM
 
 
-def test_query_norm_gives_the_scores_of_normalised_queries() -> None:
+@pytest.mark.parametrize("heads", [1, 3])
+def test_query_norm_gives_the_scores_of_normalised_queries(heads: int) -> None:
     query, key = random(2, 35, 12) * 3 + 5, random(2, 20, 12, seed=1)
-    expected = F.instance_norm(query.transpose(1, 2)).transpose(1, 2) @ key.transpose(1, 2)
-    centred, scaled = QueryNorm()(query, key)
-    assert error(centred @ scaled.transpose(1, 2), expected) < 1e-12
+    expected = scores(F.instance_norm(query.transpose(1, 2)).transpose(1, 2), key, heads)
+    scaled, mean = QueryNorm()(query, key, heads)
+    assert error(scores(query, scaled, heads) - mean, expected) < 1e-12
 
 
 @pytest.mark.parametrize("heads", [1, 3])

@@ -25,6 +25,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..edits import array_of, constant, insert_after, new_output
+from .packing import Windows, pack_windows
 
 Array = npt.NDArray[Any]
 
@@ -47,10 +48,11 @@ def lay_out_for_gpu(model: ir.Model) -> None:
     `known_ranges` then gives the ranges of tensors that are new or have other values than before.
     """
     origins: dict[str, Origin] = {}
+    masks: dict[bytes, ir.Value] = {}
     for node in list(model.graph):
         name = node.name or ""
         if name.endswith(".attn.proj/MatMul"):
-            _attend_in_slots(model.graph, node, origins)
+            _attend_in_slots(model.graph, node, origins, masks)
         elif name.endswith(".upsampled/MatMul_4"):
             _sum_taps(model.graph, node, origins)
         elif name.endswith(".pwam.word_norm/MatMul_2"):
@@ -111,16 +113,22 @@ def _shape(value: ir.Value) -> list[Any]:
     return list(value.shape)
 
 
-def _source(node: ir.Node, i: int = 0) -> ir.Node:
-    """The node that makes a node's input."""
+def _input(node: ir.Node, i: int = 0) -> ir.Value:
     value = node.inputs[i]
     assert value is not None
-    producer = value.producer()
+    return value
+
+
+def _source(node: ir.Node, i: int = 0) -> ir.Node:
+    """The node that makes a node's input."""
+    producer = _input(node, i).producer()
     assert producer is not None
     return producer
 
 
-def _attend_in_slots(graph: ir.Graph, product: ir.Node, origins: dict[str, Origin]) -> None:
+def _attend_in_slots(
+    graph: ir.Graph, product: ir.Node, origins: dict[str, Origin], masks: dict[bytes, ir.Value]
+) -> None:
     """The gathers of a block's windows outside of its projections; `product` is the output projection.
 
     The gather back to pixels goes behind it: attended (B,nW,h,S,d) -> projection (B,S*nW,C) -> (B,N,C). Rows are in the
@@ -131,12 +139,12 @@ def _attend_in_slots(graph: ir.Graph, product: ir.Node, origins: dict[str, Origi
     gather = _source(merged)
     values = _source(_source(gather))
     attended = values.outputs[0]
+    pixels = _pack_windows(graph, values, array_of(gather.inputs[1]), origins, masks)
     batch, windows, heads, slots, width = _shape(attended)
-    rows = array_of(gather.inputs[1]).reshape(-1, heads)[:, 0]  # of (window, head 0, slot), for each pixel
-    window, slot = rows // (heads * slots), rows % slots
     slots_first = batch == 1 and heads > 1
-    places = slot * windows + window if slots_first else window * slots + slot
-    chain = _Chain(graph, product, str(product.name).removesuffix(".proj/MatMul"))
+    rows = (pixels.T if slots_first else pixels).ravel()
+    places = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]  # the row of each pixel
+    chain = _Chain(graph, product, f"{str(product.name).removesuffix('.proj/MatMul')}.slots")
     turned = chain.transpose(attended, [0, 3, 1, 2, 4] if slots_first else [0, 1, 3, 2, 4])
     in_slots = chain.reshape(turned, [slots * windows, heads * width])
     _take_name(in_slots, merged.outputs[0])
@@ -146,30 +154,81 @@ def _attend_in_slots(graph: ir.Graph, product: ir.Node, origins: dict[str, Origi
         node.outputs[0].shape = in_slots.shape
     ((residual, _),) = bias.outputs[0].uses()
     result = bias.outputs[0]
-    worth = slots_first and slots * windows <= _MOST_SLOTS * len(places)
-    if worth and _project_slots(graph, values, places, origins):
-        result = residual.outputs[0]
-    _gather_rows(graph, result, places, list(result.uses()))
+    worth = slots_first and len(rows) <= _MOST_SLOTS * len(places)
+    if worth and _project_slots(graph, values, rows, origins):
+        (result,) = (reader.outputs[0] for reader, _ in residual.outputs[0].uses() if reader.op_type == "Add")
+    _gather_rows(graph, result, places, f"{result.name}.pixels", list(result.uses()))
 
 
-def _project_slots(graph: ir.Graph, values: ir.Node, places: Array, origins: dict[str, Origin]) -> bool:
+def _pack_windows(
+    graph: ir.Graph, values: ir.Node, back: Array, origins: dict[str, Origin], masks: dict[bytes, ir.Value]
+) -> Array:
+    """A block's windows in fewer, if that moves fewer numbers. Returns the pixel in each slot (nW,S), -1 in padding.
+
+    `values` is attention times values; `back` has the row (window, head, slot) of each pixel and head. The ranges known
+    of scores and weights leave out what does not count: between windows, where the mask is, and in padding, where
+    values are zero.
+    """
+    batch, windows, heads, slots, width = _shape(values.outputs[0])
+    window, slot = back[::heads] // (heads * slots), back[::heads] % slots
+    pixels = np.full((windows, slots), -1)
+    pixels[window, slot] = np.arange(len(window))
+    softmax = _source(values)
+    summed = _source(softmax)
+    biased = summed if _source(summed).op_type == "MatMul" else _source(summed)
+    scores = _source(biased)
+    mask = None if biased is summed else array_of(summed.inputs[1])
+    given = Windows(pixels, array_of(biased.inputs[1]), mask)
+    packed = pack_windows(given)
+    if packed.numbers(heads * width) >= given.numbers(heads * width):
+        return pixels
+
+    windows, slots = packed.pixels.shape
+    prefix = f"{str(values.name).removesuffix('/MatMul_2')}.packed"
+    chain, closing = _Chain(graph, scores, prefix), _Chain(graph, softmax, f"{prefix}.mask")
+    rows = _source(_source(scores)).inputs[0]
+    assert rows is not None
+    head, row = np.arange(heads)[:, None], np.where(packed.pixels < 0, len(window), packed.pixels)[:, None]
+    for part, (reader, place) in enumerate(((scores, 0), (scores, 1), (values, 1))):
+        index = ((row * 3 + part) * heads + head).ravel()
+        gathered = chain.add("Gather", [rows, chain.constant(index)], [batch, len(index), width], axis=1)
+        operand = chain.reshape(gathered, [windows, heads, slots, width])
+        if part == 1:
+            operand = chain.transpose(operand, [0, 1, 2, 4, 3])
+        _take_name(operand, reader.inputs[place])
+        reader.replace_input_with(place, operand)
+    biased.replace_input_with(1, chain.constant(packed.bias))
+    assert packed.mask is not None
+    closed = masks.get(packed.mask.tobytes()) or closing.constant(packed.mask)
+    masks[packed.mask.tobytes()] = closed
+    shape = [batch, windows, heads, slots, slots]
+    if mask is None:
+        softmax.replace_input_with(0, closing.add("Add", [biased.outputs[0], closed], shape))
+    else:
+        summed.replace_input_with(1, closed)
+    for node in (scores, biased, summed, softmax):
+        node.outputs[0].shape = ir.Shape(shape)
+    values.outputs[0].shape = ir.Shape([*shape[:-1], width])
+    for name in {str(node.outputs[0].name) for node in (biased, summed)}:
+        origins[name] = Origin((name,), float(np.abs(packed.bias).max()))
+    return packed.pixels
+
+
+def _project_slots(graph: ir.Graph, values: ir.Node, rows: Array, origins: dict[str, Origin]) -> bool:
     """norm (B,N,C) -> qkv -> gathers  becomes  gather (B,S*nW,C) -> norm -> one product for each of q, k and v.
 
-    `values` is attention times values, `places` are the slots of the pixels. If the norm reads another norm, the gather
-    goes ahead of both, and the result is True: what is added to the attention is in slots as well.
+    `values` is attention times values, `rows` are the slots' pixels, -1 in padding. Without padding, all rows of a
+    stage's first block can be in this order: what is before the block puts them out so, and the result is True.
     """
     batch, windows, heads, slots, width = _shape(values.outputs[0])
     scores = _nearest(_source(values), "MatMul")
     bias = _nearest(_source(scores, 1), "Add")
     qkv = _source(bias)
     norm = _source(qkv)
-    pixels = np.full(slots * windows, -1)
-    pixels[places] = np.arange(len(places))
-    real = pixels >= 0
-    first = bool(real.all()) and _source(norm).op_type == "LayerNormalization"
-    x = (_source(norm) if first else norm).inputs[0]
-    assert x is not None
-    _gather_rows(graph, x, pixels.clip(0), list(x.uses()) if first else [(norm, 0)])
+    real = rows >= 0
+    reordered = bool(real.all()) and _reorder(graph, _source(norm), rows)
+    if not reordered:
+        _gather_rows(graph, _input(norm), rows.clip(0), f"{norm.name}.rows", [(norm, 0)])
 
     chain = _Chain(graph, qkv, f"{str(qkv.name).removesuffix('/MatMul')}.slots")
     old = [array_of(value).astype(np.float64) for value in (*norm.inputs[1:3], qkv.inputs[1], bias.inputs[1])]
@@ -194,7 +253,20 @@ def _project_slots(graph: ir.Graph, values: ir.Node, places: Array, origins: dic
         operand = chain.transpose(parts[i], [0, 2, 3, 4, 1] if i == 1 else [0, 2, 3, 1, 4])
         _take_name(operand, reader.inputs[place])
         reader.replace_input_with(place, operand)
-    return first
+    return reordered
+
+
+def _reorder(graph: ir.Graph, source: ir.Node, rows: Array) -> bool:
+    """Has the node before a stage's first block put out its rows in another order; False if it is none of those."""
+    if source.op_type == "LayerNormalization":
+        _gather_rows(graph, _input(source), rows, f"{source.name}.rows", [(source, 0)])
+        return True
+    if not str(source.name).endswith(".merge.reduction/MatMul"):
+        return False
+    quads = _nearest(source, "Gather")  # four rows become one
+    index = array_of(quads.inputs[1]).reshape(len(rows), 4)[rows].ravel()
+    quads.replace_input_with(1, constant(graph, f"{quads.name}.rows", index))
+    return True
 
 
 def without_bias(factor: Array, offset: Array, weight: Array, bias: Array) -> tuple[Array, Array, Array]:
@@ -227,12 +299,16 @@ def _nearest(node: ir.Node, op_type: str) -> ir.Node:
     return node
 
 
-def _gather_rows(graph: ir.Graph, value: ir.Value, rows: Array, readers: Sequence[tuple[ir.Node, int]]) -> None:
-    """Puts a gather of rows behind a value (B,N,C), for these readers."""
+def _gather_rows(
+    graph: ir.Graph, value: ir.Value, rows: Array, name: str, readers: Sequence[tuple[ir.Node, int]]
+) -> None:
+    """Puts a gather of rows behind a value (B,N,C), for these readers; of two gathers it makes one."""
+    before = value.producer()
+    if before is not None and before.op_type == "Gather":
+        value, rows = _input(before), array_of(before.inputs[1])[rows]
     batch, _, channels = _shape(value)
-    name, shape = f"{readers[0][0].name}.rows", ir.Shape([batch, len(rows), channels])
-    index = constant(graph, name, rows)
     assert value.dtype is not None
+    index, shape = constant(graph, name, rows), ir.Shape([batch, len(rows), channels])
     gathered = new_output("Gather", [value, index], f"{name}/Gather.gpu", value.dtype, shape, axis=1)
     insert_after(graph, value, gathered)
     for reader, i in readers:

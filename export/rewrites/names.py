@@ -58,8 +58,9 @@ _FP32_RULES = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
         (r".*/LayerNormalization", "LayerNorm statistics"),
-        (r".*\.pwam\.(query_norm/|word_norm/(?!Sub|Transpose|MatMul$)).*", "PWAM statistics, means over all pixels"),
+        (r".*\.pwam(\.query_norm/|\.word_norm/(?!Transpose|MatMul$)|/Sub).*", "PWAM statistics, means over all pixels"),
         (r"prompt/(ReduceSum|Div|Sub|Mul).*", "words are centred: what they share cancels"),
+        (r"decoder/(Split|Greater)", "the mask compares the logits that are put out"),
     )
 )
 _PRODUCT = re.compile(r"/(Conv|MatMul|Gemm)(?:_[0-9]+)?$")

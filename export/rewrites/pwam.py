@@ -5,7 +5,7 @@ With p = mean_N(P), D = P - p and S = D^T D / N, its mean over pixels is p V' an
 `lang = D V' / sqrt(var + eps)`: nothing of size N x C is normalised, and nothing large is subtracted.
 
 Query side. bq cancels too. With q = Wq x, its mean mu and variance s over pixels, the norm folds into the keys:
-K' = K C^-0.5 / sqrt(s + eps) and `P = softmax((q - mu) K'^T + word_bias)`.
+K' = K C^-0.5 / sqrt(s + eps) and `P = softmax(q K'^T - mu K'^T + word_bias)`: no centred copy of q is written.
 """
 
 from __future__ import annotations
@@ -20,13 +20,21 @@ from .folding import linear, pointwise
 EPS = 1e-5
 
 
-class QueryNorm(nn.Module):
-    """(q - mu, and the keys divided by q's deviation): (B,N,C), (B,T,C) -> (B,N,C), (B,T,C)."""
+def scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
+    """(B,N,C), (B,T,C) -> (B,N,T), or (B,h,N,T) with several heads."""
+    if num_heads > 1:
+        query, key = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (query, key))
+    return query @ key.transpose(-2, -1)
 
-    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        centred = query - query.mean(dim=1, keepdim=True)
-        variance = (centred * centred).mean(dim=1, keepdim=True)
-        return centred, key * torch.rsqrt(variance + EPS)
+
+class QueryNorm(nn.Module):
+    """The keys K' and the scores of the queries' mean: (B,N,C), (B,T,C) -> (B,T,C), (B,1,T) or (B,h,1,T)."""
+
+    def forward(self, query: Tensor, key: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+        mean = query.mean(dim=1, keepdim=True)
+        variance = (query - mean).square().mean(dim=1, keepdim=True)
+        key = key * torch.rsqrt(variance + EPS)
+        return key, scores(mean, key, num_heads)
 
 
 class WordNorm(nn.Module):
@@ -60,15 +68,13 @@ class FusedPWAM(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, word_bias: Tensor) -> Tensor:
         """(B,N,C), (B,T,C), (B,T) -> P (B,N,h*T)"""
+        key, mean = self.query_norm(query, key, self.num_heads)
+        similarity = scores(query, key, self.num_heads) - mean
         if self.num_heads == 1:
-            return (query @ key.transpose(1, 2) + word_bias.unsqueeze(1)).softmax(dim=-1)
-        query, key = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (query, key))
-        attention = (query @ key.transpose(2, 3) + word_bias[:, None, None]).softmax(dim=-1)
-        return attention.transpose(1, 2).flatten(2)
+            return (similarity + word_bias.unsqueeze(1)).softmax(dim=-1)
+        return (similarity + word_bias[:, None, None]).softmax(dim=-1).transpose(1, 2).flatten(2)
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, word_bias: Tensor) -> Tensor:
         vis, query = self.vis_query(x).split(self.channels, dim=-1)
-        query, key = self.query_norm(query, key)
-        attention = self._attend(query, key, word_bias)
-        centred, value = self.word_norm(attention, value)
+        centred, value = self.word_norm(self._attend(query, key, word_bias), value)
         return F.gelu(self.mix(F.gelu(vis) * (centred @ value)))
