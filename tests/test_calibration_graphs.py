@@ -254,6 +254,23 @@ class TestHalf:
         assert find_islands(model, {**ranges, "m": (-9.0, 9.0)}).keys() == {"bias/Mul"}
         assert find_islands(model, {**ranges, "m": (-9e3, 9.0)}).keys() >= {"scores/MatMul", "scores/Softmax"}
 
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_a_norm_of_a_norm_reads_what_is_stored_in_16_bits_anyway(self, shared: bool) -> None:
+        nodes = [
+            helper.make_node("LayerNormalization", ["x", "w", "b"], ["n"], name="first/LayerNormalization"),
+            helper.make_node("LayerNormalization", ["n", "w", "b"], ["m"], name="second/LayerNormalization"),
+            helper.make_node("Add", ["n" if shared else "m", "m"], ["y"], name="block/Add"),
+        ]
+        model = build(nodes, [4, 8], {"y": [4, 8]}, w=np.full(8, 3, np.float32), b=np.ones(8, np.float32))
+        to_half(model, find_islands(model, {}))
+        named = {node.name: node for node in model.graph}
+        source = named["second/LayerNormalization"].inputs[0]
+        assert source.dtype == ir.DataType.FLOAT
+        stored = source.producer().inputs[0]
+        assert (stored is named["block/Add"].inputs[0]) == shared
+        assert (stored.dtype == ir.DataType.FLOAT16) == shared
+        assert sum(node.op_type == "Cast" and node.inputs[0].name == "n" for node in model.graph) == shared
+
     @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
     def test_tensors_and_weights_too_small_for_fp16_stay_fp32(self) -> None:
         tiny = overflowing(2.0**-20)

@@ -144,7 +144,7 @@ def _attend_in_slots(
     slots_first = batch == 1 and heads > 1
     rows = (pixels.T if slots_first else pixels).ravel()
     places = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]  # the row of each pixel
-    chain = _Chain(graph, product, f"{str(product.name).removesuffix('.proj/MatMul')}.slots")
+    chain = _Chain(graph, product, str(product.name).removesuffix(".proj/MatMul"))
     turned = chain.transpose(attended, [0, 3, 1, 2, 4] if slots_first else [0, 1, 3, 2, 4])
     in_slots = chain.reshape(turned, [slots * windows, heads * width])
     _take_name(in_slots, merged.outputs[0])
@@ -186,8 +186,7 @@ def _pack_windows(
     windows, slots = packed.pixels.shape
     prefix = f"{str(values.name).removesuffix('/MatMul_2')}.packed"
     chain, closing = _Chain(graph, scores, prefix), _Chain(graph, softmax, f"{prefix}.mask")
-    rows = _source(_source(scores)).inputs[0]
-    assert rows is not None
+    rows = _input(_source(_source(scores)))
     head, row = np.arange(heads)[:, None], np.where(packed.pixels < 0, len(window), packed.pixels)[:, None]
     for part, (reader, place) in enumerate(((scores, 0), (scores, 1), (values, 1))):
         index = ((row * 3 + part) * heads + head).ravel()
@@ -199,13 +198,14 @@ def _pack_windows(
         reader.replace_input_with(place, operand)
     biased.replace_input_with(1, chain.constant(packed.bias))
     assert packed.mask is not None
-    closed = masks.get(packed.mask.tobytes()) or closing.constant(packed.mask)
-    masks[packed.mask.tobytes()] = closed
+    key = packed.mask.tobytes()
+    if key not in masks:
+        masks[key] = closing.constant(packed.mask)
     shape = [batch, windows, heads, slots, slots]
     if mask is None:
-        softmax.replace_input_with(0, closing.add("Add", [biased.outputs[0], closed], shape))
+        softmax.replace_input_with(0, closing.add("Add", [biased.outputs[0], masks[key]], shape))
     else:
-        summed.replace_input_with(1, closed)
+        summed.replace_input_with(1, masks[key])
     for node in (scores, biased, summed, softmax):
         node.outputs[0].shape = ir.Shape(shape)
     values.outputs[0].shape = ir.Shape([*shape[:-1], width])
