@@ -32,7 +32,8 @@ class QueryNorm(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
         mean = query.mean(dim=1, keepdim=True)
-        variance = (query - mean).square().mean(dim=1, keepdim=True)
+        centred = query - mean
+        variance = (centred * centred).mean(dim=1, keepdim=True)
         key = key * torch.rsqrt(variance + EPS)
         return key, scores(mean, key, num_heads)
 
