@@ -130,11 +130,9 @@ def to_half(model: ir.Model, islands: Mapping[str, str], low: ir.DataType = HALF
             for i, value in enumerate(node.inputs):
                 if value is None or not is_float(value):
                     continue
-                source = value
-                if node.op_type == "LayerNormalization" and value.dtype == FLOAT:
-                    readers = (reader for reader, _ in value.uses())
-                    if low in (_type_of(reader, islands, low) for reader in readers):
-                        source = cast(value, low)  # stored once, in 16 bits, as what other norms read
+                # A norm reads 16 bits if another node does: one tensor in memory, and not two.
+                stored = node.op_type == "LayerNormalization" and wanted == FLOAT and _read_in(low, value, islands)
+                source = cast(value, low) if stored else value
                 if source.dtype != wanted:
                     node.replace_input_with(i, cast(source, wanted))
         for value in node.outputs:
@@ -156,6 +154,11 @@ def _type_of(node: ir.Node, islands: Mapping[str, str], low: ir.DataType) -> ir.
     source = node.inputs[0]
     moves = node.op_type in MOVEMENT and source is not None and source.const_value is None
     return FLOAT if moves and source is not None and source.dtype != low else low
+
+
+def _read_in(low: ir.DataType, value: ir.Value, islands: Mapping[str, str]) -> bool:
+    """Whether a FP32 value is cast to type `low` for a node that reads it."""
+    return value.dtype == FLOAT and low in (_type_of(reader, islands, low) for reader, _ in value.uses())
 
 
 def _cast(graph: ir.Graph, value: ir.Value, wanted: ir.DataType) -> ir.Value:

@@ -271,6 +271,14 @@ class TestHalf:
         assert (stored.dtype == ir.DataType.FLOAT16) == shared
         assert sum(node.op_type == "Cast" and node.inputs[0].name == "n" for node in model.graph) == shared
 
+    def test_a_norm_that_is_no_island_has_one_type(self) -> None:
+        node = helper.make_node("LayerNormalization", ["x", "w", "b"], ["n"], name="norm")
+        last = helper.make_node("LayerNormalization", ["n", "w", "b"], ["y"], name="last")
+        model = build([node, last], [4, 8], {"y": [4, 8]}, w=np.full(8, 3, np.float32), b=np.ones(8, np.float32))
+        to_half(model, {})
+        for norm in (node for node in model.graph if node.op_type == "LayerNormalization"):
+            assert {value.dtype for value in (*norm.inputs, *norm.outputs)} == {ir.DataType.FLOAT16}
+
     @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
     def test_tensors_and_weights_too_small_for_fp16_stay_fp32(self) -> None:
         tiny = overflowing(2.0**-20)

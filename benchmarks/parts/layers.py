@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ...calibration.observers import Session, expose_outputs, observed_tensors
 from ...data.metrics import relative_error
 from ...errors import BackendError, reason_of
 from ...export.edits import LOW_NAMES, MOVEMENT
+from ...export.rewrites.gpu import is_laid_out, lay_out_for_gpu
 from ..timing.result import LayerError
 
 Array = npt.NDArray[Any]
@@ -43,6 +45,8 @@ def compare_layers(
         BackendError: a graph cannot run on `feeds`, or the two share no tensor.
     """
     reference, other = ir.load(reference_onnx), ir.load(other_onnx)
+    if is_laid_out(other):
+        lay_out_for_gpu(reference)  # rows are in the same order then
     precision = _precision(other)
     emulate_half(other)
     shared = _shared(reference, other)
@@ -112,10 +116,7 @@ def _precision(model: ir.Model) -> str:
 
 
 def _shared(reference: ir.Model, other: ir.Model) -> dict[str, str]:
-    """The tensors to compare, in the reference's order, and what each is called in the other graph.
-
-    Rows in another order, as in graphs laid out for GPUs, are not comparable.
-    """
+    """The tensors to compare, in the reference's order, and what each is called in the other graph."""
     known = {str(value.name): str(value.shape) for node in other.graph for value in node.outputs}
     shapes = {str(value.name): str(value.shape) for node in reference.graph for value in node.outputs}
     skipped = _smoothed(other)
@@ -129,11 +130,14 @@ def _shared(reference: ir.Model, other: ir.Model) -> dict[str, str]:
 
 
 def _smoothed(model: ir.Model) -> set[str]:
-    """What stands between a LayerNorm that smoothing scaled and the product whose weights make up for it."""
+    """What stands between a LayerNorm that smoothing scaled and the product whose weights make up for it.
+
+    A norm that carries biases, in a graph laid out for GPUs, has other factors if it was smoothed before.
+    """
     smoothed: set[ir.Value] = set()
     for node in model.graph:
         scaled = node.op_type == "LayerNormalization" and any(
-            value is not None and value.const_value is not None and ".smoothed" in str(value.name)
+            value is not None and value.const_value is not None and re.search(r"\.(smoothed|slots/)", str(value.name))
             for value in node.inputs
         )
         if scaled or (node.op_type in {*MOVEMENT, "Pad", "Cast"} and node.inputs[0] in smoothed):

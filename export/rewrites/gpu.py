@@ -16,6 +16,7 @@ On a CPU, products beat gathers: graphs in FP32 stay as they are. Nothing here n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -59,6 +60,11 @@ def lay_out_for_gpu(model: ir.Model) -> None:
             _sum_moments(model.graph, node)
     RemoveUnusedNodesPass()(model)
     model.meta[_ORIGINS] = origins
+
+
+def is_laid_out(model: ir.Model) -> bool:
+    """Whether this was done to a graph."""
+    return any(re.search(r"\.gpu\d*$", node.name or "") for node in model.graph)
 
 
 def known_ranges(model: ir.Model, ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
