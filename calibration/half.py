@@ -130,9 +130,8 @@ def to_half(model: ir.Model, islands: Mapping[str, str], low: ir.DataType = HALF
             for i, value in enumerate(node.inputs):
                 if value is None or not is_float(value):
                     continue
-                # A norm reads 16 bits if another node does: one tensor in memory, and not two.
-                stored = node.op_type == "LayerNormalization" and wanted == FLOAT and _read_in(low, value, islands)
-                source = cast(value, low) if stored else value
+                # One tensor in memory and not two; and what cancels between both readers does so to the last digit.
+                source = cast(value, low) if wanted == FLOAT and _is_stored(value, islands, low) else value
                 if source.dtype != wanted:
                     node.replace_input_with(i, cast(source, wanted))
         for value in node.outputs:
@@ -156,9 +155,10 @@ def _type_of(node: ir.Node, islands: Mapping[str, str], low: ir.DataType) -> ir.
     return FLOAT if moves and source is not None and source.dtype != low else low
 
 
-def _read_in(low: ir.DataType, value: ir.Value, islands: Mapping[str, str]) -> bool:
-    """Whether a FP32 value is cast to type `low` for a node that reads it."""
-    return value.dtype == FLOAT and low in (_type_of(reader, islands, low) for reader, _ in value.uses())
+def _is_stored(value: ir.Value, islands: Mapping[str, str], low: ir.DataType) -> bool:
+    """Whether what a node made in FP32 is stored in type `low` too, for another node that reads it."""
+    made = value.producer() is not None and value.dtype == FLOAT
+    return made and low in (_type_of(reader, islands, low) for reader, _ in value.uses())
 
 
 def _cast(graph: ir.Graph, value: ir.Value, wanted: ir.DataType) -> ir.Value:

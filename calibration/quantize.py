@@ -237,9 +237,10 @@ def half_graph(
 ) -> tuple[ir.Model, dict[str, str]]:
     """A graph in 16 bits, and its islands of FP32 with their reasons."""
     model, low = load_graph(bundle, role), LOW[precision]
+    ranges = calibration.ranges[role]
     if role == "segmenter":
-        lay_out_for_gpu(model)
-    islands = find_islands(model, known_ranges(model, calibration.ranges[role]), low)
+        lay_out_for_gpu(model, ranges)
+    islands = find_islands(model, known_ranges(model, ranges), low)
     to_half(model, islands, low)
     return model, islands
 
@@ -352,7 +353,7 @@ def smoothed_graph(
     model = load_graph(bundle, "segmenter")
     apply_smoothing(model, calibration.channels, calibration.strengths)
     if rest == "fp16":
-        lay_out_for_gpu(model)
+        lay_out_for_gpu(model, calibration.ranges["segmenter"])
     return model, known_ranges(model, {**calibration.ranges["segmenter"], **ranges})
 
 

@@ -64,7 +64,7 @@ def simplify(model: ir.Model) -> None:
         before = model.graph.num_nodes()
         with _quiet():
             onnxscript.optimizer.fold_constants(
-                model, onnx_shape_inference=True, input_size_limit=1 << 22, output_size_limit=1 << 24
+                model, onnx_shape_inference=True, input_size_limit=1 << 24, output_size_limit=1 << 24
             )
             passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
             passes.CommonSubexpressionEliminationPass()(model)

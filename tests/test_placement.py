@@ -120,8 +120,9 @@ class TestAccuracyControl:
             model = quantized_graph(bundle, calibration, kept, ranges, rest)
             written = evaluator.evaluate(model, fused=rest == "fp32")
             assert figures.sentences == written.sentences == 8
-            # One of the 20,000 values of a stage that falls to the other side of a step moves the error by 2 %.
-            assert figures.relative_error == pytest.approx(written.relative_error, rel=0.03)
+            # The layout for GPUs rounds otherwise: one value of a stage that falls to the other side of a step is 2 %.
+            tolerance = 0.03 if rest == "fp16" else 0.01
+            assert figures.relative_error == pytest.approx(written.relative_error, rel=tolerance)
             assert figures.relative_error > 1e-4
 
     def test_figures_of_fewer_cases_are_those_of_the_cases(

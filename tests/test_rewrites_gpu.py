@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from lavt_edge.benchmarks.parts.layers import compare_layers
-from lavt_edge.calibration.half import find_islands, to_half
+from lavt_edge.calibration.half import emulate_half, find_islands, to_half
 from lavt_edge.calibration.products import find_products
 from lavt_edge.calibration.qdq import operands
 from lavt_edge.export.edits import array_of, is_float, node_names
@@ -211,6 +211,29 @@ def test_a_channel_that_a_norm_leaves_out_makes_no_weight_large() -> None:
     assert np.abs(rows).max() < 2.5 * np.abs(weight).max()
 
 
+@pytest.mark.parametrize("factor", [1.0, 3e3, 1e5])
+def test_scores_that_are_far_apart_stay_right_in_16_bits(factor: float, export: Export) -> None:
+    """Up to 14,000 and past FP16's largest number: more than the mask takes."""
+    size, block = (120, 120), "stage1.block0.attn"
+    config, path = export(size)
+    plain = ir.load(path)
+    weight = plain.graph.initializers[f"{block}.qkv.weight"]
+    scale = np.ones(144, np.float32)
+    scale[:96] = np.sqrt(factor)  # queries and keys
+    weight.const_value = ir.tensor(array_of(weight) * scale, name=weight.name)
+    names = [str(value.name) for node in plain.graph for value in node.outputs if is_float(value)]
+    model, feed = plain.clone(), random_feed(config, size, 1)
+    truth = run_graph(ir.to_proto(plain), feed)["logits"]
+    ranges = {name: (float(a.min()), float(a.max())) for name, a in outputs(plain, names, feed).items()}
+    lay_out_for_gpu(model, ranges)
+    packed = list(node_names(model)[f"{block}/MatMul"].outputs[0].shape)[1] == 6
+    assert packed == (factor == 1)
+    to_half(model, find_islands(model, known_ranges(model, ranges)))
+    emulate_half(model)
+    found = run_graph(ir.to_proto(model), feed)["logits"]
+    assert np.linalg.norm(found - truth) < 0.05 * np.linalg.norm(truth)
+
+
 @pytest.mark.parametrize("size", [(76, 52), (120, 120)], ids=str)
 def test_known_ranges_bound_what_is_new_and_what_it_was(size: tuple[int, int], export: Export) -> None:
     config, path = export(size)
@@ -229,6 +252,7 @@ def test_known_ranges_bound_what_is_new_and_what_it_was(size: tuple[int, int], e
     new |= {name for name in after if re.search(r"\.attn\.qkv/MatMul(_\d)?$", name)}
     assert len(new) == {76: 3 + 3 * 6 + 6, 120: 3 + 3 * 4 + 8}[size[0]]
     assert known.keys() >= new | products
+    assert known.keys() >= {str(node.inputs[0].name) for name, node in nodes.items() if name.endswith("attn/Softmax")}
     found = outputs(model, [name for name in after if name in known], feed)
     for name, values in found.items():
         low, high = known[name]

@@ -26,7 +26,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..edits import array_of, constant, insert_after, new_output
-from .packing import Windows, pack_windows
+from .packing import CLOSED, MOST_SPREAD, Windows, pack_windows
 
 Array = npt.NDArray[Any]
 
@@ -43,9 +43,10 @@ class Origin(NamedTuple):
     moved: float = 0.0
 
 
-def lay_out_for_gpu(model: ir.Model) -> None:
+def lay_out_for_gpu(model: ir.Model, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
     """Rewrites an image graph that `lavt-export onnx` wrote, in place. Nodes and tensors that stay keep their names.
 
+    `ranges` are those of its tensors on calibration data: windows whose scores are far apart are not packed.
     `known_ranges` then gives the ranges of tensors that are new or have other values than before.
     """
     origins: dict[str, Origin] = {}
@@ -53,7 +54,7 @@ def lay_out_for_gpu(model: ir.Model) -> None:
     for node in list(model.graph):
         name = node.name or ""
         if name.endswith(".attn.proj/MatMul"):
-            _attend_in_slots(model.graph, node, origins, masks)
+            _attend_in_slots(model.graph, node, ranges or {}, origins, masks)
         elif name.endswith(".upsampled/MatMul_4"):
             _sum_taps(model.graph, node, origins)
         elif name.endswith(".pwam.word_norm/MatMul_2"):
@@ -133,7 +134,11 @@ def _source(node: ir.Node, i: int = 0) -> ir.Node:
 
 
 def _attend_in_slots(
-    graph: ir.Graph, product: ir.Node, origins: dict[str, Origin], masks: dict[bytes, ir.Value]
+    graph: ir.Graph,
+    product: ir.Node,
+    ranges: Mapping[str, tuple[float, float]],
+    origins: dict[str, Origin],
+    masks: dict[bytes, ir.Value],
 ) -> None:
     """The gathers of a block's windows outside of its projections; `product` is the output projection.
 
@@ -145,7 +150,7 @@ def _attend_in_slots(
     gather = _source(merged)
     values = _source(_source(gather))
     attended = values.outputs[0]
-    pixels = _pack_windows(graph, values, array_of(gather.inputs[1]), origins, masks)
+    pixels = _pack_windows(graph, values, array_of(gather.inputs[1]), ranges, origins, masks)
     batch, windows, heads, slots, width = _shape(attended)
     slots_first = batch == 1 and heads > 1
     rows = (pixels.T if slots_first else pixels).ravel()
@@ -167,7 +172,12 @@ def _attend_in_slots(
 
 
 def _pack_windows(
-    graph: ir.Graph, values: ir.Node, back: Array, origins: dict[str, Origin], masks: dict[bytes, ir.Value]
+    graph: ir.Graph,
+    values: ir.Node,
+    back: Array,
+    ranges: Mapping[str, tuple[float, float]],
+    origins: dict[str, Origin],
+    masks: dict[bytes, ir.Value],
 ) -> Array:
     """A block's windows in fewer, if that moves fewer numbers. Returns the pixel in each slot (nW,S), -1 in padding.
 
@@ -183,6 +193,9 @@ def _pack_windows(
     summed = _source(softmax)
     biased = summed if _source(summed).op_type == "MatMul" else _source(summed)
     scores = _source(biased)
+    low, high = ranges.get(str(scores.outputs[0].name), (0.0, 0.0))
+    if high - low > MOST_SPREAD:
+        return pixels
     mask = None if biased is summed else array_of(summed.inputs[1])
     given = Windows(pixels, array_of(biased.inputs[1]), mask)
     packed = pack_windows(given)
@@ -215,8 +228,9 @@ def _pack_windows(
     for node in (scores, biased, summed, softmax):
         node.outputs[0].shape = ir.Shape(shape)
     values.outputs[0].shape = ir.Shape([*shape[:-1], width])
-    for name in {str(node.outputs[0].name) for node in (biased, summed)}:
-        origins[name] = Origin((name,), float(np.abs(packed.bias).max()))
+    name, farthest = str(biased.outputs[0].name), float(np.abs(packed.bias).max())
+    origins[name] = Origin((name,), farthest)
+    origins[str(_input(softmax).name)] = Origin((name,), farthest - CLOSED)
     return packed.pixels
 
 

@@ -18,8 +18,10 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# What takes all weight, forty times the -100 of Swin's own mask. FP16 holds it with room to spare.
+# What takes all weight, forty times the -100 of Swin's own mask. FP16 holds it with room to spare. Where scores are
+# known to be farther apart than MOST_SPREAD, windows stay as they are; pairs of different windows may have others.
 CLOSED = -4096.0
+MOST_SPREAD = -CLOSED / 4
 # How often a block reads or writes a row of its windows: the norm, queries, keys, values, what attention makes of them,
 # and the projection of that.
 _PASSES = 12
@@ -40,6 +42,8 @@ class Windows(NamedTuple):
 def pack_windows(windows: Windows) -> Windows:
     """The same attention between pixels, in as few windows as a greedy search finds."""
     pixels, bias, mask = windows
+    if (pixels >= 0).all():
+        return windows
     slots = pixels.shape[1]
     if mask is None:
         mask = np.zeros((len(pixels), 1, slots, slots), bias.dtype)
