@@ -43,24 +43,32 @@ class Origin(NamedTuple):
     moved: float = 0.0
 
 
+class _Layout(NamedTuple):
+    """A graph that is laid out, the known ranges of its tensors, and what its rewrites leave for others."""
+
+    graph: ir.Graph
+    ranges: Mapping[str, tuple[float, float]]
+    origins: dict[str, Origin]
+    masks: dict[bytes, ir.Value]  # blocks that are shifted alike share theirs
+
+
 def lay_out_for_gpu(model: ir.Model, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
     """Rewrites an image graph that `lavt-export onnx` wrote, in place. Nodes and tensors that stay keep their names.
 
     `ranges` are those of its tensors on calibration data: windows whose scores are far apart are not packed.
     `known_ranges` then gives the ranges of tensors that are new or have other values than before.
     """
-    origins: dict[str, Origin] = {}
-    masks: dict[bytes, ir.Value] = {}
+    layout = _Layout(model.graph, ranges or {}, {}, {})
     for node in list(model.graph):
         name = node.name or ""
         if name.endswith(".attn.proj/MatMul"):
-            _attend_in_slots(model.graph, node, ranges or {}, origins, masks)
+            _attend_in_slots(layout, node)
         elif name.endswith(".upsampled/MatMul_4"):
-            _sum_taps(model.graph, node, origins)
+            _sum_taps(layout, node)
         elif name.endswith(".pwam.word_norm/MatMul_2"):
             _sum_moments(model.graph, node)
     RemoveUnusedNodesPass()(model)
-    model.meta[_ORIGINS] = origins
+    model.meta[_ORIGINS] = layout.origins
 
 
 def is_laid_out(model: ir.Model) -> bool:
@@ -133,13 +141,7 @@ def _source(node: ir.Node, i: int = 0) -> ir.Node:
     return producer
 
 
-def _attend_in_slots(
-    graph: ir.Graph,
-    product: ir.Node,
-    ranges: Mapping[str, tuple[float, float]],
-    origins: dict[str, Origin],
-    masks: dict[bytes, ir.Value],
-) -> None:
+def _attend_in_slots(layout: _Layout, product: ir.Node) -> None:
     """The gathers of a block's windows outside of its projections; `product` is the output projection.
 
     The gather back to pixels goes behind it: attended (B,nW,h,S,d) -> projection (B,S*nW,C) -> (B,N,C). Rows are in the
@@ -150,12 +152,12 @@ def _attend_in_slots(
     gather = _source(merged)
     values = _source(_source(gather))
     attended = values.outputs[0]
-    pixels = _pack_windows(graph, values, array_of(gather.inputs[1]), ranges, origins, masks)
+    pixels = _pack_windows(layout, values, array_of(gather.inputs[1]))
     batch, windows, heads, slots, width = _shape(attended)
     slots_first = batch == 1 and heads > 1
     rows = (pixels.T if slots_first else pixels).ravel()
     places = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]  # the row of each pixel
-    chain = _Chain(graph, product, str(product.name).removesuffix(".proj/MatMul"))
+    chain = _Chain(layout.graph, product, str(product.name).removesuffix(".proj/MatMul"))
     turned = chain.transpose(attended, [0, 3, 1, 2, 4] if slots_first else [0, 1, 3, 2, 4])
     in_slots = chain.reshape(turned, [slots * windows, heads * width])
     _take_name(in_slots, merged.outputs[0])
@@ -166,19 +168,12 @@ def _attend_in_slots(
     ((residual, _),) = bias.outputs[0].uses()
     result = bias.outputs[0]
     worth = slots_first and len(rows) <= _MOST_SLOTS * len(places)
-    if worth and _project_slots(graph, values, rows, origins):
+    if worth and _project_slots(layout, values, rows):
         (result,) = (reader.outputs[0] for reader, _ in residual.outputs[0].uses() if reader.op_type == "Add")
-    _gather_rows(graph, result, places, f"{result.name}.pixels", list(result.uses()))
+    _gather_rows(layout.graph, result, places, f"{result.name}.pixels", list(result.uses()))
 
 
-def _pack_windows(
-    graph: ir.Graph,
-    values: ir.Node,
-    back: Array,
-    ranges: Mapping[str, tuple[float, float]],
-    origins: dict[str, Origin],
-    masks: dict[bytes, ir.Value],
-) -> Array:
+def _pack_windows(layout: _Layout, values: ir.Node, back: Array) -> Array:
     """A block's windows in fewer, if that moves fewer numbers. Returns the pixel in each slot (nW,S), -1 in padding.
 
     `values` is attention times values; `back` has the row (window, head, slot) of each pixel and head. The ranges known
@@ -193,7 +188,7 @@ def _pack_windows(
     summed = _source(softmax)
     biased = summed if _source(summed).op_type == "MatMul" else _source(summed)
     scores = _source(biased)
-    low, high = ranges.get(str(scores.outputs[0].name), (0.0, 0.0))
+    low, high = layout.ranges.get(str(scores.outputs[0].name), (0.0, 0.0))
     if high - low > MOST_SPREAD:
         return pixels
     mask = None if biased is summed else array_of(summed.inputs[1])
@@ -204,7 +199,7 @@ def _pack_windows(
 
     windows, slots = packed.pixels.shape
     prefix = f"{str(values.name).removesuffix('/MatMul_2')}.packed"
-    chain, closing = _Chain(graph, scores, prefix), _Chain(graph, softmax, f"{prefix}.mask")
+    chain, closing = _Chain(layout.graph, scores, prefix), _Chain(layout.graph, softmax, f"{prefix}.mask")
     rows = _input(_source(_source(scores)))
     head, row = np.arange(heads)[:, None], np.where(packed.pixels < 0, len(window), packed.pixels)[:, None]
     for part, (reader, place) in enumerate(((scores, 0), (scores, 1), (values, 1))):
@@ -218,28 +213,29 @@ def _pack_windows(
     biased.replace_input_with(1, chain.constant(packed.bias))
     assert packed.mask is not None
     key = packed.mask.tobytes()
-    if key not in masks:
-        masks[key] = closing.constant(packed.mask)
+    closed = layout.masks.get(key) or closing.constant(packed.mask)
+    layout.masks[key] = closed
     shape = [batch, windows, heads, slots, slots]
     if mask is None:
-        softmax.replace_input_with(0, closing.add("Add", [biased.outputs[0], masks[key]], shape))
+        softmax.replace_input_with(0, closing.add("Add", [biased.outputs[0], closed], shape))
     else:
-        summed.replace_input_with(1, masks[key])
+        summed.replace_input_with(1, closed)
     for node in (scores, biased, summed, softmax):
         node.outputs[0].shape = ir.Shape(shape)
     values.outputs[0].shape = ir.Shape([*shape[:-1], width])
     name, farthest = str(biased.outputs[0].name), float(np.abs(packed.bias).max())
-    origins[name] = Origin((name,), farthest)
-    origins[str(_input(softmax).name)] = Origin((name,), farthest - CLOSED)
+    layout.origins[name] = Origin((name,), farthest)
+    layout.origins[str(_input(softmax).name)] = Origin((name,), farthest - CLOSED)
     return packed.pixels
 
 
-def _project_slots(graph: ir.Graph, values: ir.Node, rows: Array, origins: dict[str, Origin]) -> bool:
+def _project_slots(layout: _Layout, values: ir.Node, rows: Array) -> bool:
     """norm (B,N,C) -> qkv -> gathers  becomes  gather (B,S*nW,C) -> norm -> one product for each of q, k and v.
 
     `values` is attention times values, `rows` are the slots' pixels, -1 in padding. Without padding, all rows of a
     stage's first block can be in this order: what is before the block puts them out so, and the result is True.
     """
+    graph, _, origins, _ = layout
     batch, windows, heads, slots, width = _shape(values.outputs[0])
     scores = _nearest(_source(values), "MatMul")
     bias = _nearest(_source(scores, 1), "Add")
@@ -335,7 +331,7 @@ def _gather_rows(
         reader.replace_input_with(i, gathered)
 
 
-def _sum_taps(graph: ir.Graph, rows: ir.Node, origins: dict[str, Origin]) -> None:
+def _sum_taps(layout: _Layout, rows: ir.Node) -> None:
     """rows @ concat of (columns @ taps), matrices with few numbers a row, as weighted sums of what they select.
 
     The taps, three products of one input, become one: compilers merge them anyway, and copy its parts apart again.
@@ -349,15 +345,15 @@ def _sum_taps(graph: ir.Graph, rows: ir.Node, origins: dict[str, Origin]) -> Non
     result, x = last.outputs[0], products[0].inputs[0]
     assert x is not None
     prefix = str(rows.name).rpartition("/")[0]
-    chain = _Chain(graph, products[0], prefix)
-    weights = constant(graph, f"{prefix}.taps.weight", np.stack([array_of(node.inputs[1]) for node in products]))
+    chain = _Chain(layout.graph, products[0], prefix)
+    weights = constant(layout.graph, f"{prefix}.taps.weight", np.stack([array_of(node.inputs[1]) for node in products]))
     batch, pixels, _ = _shape(x)
     lifted = chain.unsqueeze(x, 1)
     _take_name(lifted, x)
-    origins[str(x.name)] = Origin((str(lifted.name),))
+    layout.origins[str(x.name)] = Origin((str(lifted.name),))
     shape = [batch, 3, pixels, _shape(weights)[-1]]
     taps = chain.add("MatMul", [lifted, weights], shape, name=f"{prefix}.taps/MatMul")
-    origins[str(taps.name)] = Origin(tuple(str(node.outputs[0].name) for node in products))
+    layout.origins[str(taps.name)] = Origin(tuple(str(node.outputs[0].name) for node in products))
     matrices = [array_of(node.inputs[0]) for node in (rows, columns[0])]
     value = chain.reshape(taps, [matrices[0].shape[1], matrices[1].shape[1], _shape(result)[-1]])
     for axis, matrix in enumerate(matrices, start=1):
