@@ -271,6 +271,24 @@ class TestHalf:
         assert (stored.dtype == ir.DataType.FLOAT16) == shared
         assert sum(node.op_type == "Cast" and node.inputs[0].name == "n" for node in model.graph) == shared
 
+    def test_an_island_reads_what_is_stored_in_16_bits_and_constants_as_they_are(self) -> None:
+        """What cancels between the scores of queries and of their mean must be of the same keys."""
+        nodes = [
+            helper.make_node("Mul", ["x", "w"], ["k"], name="stage0.pwam.query_norm/Mul"),
+            helper.make_node("MatMul", ["x", "k"], ["m"], name="stage0.pwam.query_norm/MatMul"),
+            helper.make_node("MatMul", ["x", "k"], ["s"], name="stage0.pwam/MatMul"),
+            helper.make_node("Mul", ["s", "w"], ["t"], name="stage0.pwam/Mul"),
+            helper.make_node("Sub", ["t", "m"], ["y"], name="stage0.pwam/Sub"),
+        ]
+        model = build(nodes, [8, 8], {"y": [8, 8]}, w=np.full(8, 1.0001, np.float32))
+        to_half(model, find_islands(model, {}))
+        named = {node.name: node for node in model.graph}
+        back = named["stage0.pwam.query_norm/MatMul"].inputs[1]
+        assert back.dtype == ir.DataType.FLOAT
+        assert back.producer().inputs[0] is named["stage0.pwam/MatMul"].inputs[1]
+        weight = named["stage0.pwam.query_norm/Mul"].inputs[1].const_value.numpy()
+        assert (weight == np.float32(1.0001)).all()  # FP16 has 1.0
+
     def test_a_norm_that_is_no_island_has_one_type(self) -> None:
         node = helper.make_node("LayerNormalization", ["x", "w", "b"], ["n"], name="norm")
         last = helper.make_node("LayerNormalization", ["n", "w", "b"], ["y"], name="last")

@@ -27,7 +27,7 @@ from lavt_edge.tests.test_rewrites import small_lavt
 
 # Grids that are divisible by the window and that are not, odd ones, and several PWAM heads.
 HEADS = (1, 2, 4, 8)
-CASES = [((64, 96), (1, 1, 1, 1), 2), ((76, 52), HEADS, None)]
+CASES = [((64, 96), (1, 1, 1, 1), 2), ((76, 52), HEADS, None), ((112, 112), (1, 1, 1, 1), None)]
 # For one image windows may be gathered ahead of norms.
 CASES += [((76, 52), HEADS, 1), ((112, 112), (1, 1, 1, 1), 1), ((110, 110), HEADS, 1)]
 # Windows that hold padding are packed: in stages 0 and 1 grids of 30x30 and 15x15.
