@@ -235,7 +235,7 @@ def _project_slots(layout: _Layout, values: ir.Node, rows: Array) -> bool:
     `values` is attention times values, `rows` are the slots' pixels, -1 in padding. Without padding, all rows of a
     stage's first block can be in this order: what is before the block puts them out so, and the result is True.
     """
-    graph, _, origins, _ = layout
+    graph, origins = layout.graph, layout.origins
     batch, windows, heads, slots, width = _shape(values.outputs[0])
     scores = _nearest(_source(values), "MatMul")
     bias = _nearest(_source(scores, 1), "Add")
