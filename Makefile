@@ -16,9 +16,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.commands.demo demo-output
 
-# Three workers keep two cores busy: many tests wait for a server or a process.
+# Four workers keep two cores busy: many tests wait for a server or a process.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --hypothesis-seed 0
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --hypothesis-seed 0
 
 stress: $(VENV)/.installed
 	$(BIN)/python -m lavt_edge.tests.stress.run_all --output stress.json

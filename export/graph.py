@@ -14,7 +14,9 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
+import onnxscript.rewriter
 import torch
+from onnxscript.rewriter.rules.common import transpose_transpose_rule, unsqueeze_unsqueeze_rule
 from torch import Tensor, nn
 
 from ..errors import ExportError
@@ -22,6 +24,8 @@ from .edits import constant
 
 OPSET = 20
 
+# Those of onnxscript's rules that find something; to try all at every node is a tenth and more of an export's time.
+_RULES = (transpose_transpose_rule, unsqueeze_unsqueeze_rule)
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -44,13 +48,16 @@ def export_graph(
             tuple(inputs.values()),
             dynamo=True,
             verbose=False,
+            optimize=False,
             opset_version=opset,
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=tuple({0: batch} for _ in inputs) if dynamic_batch else None,
         )
-    assert program is not None
-    model = program.model
+        assert program is not None
+        model = program.model
+        onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)  # which finds the shapes as well
+        onnxscript.rewriter.rewrite(model, _RULES)
     _constant_reshapes(model)
     simplify(model)
     _refuse_dynamic(model)

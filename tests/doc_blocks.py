@@ -174,7 +174,7 @@ def reduced(line: str) -> str:
         recipe = ["make", "-n", "-s", "-o", ".venv/.installed", f"BIN={Path(sys.executable).parent}", target]
         line = subprocess.run(recipe, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
         if target == "test":  # which would be this test; that the command finds tests shows in a short file
-            line = f"{line} {ROOT}/tests/test_runtime_overlay.py --rootdir {ROOT} -c {ROOT}/pyproject.toml"
+            line = f"{line} {ROOT}/tests/test_runtime_result.py --rootdir {ROOT} -c {ROOT}/pyproject.toml"
     # A peer that needs no export; tests/test_bench_measure.py measures onnx-plain.
     line = line.replace("--against onnx-plain", "--against demo-bundle")
     for module, code in _SHORTER.items():

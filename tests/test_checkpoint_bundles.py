@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,13 +14,17 @@ from typing import Any
 import pytest
 import torch
 from lavt_edge import cli
+from lavt_edge._base.progress import Report
 from lavt_edge._base.records import to_plain
 from lavt_edge.benchmarks.evaluation.reference import load_reference
 from lavt_edge.errors import CheckpointError
+from lavt_edge.export import ExportOptions, bundle
 from lavt_edge.export.source import open_source, peer_source
+from lavt_edge.reference import LAVT
 from lavt_edge.reference.config import TextConfig
 from lavt_edge.reference.words import read_vocabulary, words_tokenizer
 from lavt_edge.runtime.bundle import open_bundle
+from lavt_edge.runtime.manifest import FileEntry
 from lavt_edge.tests.checkpoint_forms import (
     BERT,
     NO_BERT,
@@ -66,6 +72,25 @@ def export(
     return run
 
 
+@pytest.fixture
+def graphs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of equal configuration and weights are exported once; those of `lavt_one` each time they are asked for."""
+    export_graphs, made = bundle._export_graphs, dict[object, tuple[Path, dict[str, FileEntry]]]()
+
+    def graphs_of(model: LAVT, folder: Path, options: ExportOptions, report: Report) -> dict[str, FileEntry]:
+        weights = b"".join(name.encode() + value.numpy().tobytes() for name, value in model.state_dict().items())
+        key = (model.config, options, hashlib.sha256(weights).digest())
+        if key not in made or model.config.variant == "lavt_one":
+            made[key] = tmp_path / f"graphs{len(made)}", export_graphs(model, folder, options, report)
+            shutil.copytree(folder, made[key][0], dirs_exist_ok=True)
+        kept, entries = made[key]
+        for name in entries:
+            shutil.copyfile(kept / name, folder / name)
+        return dict(entries)
+
+    monkeypatch.setattr(bundle, "_export_graphs", graphs_of)
+
+
 def content(bundle: Path) -> dict[str, Any]:
     """Every file of a bundle, the manifest without the checkpoint's hash."""
     files: dict[str, Any] = {path.name: path.read_bytes() for path in bundle.iterdir()}
@@ -74,6 +99,7 @@ def content(bundle: Path) -> dict[str, Any]:
     return {**files, "manifest": manifest}
 
 
+@pytest.mark.usefixtures("graphs_once")
 def test_other_forms_give_the_official_forms_bundle(tmp_path: Path, export: Callable[..., list[str]]) -> None:
     root = bert_folder({"model_type": "bert", "num_attention_heads": 2})(tmp_path)["bert"]
     (root / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 import venv
 from pathlib import Path
 
@@ -23,9 +24,9 @@ CODE = f"import importlib.util as u; print([n for n in {ABSENT!r} if u.find_spec
 def device_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with the wheel, its own dependencies, polygraphy and TensorRT for RTX alone."""
     folder = tmp_path_factory.mktemp("device")
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    installed = run(python, "-m", "pip", "install", "--quiet", wheel, "polygraphy>=0.53.4")
+    venv.create(folder)
+    python, packages = folder / "bin" / "python", (wheel, "polygraphy>=0.53.4")
+    installed = run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, *packages)
     assert installed.returncode == 0, installed.stderr
     (site,) = folder.glob("lib/python*/site-packages")
     for name in PACKAGES:  # as large as they are, they are linked instead of installed

@@ -39,7 +39,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if base is None:
         pytest.skip(f"no Python {JETPACK6[0]}.{JETPACK6[1]} was found: put one on the PATH")
     folder = tmp_path_factory.mktemp("jetpack6")
-    run(base, "-m", "venv", folder)
+    run(base, "-m", "venv", "--without-pip", folder)
     return folder / "bin" / "python"
 
 
@@ -60,7 +60,8 @@ def test_every_dependency_is_a_wheel_for_a_jetson(wheel: Path, tmp_path: Path) -
 
 def test_the_runtime_passes_its_tests_on_the_python_of_jetpack_6(python: Path, wheel: Path, tmp_path: Path) -> None:
     # numpy<2 as docs/jetson.md says, for JetPack's OpenCV.
-    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu,jetson]", "numpy<2", "pytest>=8", "hypothesis>=6.100")
+    packages = (f"{wheel}[cpu,jetson]", "numpy<2", "pytest>=8", "hypothesis>=6.100")
+    run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, *packages)
     package = Path(run(python, "-c", "import lavt_edge; print(lavt_edge.__path__[0])").strip())
     tests = copy_tests(package, tmp_path)
     arguments = ("-q", "-rsfE", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir", tests)

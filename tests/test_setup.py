@@ -26,9 +26,9 @@ def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[
 def lean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with the wheel, its own dependencies and onnxruntime, nothing else."""
     folder = tmp_path_factory.mktemp("lean")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / "bin" / "python"
-    installed = run(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]")
+    installed = run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, f"{wheel}[cpu]")
     assert installed.returncode == 0, installed.stderr
     return python
 

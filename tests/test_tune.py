@@ -200,8 +200,11 @@ class TestCpu:
         with Segmenter.load(bundle, precision="int8-cpu", device="cpu") as segmenter:
             assert segmenter.precision == "int8-cpu"
 
-    def test_a_stop_leaves_the_bundle_as_it_was(self, tuned: tuple[Path, str], root: Path) -> None:
+    def test_a_stop_leaves_the_bundle_as_it_was(
+        self, tuned: tuple[Path, str], root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         bundle, _ = tuned
+        monkeypatch.setattr("lavt_edge.calibration.tune.PART_ROUNDS", 2)
         before = state(bundle)
 
         def stop(step: str) -> None:
