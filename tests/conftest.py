@@ -32,11 +32,14 @@ class FailuresAtOnce:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread of torch for a worker and what it starts; Ctrl-C, which tests send, is heeded.
+    """One thread of torch for a worker and what it starts; Ctrl-C, which tests send, is heeded; compiled code is kept.
 
     More threads than cores wait for each other longer than they work. A shell that starts pytest in the background has
-    it, and all it starts, ignore Ctrl-C.
+    it, and all it starts, ignore Ctrl-C. Containers often forbid Python to keep what it compiled: here hundreds of
+    processes would compile it again.
     """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if hasattr(config, "workerinput"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -65,6 +68,13 @@ LONGEST = (
     "test_bench_measure",
     "test_serve_page",
     "test_serve_safety",
+    "test_rewrites_gpu",
+    "test_export_frames",
+    "test_calibration_run",
+    "test_triton",
+    "test_stress_inputs",
+    "test_placement",
+    "test_serve",
 )
 
 
@@ -104,7 +114,7 @@ def distributions(once: Once) -> tuple[Path, Path]:
     def build(folder: Path) -> None:
         # A copy without build/: what an earlier build left there would get into the wheel.
         source = folder / "source"
-        ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "demo-output")
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "demo-output")
         shutil.copytree(Path(__file__).parent.parent, source, ignore=ignored)
         command = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
         built = subprocess.run(command, capture_output=True, text=True)
