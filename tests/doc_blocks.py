@@ -69,7 +69,7 @@ _REDUCED = (
 _SHORTER = {
     "-m lavt_edge.commands.demo": "from lavt_edge.commands import demo; demo.SCENES = 12; demo.main()",
     "-m lavt_edge.benchmarks.runs.precisions": "import shutil; from functools import partial; "
-    "import lavt_edge.export as e; "
+    "import lavt_edge.export.bundle as e; "
     "import lavt_edge.calibration.quantize as q; from lavt_edge.benchmarks.runs import precisions; "
     "import lavt_edge.calibration.sample as s; s.MAX_HELD_OUT = 2; "
     "e.export_bundle = lambda model, output, *rest, **more: shutil.copytree('demo-bundle', output); "
