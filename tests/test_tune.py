@@ -177,7 +177,7 @@ def tuned(demo_bundle: Path, root: Path, tmp_path_factory: pytest.TempPathFactor
     shutil.copytree(demo_bundle, bundle)
     options = ("--int8", "--rest", "fp32", "--tune", "--policy", "decoder", "--max-drop", str(BUDGET), "--samples", "8")
     command = [sys.executable, "-c", FEW_ROUNDS, "quantize", bundle, *options, "--calibration-data", root]
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     if "INT8 saves no time on ONNX Runtime" in run.stderr:
         pytest.skip("this CPU is no faster in INT8")
     assert run.returncode == 0, run.stderr
