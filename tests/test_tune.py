@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from lavt_edge.tests.runtime_machine import Machine
 from lavt_edge.tests.runtime_machine import machine as machine
 from lavt_edge.tests.runtime_simulated_cuda import plan
 from lavt_edge.tests.test_quantize import root as root  # a fixture
+from lavt_edge.tests.test_setup import run
 from lavt_edge.tests.typed_bundle import copy_bundle
 
 HAS_CUDA = cuda_device_count() > 0
@@ -176,12 +176,12 @@ def tuned(demo_bundle: Path, root: Path, tmp_path_factory: pytest.TempPathFactor
     bundle = tmp_path_factory.mktemp("tuned") / "bundle"
     shutil.copytree(demo_bundle, bundle)
     options = ("--int8", "--rest", "fp32", "--tune", "--policy", "decoder", "--max-drop", str(BUDGET), "--samples", "8")
-    command = [sys.executable, "-c", FEW_ROUNDS, "quantize", bundle, *options, "--calibration-data", root]
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
-    if "INT8 saves no time on ONNX Runtime" in run.stderr:
+    command = ("quantize", bundle, *options, "--calibration-data", root)
+    done = run(sys.executable, "-c", FEW_ROUNDS, *command, timeout=600)
+    if "INT8 saves no time on ONNX Runtime" in done.stderr:
         pytest.skip("this CPU is no faster in INT8")
-    assert run.returncode == 0, run.stderr
-    return bundle, run.stdout
+    assert done.returncode == 0, done.stderr
+    return bundle, done.stdout
 
 
 class TestCpu:
