@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,9 @@ from lavt_edge.calibration.record import Calibration
 from lavt_edge.calibration.sample import DataOptions, Sample, cases, draw_sample
 from lavt_edge.data.shapes.write import write_refcoco
 from lavt_edge.export.edits import load_graph, save_graph
-from lavt_edge.export.engines.bundle import build_engines
+from lavt_edge.export.engines.build import BuiltEngine, build_engine
+from lavt_edge.export.engines.bundle import plan_engines
+from lavt_edge.export.engines.layers import count_products
 from lavt_edge.export.engines.options import EngineOptions
 from lavt_edge.export.macs import count_macs
 from lavt_edge.export.rewrites.gpu import lay_out_for_gpu
@@ -36,16 +37,13 @@ from lavt_edge.export.rewrites.names import WEIGHTS
 from lavt_edge.runtime.bundle import Bundle, file_entry, open_bundle
 from lavt_edge.runtime.update import update_bundle
 from lavt_edge.tests.base_export import CommandRun
+from lavt_edge.tests.typed_bundle import copy_bundle
 
 
 @pytest.fixture(scope="module")
 def bundle(base: CommandRun, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The base bundle under a name of its own; its large files are shared."""
-    root = tmp_path_factory.mktemp("base") / "bundle"
-    root.mkdir()
-    for path in base.bundle.iterdir():
-        os.link(path, root / path.name)
-    return open_bundle(root)
+    return open_bundle(copy_bundle(base.bundle, tmp_path_factory.mktemp("base") / "bundle"))
 
 
 def graph_for_gpu(bundle: Bundle) -> ir.Model:
@@ -143,24 +141,37 @@ def test_int8_covers_nine_tenths_of_the_macs_even_without_attention(bundle: Bund
     assert sum(one.macs for one in weights) / sum(macs.values()) > 0.9
 
 
-@pytest.fixture(scope="module")
-def fp32_engine_bytes(bundle: Bundle, typed: dict[str, float]) -> int:
+def engine_of(root: Path, role: str, precision: str) -> BuiltEngine:
+    """An engine for a named GPU, in memory."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is for x86-64")
-    outcome = build_engines(bundle.root, EngineOptions(precision="fp32", targets=("sm86",)))
-    return outcome.manifest.files["segmenter.fp32.engine"].bytes
+    bundle, flavor, plan = plan_engines(root, EngineOptions(precision=precision, targets=("sm86",)))
+    return build_engine(bundle.file(role, precision), plan, flavor)
+
+
+@pytest.fixture(scope="module")
+def fp32_engine_bytes(bundle: Bundle) -> int:
+    return engine_of(bundle.root, "segmenter", "fp32").data.nbytes
 
 
 @pytest.mark.parametrize(("precision", "share"), [("fp16", 0.55), ("bf16", 0.55), ("int8", 0.40)])
 def test_engines_are_small_and_run_their_products_so(
-    precision: str, share: float, bundle: Bundle, fp32_engine_bytes: int
+    precision: str, share: float, bundle: Bundle, typed: dict[str, float], fp32_engine_bytes: int
 ) -> None:
-    outcome = build_engines(bundle.root, EngineOptions(precision=precision, targets=("sm86",)))
-    name = f"segmenter.{precision}.engine"
-    record, entry = outcome.manifest.engines[name], outcome.manifest.files[name]
-    print(f"base {name}: {entry.bytes / fp32_engine_bytes:.3f} of FP32's, {record['build_seconds']:.0f} s", record)
-    assert record["products"]["Conv"][precision] >= 6
-    assert record["products"]["MatMul"][precision] >= 150
-    assert entry.bytes <= share * fp32_engine_bytes
+    engine = engine_of(bundle.root, "segmenter", precision)
+    products = count_products(engine.layers)
+    print(f"base {precision}: {engine.data.nbytes / fp32_engine_bytes:.3f} of FP32's, {engine.seconds:.0f} s", products)
+    assert products["Conv"][precision] >= 6
+    assert products["MatMul"][precision] >= 150
+    assert engine.data.nbytes <= share * fp32_engine_bytes
+
+
+def test_the_engine_of_the_sentence_keeps_every_layer_that_fp16_would_harm(
+    bundle: Bundle, typed: dict[str, float]
+) -> None:
+    """All linear layers of golden BERT, which are six in each of its twelve blocks."""
+    products = count_products(engine_of(bundle.root, "text_encoder", "fp16").layers)
+    assert products["MatMul"].keys() == {"fp32"}
+    assert products["MatMul"]["fp32"] >= 72
 
 
 def kernels_and_bytes(kernels: Kernels) -> tuple[int, int]:
