@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import sys
-import venv
 from pathlib import Path
 
 import pytest
 from lavt_edge.runtime.bundle import open_bundle
-from lavt_edge.tests.test_setup import run
+from lavt_edge.tests.test_setup import make_python, run
 from lavt_edge.tests.typed_bundle import add_typed_graphs, copy_bundle
 
 pytest.importorskip("tensorrt_rtx")
@@ -24,10 +22,7 @@ CODE = f"import importlib.util as u; print([n for n in {ABSENT!r} if u.find_spec
 def device_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with the wheel, its own dependencies, polygraphy and TensorRT for RTX alone."""
     folder = tmp_path_factory.mktemp("device")
-    venv.create(folder)
-    python, packages = folder / "bin" / "python", (wheel, "polygraphy>=0.53.4")
-    installed = run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, *packages)
-    assert installed.returncode == 0, installed.stderr
+    python = make_python(folder, wheel, "polygraphy>=0.53.4")
     (site,) = folder.glob("lib/python*/site-packages")
     for name in PACKAGES:  # as large as they are, they are linked instead of installed
         spec = importlib.util.find_spec(name)

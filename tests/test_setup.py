@@ -22,15 +22,19 @@ def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
 
+def make_python(folder: Path, *packages: str | Path) -> Path:
+    """The Python of a new environment with these packages and what they depend on, nothing else, not even pip."""
+    venv.create(folder)
+    python = folder / "bin" / "python"
+    installed = run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, *packages)
+    assert installed.returncode == 0, installed.stderr
+    return python
+
+
 @pytest.fixture(scope="session")
 def lean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with the wheel, its own dependencies and onnxruntime, nothing else."""
-    folder = tmp_path_factory.mktemp("lean")
-    venv.create(folder)
-    python = folder / "bin" / "python"
-    installed = run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, f"{wheel}[cpu]")
-    assert installed.returncode == 0, installed.stderr
-    return python
+    return make_python(tmp_path_factory.mktemp("lean"), f"{wheel}[cpu]")
 
 
 def test_wheel_holds_the_package_and_not_the_tests(wheel: Path) -> None:
